@@ -1,0 +1,203 @@
+//! Frontends: the addresses clients use, and what a frontend means for each kind of client.
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned, native_endian::U32};
+
+use crate::{
+    backend::ServiceId,
+    protocol::{Port, Protocol},
+    tuple::L4Addr,
+};
+
+/// Key of the frontend table (`LB4_FRONTENDS`, `LB6_FRONTENDS`; hash). 8 bytes for IPv4, 20 for IPv6.
+#[derive(
+    Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
+#[repr(C)]
+pub struct FrontendKey<A> {
+    /// The virtual address and port. A nodePort has one key for each node address it is served on.
+    pub address: L4Addr<A>,
+    /// Transport protocol.
+    pub protocol: Protocol,
+    /// Zero.
+    pub reserved: u8,
+}
+
+impl<A> FrontendKey<A> {
+    /// The key of `address` and `protocol`.
+    #[inline(always)]
+    pub const fn new(protocol: Protocol, address: L4Addr<A>) -> Self {
+        Self { address, protocol, reserved: 0 }
+    }
+}
+
+/// Value of the frontend table: one word, so that it is published by one store. Low 32 bits: index of the
+/// [`Frontend`] record. High 32 bits: a tag that changes with every publication, for people who read dumps.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(transparent)]
+pub struct FrontendWord(pub u64);
+
+impl FrontendWord {
+    /// Points at record `id`.
+    pub const fn new(id: FrontendId, tag: u32) -> Self {
+        Self(id.0 as u64 | (tag as u64) << 32)
+    }
+
+    /// The record it points at.
+    #[inline(always)]
+    pub const fn id(self) -> FrontendId {
+        FrontendId(self.0 as u32)
+    }
+}
+
+/// Index into `LB4_RECORDS` or `LB6_RECORDS`. Zero is never used; at most 24 bits, for the socket slots.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(transparent)]
+pub struct FrontendId(pub u32);
+
+/// Which of a service's two backend sets to use.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Scope {
+    /// Backends of the whole cluster (semantics.md 2.2.3).
+    Cluster,
+    /// Backends on this node (semantics.md 2.2.4).
+    Local,
+}
+
+/// What a frontend does for one kind of client: user space decides it from the traffic policies, the kernel obeys.
+/// Bit 0: scope Local instead of Cluster. Bit 1: masquerade.
+#[derive(
+    Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
+#[repr(transparent)]
+pub struct ClientRule(pub u8);
+
+impl ClientRule {
+    /// A rule in words.
+    pub const fn new(scope: Scope, masquerade: bool) -> Self {
+        Self(matches!(scope, Scope::Local) as u8 | (masquerade as u8) << 1)
+    }
+
+    /// The backend set.
+    #[inline(always)]
+    pub const fn scope(self) -> Scope {
+        if self.0 & 1 == 0 { Scope::Cluster } else { Scope::Local }
+    }
+
+    /// Whether the source becomes the node's address.
+    #[inline(always)]
+    pub const fn masquerade(self) -> bool {
+        self.0 & 2 != 0
+    }
+}
+
+/// Who opens a connection, as far as the rules care.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Client {
+    /// A pod, per the local-traffic detector (semantics.md 2.3.8).
+    Pod,
+    /// A process of this node.
+    Host,
+    /// Anyone else.
+    Outside,
+}
+
+/// A frontend record (`LB4_RECORDS`, `LB6_RECORDS`; array by [`FrontendId`]). Written before it is published and not
+/// changed while a [`FrontendWord`] points at it. 16 bytes for IPv4, 28 for IPv6.
+#[derive(
+    Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
+#[repr(C)]
+pub struct Frontend<A> {
+    /// The service whose rings serve it.
+    pub service: ServiceId,
+    /// Rule for pods.
+    pub pod: ClientRule,
+    /// Rule for processes of this node.
+    pub host: ClientRule,
+    /// Rule for everyone else.
+    pub outside: ClientRule,
+    /// Bits of [`FrontendFlags`].
+    pub flags: FrontendFlags,
+    /// The address clients use: what `getpeername` shows.
+    pub address: L4Addr<A>,
+    /// Transport protocol.
+    pub protocol: Protocol,
+    /// Zero.
+    pub reserved: u8,
+}
+
+impl<A> Frontend<A> {
+    /// The rule for a kind of client.
+    #[inline(always)]
+    pub const fn rule(&self, client: Client) -> ClientRule {
+        match client {
+            Client::Pod => self.pod,
+            Client::Host => self.host,
+            Client::Outside => self.outside,
+        }
+    }
+}
+
+/// Flags of a frontend.
+#[derive(
+    Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
+#[repr(transparent)]
+pub struct FrontendFlags(pub u8);
+
+impl FrontendFlags {
+    /// No flags.
+    pub const NONE: Self = Self(0);
+    /// The socket hooks leave pods' connections to the packet path (design.md section 2.2).
+    pub const NO_POD_SOCKET: Self = Self(1);
+
+    /// Whether all bits of `other` are set.
+    #[inline(always)]
+    pub const fn contains(self, other: Self) -> bool {
+        self.0 & other.0 == other.0
+    }
+}
+
+/// Value of the VIP table (`LB4_VIPS`, `LB6_VIPS`; hash by address): the address is ours, so a port without a frontend
+/// is rejected (semantics.md 2.3.6).
+pub const VIP_OWNED: u64 = 1;
+
+/// Key of `LB4_PREFIXES` and `LB6_PREFIXES` (LPM trie): prefix length in host order, then the address.
+#[derive(
+    Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
+#[repr(C)]
+pub struct PrefixKey<A> {
+    /// Bits of the prefix, host byte order.
+    pub length: U32,
+    /// The address; bits behind the prefix are zero in a stored key.
+    pub addr: A,
+}
+
+/// Value of the prefix tables.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(transparent)]
+pub struct PrefixFlags(pub u64);
+
+impl PrefixFlags {
+    /// Nothing known about the address.
+    pub const NONE: Self = Self(0);
+    /// In a Service CIDR: dropped when no VIP (semantics.md 2.3.7).
+    pub const SERVICE: Self = Self(1);
+    /// Of this node's pods (semantics.md 2.3.8, node CIDR).
+    pub const LOCAL_PODS: Self = Self(2);
+
+    /// Whether all bits of `other` are set.
+    #[inline(always)]
+    pub const fn contains(self, other: Self) -> bool {
+        self.0 & other.0 == other.0
+    }
+}
+
+/// A port of this module for callers that build keys from numbers.
+pub const fn frontend_key<A: Copy>(protocol: Protocol, addr: A, port: u16) -> FrontendKey<A> {
+    FrontendKey::new(protocol, L4Addr { addr, port: Port::new(port) })
+}
+
+const _: () = assert!(size_of::<FrontendKey<[u8; 4]>>() == 8 && size_of::<FrontendKey<[u8; 16]>>() == 20);
+const _: () = assert!(size_of::<Frontend<[u8; 4]>>() == 16 && size_of::<Frontend<[u8; 16]>>() == 28);

@@ -1,0 +1,81 @@
+//! Addresses with ports, and the keys of flows.
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+use crate::{
+    family::Addr,
+    protocol::{Port, Protocol},
+};
+
+/// An address and a port, both as on the wire. 6 bytes for IPv4, 18 for IPv6, no alignment.
+#[derive(
+    Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
+#[repr(C)]
+pub struct L4Addr<A> {
+    /// The IP address.
+    pub addr: A,
+    /// The port; [`Port::NONE`] where a map value has no such address.
+    pub port: Port,
+}
+
+impl<A: Addr> L4Addr<A> {
+    /// "No address": in a map value only.
+    pub const NONE: Self = Self { addr: A::UNSPECIFIED, port: Port::NONE };
+}
+
+/// On which side of the stack a tuple is seen (design.md section 2.1): before it at ingress, where packets still or
+/// again carry the addresses of the outside, or behind it at egress, where they carry client and backend.
+#[derive(
+    Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
+#[repr(transparent)]
+pub struct Side(pub u8);
+
+impl Side {
+    /// NAT points 1 and 3.
+    pub const INGRESS: Self = Self(1);
+    /// NAT points 2 and 4.
+    pub const EGRESS: Self = Self(2);
+}
+
+/// The key of a flow in conntrack: the packet's own source and destination, its protocol, and where it is seen.
+///
+/// At [`Side::EGRESS`] both directions of a flow share one key: see [`FlowTuple::canonical`].
+/// 16 bytes for IPv4, 40 for IPv6, no alignment.
+#[derive(
+    Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
+#[repr(C)]
+pub struct FlowTuple<A> {
+    /// Source of the packet.
+    pub source: L4Addr<A>,
+    /// Destination of the packet.
+    pub destination: L4Addr<A>,
+    /// Transport protocol.
+    pub protocol: Protocol,
+    /// Which hook sees it.
+    pub side: Side,
+    /// Zero.
+    pub reserved: [u8; 2],
+}
+
+impl<A: Addr> FlowTuple<A> {
+    /// A tuple as the packet carries it.
+    #[inline(always)]
+    pub fn new(side: Side, protocol: Protocol, source: L4Addr<A>, destination: L4Addr<A>) -> Self {
+        Self { source, destination, protocol, side, reserved: [0; 2] }
+    }
+
+    /// The same flow with the smaller end first, so that both directions find one entry.
+    #[inline(always)]
+    pub fn canonical(self) -> Self {
+        if self.source <= self.destination {
+            self
+        } else {
+            Self { source: self.destination, destination: self.source, ..self }
+        }
+    }
+}
+
+const _: () = assert!(size_of::<FlowTuple<[u8; 4]>>() == 16 && size_of::<FlowTuple<[u8; 16]>>() == 40);

@@ -1,0 +1,125 @@
+//! What the datapath should hold, in datapath words: the change from "endpoint" to "backend" happens here.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    num::NonZeroU16,
+};
+
+use ipnet::IpNet;
+use lb_common::{
+    frontend::{ClientRule, FrontendFlags},
+    ring::WhenEmpty,
+};
+
+use crate::{
+    model::{IpFamily, Model, ObjectName, Protocol},
+    report::Problem,
+};
+
+/// One service port of one family: what gets a `ServiceId`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ServiceKey {
+    /// The Service.
+    pub service: ObjectName,
+    /// Name of the port.
+    pub port_name: String,
+    /// Protocol.
+    pub protocol: Protocol,
+    /// Family.
+    pub family: IpFamily,
+}
+
+/// Where a backend listens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct BackendAddr {
+    /// Address.
+    pub addr: IpAddr,
+    /// Port.
+    pub port: NonZeroU16,
+}
+
+/// What a frontend is, for people.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum FrontendKind {
+    /// A cluster IP.
+    ClusterIp,
+    /// A port of a node address.
+    NodePort,
+    /// A load balancer address.
+    LoadBalancer,
+}
+
+/// A frontend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct DesiredFrontend {
+    /// Address.
+    pub addr: IpAddr,
+    /// Port.
+    pub port: NonZeroU16,
+    /// Kind.
+    pub kind: FrontendKind,
+    /// Rule for pods.
+    pub pod: ClientRule,
+    /// Rule for processes of this node.
+    pub host: ClientRule,
+    /// Rule for everyone else.
+    pub outside: ClientRule,
+    /// Flags.
+    pub flags: FrontendFlags,
+}
+
+/// A service port with its backends and frontends.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DesiredService {
+    /// Every endpoint that flows may keep using: ready, or serving while terminating (semantics.md 2.8.1).
+    pub backends: BTreeSet<BackendAddr>,
+    /// The Cluster set, a subset of `backends`.
+    pub cluster: BTreeSet<BackendAddr>,
+    /// What an empty Cluster set means.
+    pub cluster_empty: WhenEmpty,
+    /// The Local set, a subset of `backends`.
+    pub local: BTreeSet<BackendAddr>,
+    /// What an empty Local set means.
+    pub local_empty: WhenEmpty,
+    /// Frontends.
+    pub frontends: Vec<DesiredFrontend>,
+}
+
+/// Everything the datapath should hold.
+#[must_use]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Desired {
+    /// Service ports.
+    pub services: BTreeMap<ServiceKey, DesiredService>,
+    /// Addresses we own: a port of them without a frontend is rejected (semantics.md 2.3.6).
+    pub vips: BTreeSet<IpAddr>,
+    /// Service CIDRs (semantics.md 2.3.7).
+    pub service_cidrs: Vec<IpNet>,
+    /// Pod CIDRs of this node (the detector); empty: no detector.
+    pub local_pod_cidrs: Vec<IpNet>,
+    /// Services left out or cut, with the reason.
+    pub problems: Vec<Problem>,
+    /// Fields not honoured, by Service.
+    pub not_honoured: BTreeMap<ObjectName, Vec<String>>,
+}
+
+/// What `desired` must know of this node.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NodeContext {
+    /// Our node name.
+    pub name: String,
+    /// Addresses nodePorts are served on (semantics.md 2.9).
+    pub node_port_addrs: Vec<IpAddr>,
+    /// All addresses of this node: never taken as VIPs.
+    pub local_addrs: BTreeSet<IpAddr>,
+    /// Service CIDRs.
+    pub service_cidrs: Vec<IpNet>,
+    /// Use the own Node's podCIDRs as the detector.
+    pub detect_node_cidr: bool,
+}
+
+/// Computes what the datapath should hold.
+pub fn desired(_model: &Model, _node: &NodeContext) -> Desired {
+    Desired::default()
+}

@@ -1,0 +1,138 @@
+//! The image of the control plane's BPF maps: every table as keys and values in bytes, built from typed values.
+//!
+//! A mirror of the kernel's tables, the tables that should be, and a scenario's expected dump are all this type.
+
+use std::collections::BTreeMap;
+
+use lb_common::family::Abi;
+
+/// A table the control plane owns. Conntrack, counters and socket slots belong to the kernel side and are not here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Table {
+    /// `LB4_FRONTENDS`: hash [`lb_common::frontend::FrontendKey`] -> [`lb_common::frontend::FrontendWord`].
+    Frontends4,
+    /// `LB6_FRONTENDS`
+    Frontends6,
+    /// `LB4_RECORDS`: array of [`lb_common::frontend::Frontend`].
+    Records4,
+    /// `LB6_RECORDS`
+    Records6,
+    /// `LB_SERVICES`: array of [`lb_common::ring::RingWord`], index `2 * service + scope`.
+    Services,
+    /// `LB_RINGS`: array of u32 backend ids. Ids are of the family of the service whose ring it is.
+    Rings,
+    /// `LB4_BACKENDS`: array of [`lb_common::backend::Backend`].
+    Backends4,
+    /// `LB6_BACKENDS`
+    Backends6,
+    /// `LB4_NEXT_HOPS`: array of [`lb_common::backend::NextHop`].
+    NextHops4,
+    /// `LB6_NEXT_HOPS`
+    NextHops6,
+    /// `LB4_VIPS`: hash address -> u64 [`lb_common::frontend::VIP_OWNED`].
+    Vips4,
+    /// `LB6_VIPS`
+    Vips6,
+    /// `LB4_PREFIXES`: LPM trie [`lb_common::frontend::PrefixKey`] -> [`lb_common::frontend::PrefixFlags`].
+    Prefixes4,
+    /// `LB6_PREFIXES`
+    Prefixes6,
+    /// `LB_SETTINGS`: array of u64 by [`lb_common::settings::Setting`].
+    Settings,
+}
+
+impl Table {
+    /// Every table.
+    pub const ALL: [Self; 15] = [
+        Self::Frontends4,
+        Self::Frontends6,
+        Self::Records4,
+        Self::Records6,
+        Self::Services,
+        Self::Rings,
+        Self::Backends4,
+        Self::Backends6,
+        Self::NextHops4,
+        Self::NextHops6,
+        Self::Vips4,
+        Self::Vips6,
+        Self::Prefixes4,
+        Self::Prefixes6,
+        Self::Settings,
+    ];
+
+    /// Name of the BPF map.
+    pub const fn map_name(self) -> &'static str {
+        match self {
+            Self::Frontends4 => "LB4_FRONTENDS",
+            Self::Frontends6 => "LB6_FRONTENDS",
+            Self::Records4 => "LB4_RECORDS",
+            Self::Records6 => "LB6_RECORDS",
+            Self::Services => "LB_SERVICES",
+            Self::Rings => "LB_RINGS",
+            Self::Backends4 => "LB4_BACKENDS",
+            Self::Backends6 => "LB6_BACKENDS",
+            Self::NextHops4 => "LB4_NEXT_HOPS",
+            Self::NextHops6 => "LB6_NEXT_HOPS",
+            Self::Vips4 => "LB4_VIPS",
+            Self::Vips6 => "LB6_VIPS",
+            Self::Prefixes4 => "LB4_PREFIXES",
+            Self::Prefixes6 => "LB6_PREFIXES",
+            Self::Settings => "LB_SETTINGS",
+        }
+    }
+
+    /// Whether it is a BPF array: keys are u32 indices in host byte order, nothing is ever deleted, an absent entry is
+    /// all zeroes.
+    pub const fn is_array(self) -> bool {
+        !matches!(
+            self,
+            Self::Frontends4 | Self::Frontends6 | Self::Vips4 | Self::Vips6 | Self::Prefixes4 | Self::Prefixes6
+        )
+    }
+}
+
+/// The contents of all tables. For arrays only the entries that are not all zeroes are present.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Image {
+    tables: BTreeMap<Table, BTreeMap<Box<[u8]>, Box<[u8]>>>,
+}
+
+impl Image {
+    /// Sets an entry; an all-zero value in an array removes it.
+    pub fn insert<K: Abi, V: Abi>(&mut self, table: Table, key: &K, value: &V) {
+        self.insert_bytes(table, key.as_bytes().into(), value.as_bytes().into());
+    }
+
+    /// Sets an entry given as bytes.
+    pub fn insert_bytes(&mut self, table: Table, key: Box<[u8]>, value: Box<[u8]>) {
+        let entries = self.tables.entry(table).or_default();
+        if table.is_array() && value.iter().all(|byte| *byte == 0) {
+            entries.remove(&key);
+        } else {
+            entries.insert(key, value);
+        }
+    }
+
+    /// Removes an entry.
+    pub fn remove_bytes(&mut self, table: Table, key: &[u8]) {
+        if let Some(entries) = self.tables.get_mut(&table) {
+            entries.remove(key);
+        }
+    }
+
+    /// Entries of a table in key order.
+    pub fn table(&self, table: Table) -> impl Iterator<Item = (&[u8], &[u8])> {
+        self.tables.get(&table).into_iter().flatten().map(|(key, value)| (&**key, &**value))
+    }
+
+    /// The value of a key.
+    pub fn get(&self, table: Table, key: &[u8]) -> Option<&[u8]> {
+        self.tables.get(&table)?.get(key).map(|value| &**value)
+    }
+
+    /// Number of entries.
+    pub fn len(&self, table: Table) -> usize {
+        self.tables.get(&table).map_or(0, BTreeMap::len)
+    }
+}

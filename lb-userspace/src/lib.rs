@@ -1,0 +1,25 @@
+//! The Ballast agent and command line.
+//!
+//! ```text
+//! file_source -> model -> topology -> desired -> image --+
+//!                         mirror of the BPF maps --------+-> plan -> apply -> BPF maps
+//! ```
+//! `model`, `topology`, `desired`, `ids`, `image` and `plan` are pure: no clock, no log, no I/O. `bpf` is the only
+//! module that knows aya, `k8s` the only one that knows Kubernetes' wire types, `net` the only one that speaks netlink.
+
+pub mod agent;
+pub mod bpf;
+pub mod cli;
+pub mod config;
+pub mod desired;
+pub mod file_source;
+pub mod gc;
+pub mod ids;
+pub mod image;
+pub mod k8s;
+pub mod model;
+pub mod net;
+pub mod plan;
+pub mod report;
+pub mod store;
+pub mod topology;

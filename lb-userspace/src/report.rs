@@ -1,0 +1,209 @@
+//! What the agent tells about itself: the answer on its socket, and what the commands render.
+
+use std::{collections::BTreeMap, net::IpAddr};
+
+use serde::{Deserialize, Serialize};
+
+use crate::model::Protocol;
+
+/// `ballast status`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Status {
+    /// Version of the agent.
+    pub version: String,
+    /// Node name.
+    pub node: String,
+    /// Pid of the running agent; absent when the state was read from the pins.
+    pub agent_pid: Option<u32>,
+    /// The source: a path.
+    pub source: String,
+    /// Local-traffic detector in words, for example `NodeCIDR 10.244.1.0/24,fd00:10:244:1::/64` or `none`.
+    pub detector: String,
+    /// Socket hooks: attached or why not.
+    pub socket_hooks: HookStatus,
+    /// Devices.
+    pub devices: Vec<DeviceStatus>,
+    /// Map use: name -> entries used and capacity.
+    pub maps: BTreeMap<String, MapStatus>,
+    /// Bytes of BPF memory the maps take.
+    pub bpf_memory_bytes: u64,
+    /// Number of Services, frontends, backends programmed.
+    pub services: u64,
+    /// Frontends programmed.
+    pub frontends: u64,
+    /// Backends programmed.
+    pub backends: u64,
+    /// Conntrack entries.
+    pub flows: u64,
+    /// Counters that are not zero.
+    pub counters: BTreeMap<String, u64>,
+    /// Everything that is degraded: each names the object, the cause and the mend. Non-empty means exit code 3.
+    pub problems: Vec<Problem>,
+    /// Fields that are not honoured yet, by Service `namespace/name` (exit code 3 as well).
+    pub not_honoured: BTreeMap<String, Vec<String>>,
+}
+
+/// A hook's state.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct HookStatus {
+    /// Attached.
+    pub attached: bool,
+    /// The cgroup, or the error.
+    pub detail: String,
+}
+
+/// A device.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DeviceStatus {
+    /// Name.
+    pub name: String,
+    /// Interface index.
+    pub ifindex: u32,
+    /// `uplink`, `overlay`, `pod`, `host` or `ignored`.
+    pub role: String,
+    /// Why it has this role.
+    pub why: String,
+    /// `xdp+tcx`, `tcx` or `none`.
+    pub hooks: String,
+    /// Set when something fell back: the errno and what it means.
+    pub degraded: Option<String>,
+}
+
+/// Use of a map.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct MapStatus {
+    /// Entries in use.
+    pub used: u64,
+    /// max_entries.
+    pub capacity: u64,
+}
+
+/// Something that is not as asked.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Problem {
+    /// `Service default/web`, `device eth1`, `cgroup`, `file a.yaml:12`.
+    pub object: String,
+    /// What is wrong.
+    pub cause: String,
+    /// What to do.
+    pub fix: String,
+}
+
+/// One row of `ballast service list`; its JSON is the documented schema.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ServiceRow {
+    /// Namespace.
+    pub namespace: String,
+    /// Name.
+    pub name: String,
+    /// ClusterIP, NodePort, LoadBalancer, ExternalName.
+    #[serde(rename = "type")]
+    pub service_type: String,
+    /// Cluster IPs; `["None"]` for a headless Service.
+    #[serde(rename = "clusterIPs")]
+    pub cluster_ips: Vec<String>,
+    /// Load balancer addresses.
+    #[serde(rename = "loadBalancerIPs")]
+    pub load_balancer_ips: Vec<IpAddr>,
+    /// Ports.
+    pub ports: Vec<PortRow>,
+    /// Usable backends (distinct endpoint addresses).
+    pub backends: u64,
+    /// Fields not honoured.
+    #[serde(rename = "notHonoured")]
+    pub not_honoured: Vec<String>,
+}
+
+/// A port in [`ServiceRow`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PortRow {
+    /// Name; empty when unnamed.
+    pub name: String,
+    /// Protocol.
+    pub protocol: Protocol,
+    /// Port.
+    pub port: u16,
+    /// nodePort.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub node_port: Option<u16>,
+}
+
+/// `ballast service describe`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ServiceDetail {
+    /// The list row.
+    #[serde(flatten)]
+    pub row: ServiceRow,
+    /// Labels.
+    pub labels: BTreeMap<String, String>,
+    /// Annotations.
+    pub annotations: BTreeMap<String, String>,
+    /// Selector.
+    pub selector: BTreeMap<String, String>,
+    /// IP families.
+    pub ip_families: Vec<String>,
+    /// External traffic policy.
+    pub external_traffic_policy: String,
+    /// Internal traffic policy.
+    pub internal_traffic_policy: String,
+    /// Session affinity in words.
+    pub session_affinity: String,
+    /// Frontends in the maps with their service ids.
+    pub frontends: Vec<FrontendRow>,
+    /// Endpoints.
+    pub endpoints: Vec<EndpointRow>,
+    /// Events and problems of this Service.
+    pub problems: Vec<Problem>,
+}
+
+/// A frontend of a Service.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct FrontendRow {
+    /// `ClusterIP`, `NodePort` or `LoadBalancer`.
+    pub kind: String,
+    /// Address.
+    pub address: IpAddr,
+    /// Port.
+    pub port: u16,
+    /// Protocol.
+    pub protocol: Protocol,
+    /// New connections since the agent's maps exist (all frontends of the service port together).
+    pub connections: u64,
+    /// Packets of packet-path flows; absent where only socket-path connections were seen.
+    pub packets: Option<u64>,
+    /// Bytes of packet-path flows.
+    pub bytes: Option<u64>,
+}
+
+/// An endpoint of a Service port.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct EndpointRow {
+    /// Name of the Service port.
+    pub port_name: String,
+    /// Protocol.
+    pub protocol: Protocol,
+    /// Address.
+    pub address: IpAddr,
+    /// Port.
+    pub port: u16,
+    /// Node.
+    pub node: Option<String>,
+    /// Pod.
+    pub pod: Option<String>,
+    /// `ready`, `terminating` (serving while terminating) or `not ready`.
+    pub state: String,
+    /// On this node.
+    pub local: bool,
+    /// New connections to it.
+    pub connections: u64,
+}
