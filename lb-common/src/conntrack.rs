@@ -8,7 +8,7 @@ use zerocopy::{
 use crate::{
     backend::{BackendId, ServiceId},
     family::Addr,
-    protocol::Protocol,
+    protocol::{Port, Protocol},
     tuple::{FlowTuple, L4Addr, Side},
 };
 
@@ -81,11 +81,17 @@ pub struct Conntrack<A> {
     pub phase: Phase,
     /// Non-zero: the client is a process of this host that came by `ballast0`.
     pub host: u8,
-    /// Zero.
-    pub reserved: [u8; 4],
+    /// Interface index towards the backend when the flow was made: for a host's flow whose backend is gone.
+    pub device: U32,
 }
 
 impl<A: Addr> Conntrack<A> {
+    /// Whether the source is rewritten.
+    #[inline(always)]
+    pub fn has_source(&self) -> bool {
+        self.source.port != Port::NONE
+    }
+
     /// Key of the [`EntryKind::ORIGINAL`] entry.
     #[inline(always)]
     pub fn original_key(&self) -> FlowTuple<A> {
@@ -101,7 +107,7 @@ impl<A: Addr> Conntrack<A> {
     /// Key of the [`EntryKind::RETURN`] entry, where the flow has one.
     #[inline(always)]
     pub fn return_key(&self) -> Option<FlowTuple<A>> {
-        let source = if self.source.port != crate::protocol::Port::NONE {
+        let source = if self.has_source() {
             self.source
         } else if self.host != 0 {
             self.client

@@ -2,6 +2,13 @@
 
 use core::{fmt::Debug, hash::Hash};
 
+use crate::{
+    checksum::{Checksum, Sum},
+    packet::{Packet, Wire},
+    protocol::Protocol,
+    verdict::Counter,
+    wire::{eth::Eth, icmp, ipv4::Ipv4, ipv6::Ipv6},
+};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 /// A value that may cross the map boundary: no padding, every bit pattern legal.
@@ -39,10 +46,190 @@ impl Addr for [u8; 16] {
     }
 }
 
+/// Which address of a packet.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum End {
+    /// The source.
+    Source,
+    /// The destination.
+    Destination,
+}
+
+/// What the network header says, its lengths checked against the frame.
+#[derive(Clone, Copy, Debug)]
+pub struct Network<A> {
+    /// Source address.
+    pub source: A,
+    /// Destination address.
+    pub destination: A,
+    /// Protocol of the payload.
+    pub protocol: Protocol,
+    /// Offset of the payload in the frame.
+    pub payload: usize,
+    /// Bytes of the payload.
+    pub payload_length: usize,
+}
+
+/// An address family: everything that differs between IPv4 and IPv6.
+pub trait Family: Copy + 'static {
+    /// Its addresses.
+    type Addr: Addr;
+    /// Its header without options or extensions.
+    type Header: Wire;
+    /// Whether it is IPv6.
+    const IPV6: bool;
+    /// ICMP's protocol number.
+    const ICMP: u8;
+    /// Type and code of "port unreachable".
+    const PORT_UNREACHABLE: (u8, u8);
+
+    /// Reads the network header, every length checked. The error is the reason to pass the packet up.
+    fn parse<P: Packet>(packet: &P) -> Result<Network<Self::Addr>, Counter>;
+
+    /// Writes an address; an IPv4 header checksum follows.
+    fn set_address<P: Packet>(packet: &mut P, end: End, new: Self::Addr) -> Option<()>;
+
+    /// A header for a packet of our own, hop limit 64.
+    fn header(source: Self::Addr, destination: Self::Addr, protocol: u8, payload: u16) -> Self::Header;
+
+    /// Sum of the pseudo header (RFC 9293, RFC 8200 section 8.1).
+    #[inline(always)]
+    fn pseudo(source: Self::Addr, destination: Self::Addr, protocol: u8, length: u16) -> Sum {
+        Sum::default().add(source.as_ref()).add(destination.as_ref()).add(&[0, protocol]).add(&length.to_be_bytes())
+    }
+}
+
 /// IPv4, as a type parameter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct V4;
 
+impl Family for V4 {
+    type Addr = [u8; 4];
+    type Header = Ipv4;
+    const IPV6: bool = false;
+    const ICMP: u8 = icmp::PROTOCOL_V4;
+    const PORT_UNREACHABLE: (u8, u8) = icmp::PORT_UNREACHABLE_V4;
+
+    #[inline(always)]
+    fn parse<P: Packet>(packet: &P) -> Result<Network<[u8; 4]>, Counter> {
+        let ip: &Ipv4 = packet.get(Eth::LENGTH).ok_or(Counter::Malformed)?;
+        if ip.version_ihl >> 4 != 4 {
+            return Err(Counter::Malformed);
+        }
+        // RFC 791: IHL is at least 5.
+        let header_length = usize::from(ip.version_ihl & 0xf).wrapping_mul(4);
+        if header_length < Ipv4::LENGTH {
+            return Err(Counter::Malformed);
+        }
+        let total = usize::from(u16::from_be_bytes(ip.total_length));
+        if total < header_length || Eth::LENGTH.wrapping_add(total) > packet.length() {
+            return Err(Counter::Malformed);
+        }
+        if header_length > Ipv4::LENGTH {
+            return Err(Counter::Ipv4Options);
+        }
+        // More fragments, or an offset.
+        if u16::from_be_bytes(ip.fragment) & 0x3fff != 0 {
+            return Err(Counter::Fragment);
+        }
+        Ok(Network {
+            source: ip.source,
+            destination: ip.destination,
+            protocol: Protocol(ip.protocol),
+            payload: Eth::LENGTH.wrapping_add(Ipv4::LENGTH),
+            payload_length: total.wrapping_sub(header_length),
+        })
+    }
+
+    #[inline(always)]
+    fn set_address<P: Packet>(packet: &mut P, end: End, new: [u8; 4]) -> Option<()> {
+        let ip: &mut Ipv4 = packet.get_mut(Eth::LENGTH)?;
+        let field = match end {
+            End::Source => &mut ip.source,
+            End::Destination => &mut ip.destination,
+        };
+        ip.checksum = ip.checksum.replace(Sum::default().remove(field).add(&new));
+        *field = new;
+        Some(())
+    }
+
+    #[inline(always)]
+    fn header(source: [u8; 4], destination: [u8; 4], protocol: u8, payload: u16) -> Ipv4 {
+        let mut header = Ipv4 {
+            version_ihl: 0x45,
+            tos: 0,
+            total_length: (Ipv4::LENGTH as u16).wrapping_add(payload).to_be_bytes(),
+            id: [0; 2],
+            // Do not fragment: RFC 6864 then asks nothing of the identification.
+            fragment: [0x40, 0],
+            ttl: 64,
+            protocol,
+            checksum: Checksum::ZERO,
+            source,
+            destination,
+        };
+        header.checksum = Sum::default().add(header.as_bytes()).checksum();
+        header
+    }
+}
+
 /// IPv6, as a type parameter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct V6;
+
+impl Family for V6 {
+    type Addr = [u8; 16];
+    type Header = Ipv6;
+    const IPV6: bool = true;
+    const ICMP: u8 = icmp::PROTOCOL_V6;
+    const PORT_UNREACHABLE: (u8, u8) = icmp::PORT_UNREACHABLE_V6;
+
+    #[inline(always)]
+    fn parse<P: Packet>(packet: &P) -> Result<Network<[u8; 16]>, Counter> {
+        let ip: &Ipv6 = packet.get(Eth::LENGTH).ok_or(Counter::Malformed)?;
+        if ip.version_flow[0] >> 4 != 6 {
+            return Err(Counter::Malformed);
+        }
+        let payload = Eth::LENGTH.wrapping_add(Ipv6::LENGTH);
+        let payload_length = usize::from(u16::from_be_bytes(ip.payload_length));
+        if payload.wrapping_add(payload_length) > packet.length() {
+            return Err(Counter::Malformed);
+        }
+        match ip.next_header {
+            Ipv6::FRAGMENT => return Err(Counter::Fragment),
+            Ipv6::HOP_BY_HOP | Ipv6::ROUTING | Ipv6::AUTHENTICATION | Ipv6::DESTINATION => {
+                return Err(Counter::ExtensionHeader);
+            }
+            _ => {}
+        }
+        Ok(Network {
+            source: ip.source,
+            destination: ip.destination,
+            protocol: Protocol(ip.next_header),
+            payload,
+            payload_length,
+        })
+    }
+
+    #[inline(always)]
+    fn set_address<P: Packet>(packet: &mut P, end: End, new: [u8; 16]) -> Option<()> {
+        let ip: &mut Ipv6 = packet.get_mut(Eth::LENGTH)?;
+        match end {
+            End::Source => ip.source = new,
+            End::Destination => ip.destination = new,
+        }
+        Some(())
+    }
+
+    #[inline(always)]
+    fn header(source: [u8; 16], destination: [u8; 16], protocol: u8, payload: u16) -> Ipv6 {
+        Ipv6 {
+            version_flow: [0x60, 0, 0, 0],
+            payload_length: payload.to_be_bytes(),
+            next_header: protocol,
+            hop_limit: 64,
+            source,
+            destination,
+        }
+    }
+}

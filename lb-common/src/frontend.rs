@@ -177,7 +177,7 @@ pub struct PrefixKey<A> {
 /// Value of the prefix tables.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(transparent)]
-pub struct PrefixFlags(pub u64);
+pub struct PrefixFlags(pub u32);
 
 impl PrefixFlags {
     /// Nothing known about the address.

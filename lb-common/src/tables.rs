@@ -1,1 +1,65 @@
-//! To come.
+//! What the pipeline needs of the world: tables, clock, counters.
+
+use crate::{
+    backend::{Backend, BackendId, NextHop, NextHopId, ServiceId},
+    conntrack::Conntrack,
+    family::Addr,
+    frontend::{Frontend, FrontendId, FrontendKey, FrontendWord, PrefixFlags, Scope},
+    ring::RingWord,
+    settings::Setting,
+    tuple::FlowTuple,
+    verdict::Counter,
+};
+
+/// Why an insert failed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum InsertError {
+    /// The key is there already.
+    Exists,
+    /// No room, or no memory.
+    Full,
+}
+
+/// The parts of the world that know no address.
+pub trait World {
+    /// Low 32 bits of jiffies.
+    fn now(&self) -> u32;
+    /// Adds one to a counter.
+    fn count(&self, counter: Counter);
+    /// A setting.
+    fn setting(&self, setting: Setting) -> u64;
+    /// The ring of a service; an unknown service has an empty one that rejects.
+    fn ring(&self, service: ServiceId, scope: Scope) -> RingWord;
+    /// A slot of `LB_RINGS`.
+    fn slot(&self, index: u32) -> Option<BackendId>;
+    /// Adds what an ended flow carried to its service: packets and bytes.
+    fn add_traffic(&self, service: ServiceId, packets: u64, bytes: u64);
+    /// Reads a word of `LB_SOCKETS`.
+    fn socket_slot(&self, index: u32) -> u64;
+    /// Writes a word of `LB_SOCKETS`.
+    fn set_socket_slot(&self, index: u32, word: u64);
+}
+
+/// The tables of one family.
+pub trait Tables<A: Addr>: World {
+    /// Looks up a frontend.
+    fn frontend(&self, key: &FrontendKey<A>) -> Option<FrontendWord>;
+    /// Reads a frontend's record.
+    fn record(&self, id: FrontendId) -> Option<Frontend<A>>;
+    /// Whether the address is ours.
+    fn is_vip(&self, addr: &A) -> bool;
+    /// What the prefixes say about an address.
+    fn prefix(&self, addr: &A) -> PrefixFlags;
+    /// Reads a backend.
+    fn backend(&self, id: BackendId) -> Option<Backend<A>>;
+    /// Reads a next hop.
+    fn next_hop(&self, id: NextHopId) -> Option<NextHop<A>>;
+    /// Counts a new connection of a service and its backend.
+    fn count_connection(&self, service: ServiceId, backend: BackendId);
+    /// Looks up a flow's entry and lets `visit` read and change it in place.
+    fn conntrack<R>(&self, key: &FlowTuple<A>, visit: impl FnOnce(&mut Conntrack<A>) -> R) -> Option<R>;
+    /// Inserts an entry that must not exist.
+    fn insert(&self, key: &FlowTuple<A>, entry: &Conntrack<A>) -> Result<(), InsertError>;
+    /// Removes an entry, if it is there.
+    fn remove(&self, key: &FlowTuple<A>);
+}

@@ -1,1 +1,179 @@
-//! Verdicts.
+//! Verdicts, and the counter behind each reason.
+
+/// What happens to a packet. The counter is the reason; the entry point counts it.
+#[must_use]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Verdict {
+    /// On to the next program and the stack, rewritten or untouched.
+    Pass(Counter),
+    /// Gone.
+    Drop(Counter),
+    /// The packet now holds our answer: back where it came from.
+    Reply(Counter),
+    /// An answer to a process of this host, rewritten: into the stack by way of `ballast0`.
+    ToHost(Counter),
+    /// From a process of this host, rewritten: out of the device with this index.
+    Forward(Counter, u32),
+}
+
+impl Verdict {
+    /// The reason.
+    #[inline(always)]
+    pub const fn counter(self) -> Counter {
+        match self {
+            Self::Pass(counter)
+            | Self::Drop(counter)
+            | Self::Reply(counter)
+            | Self::ToHost(counter)
+            | Self::Forward(counter, _) => counter,
+        }
+    }
+}
+
+/// What a socket hook does to a connection.
+#[must_use]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum SocketVerdict<A> {
+    /// Left alone.
+    Leave(Counter),
+    /// The destination becomes this.
+    Rewrite(Counter, crate::tuple::L4Addr<A>),
+    /// `ECONNREFUSED`.
+    Refuse(Counter),
+}
+
+/// Index of a counter in `LB_COUNTERS` (per-CPU array of u64). One for each reason a verdict can have.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[repr(u32)]
+pub enum Counter {
+    /// Passed: neither IPv4 nor IPv6.
+    OtherLink = 0,
+    /// Passed: a VLAN tag, which is not parsed yet.
+    Vlan = 1,
+    /// Passed: a length or version field that does not fit the frame.
+    Malformed = 2,
+    /// Passed: an IPv4 header with options, not parsed yet.
+    Ipv4Options = 3,
+    /// Passed: an IPv6 extension header, not parsed yet.
+    ExtensionHeader = 4,
+    /// Passed: a fragment, not handled yet.
+    Fragment = 5,
+    /// Passed: ICMP or ICMPv6, not translated yet.
+    Icmp = 6,
+    /// Passed: a protocol Services do not know.
+    OtherProtocol = 7,
+    /// Passed: no frontend, no flow, no address of ours.
+    NotAService = 8,
+    /// Passed to tcx by XDP, which cannot answer or redirect to the host: counted there again.
+    Deferred = 9,
+    /// Rewritten: first packet of a new flow.
+    NewFlow = 10,
+    /// Rewritten: from the client of a known flow to its backend (NAT point 1).
+    ToBackend = 11,
+    /// Rewritten: the source on the way to the backend (NAT point 2).
+    SourceNat = 12,
+    /// Rewritten: a backend's answer, back to the client's address (NAT point 3).
+    ToClient = 13,
+    /// Rewritten: a backend's answer, from the frontend's address (NAT point 4).
+    FromFrontend = 14,
+    /// Rewritten: a backend's answer to a process of this host.
+    HostReply = 15,
+    /// Passed: the packet of a flow that needs nothing at egress.
+    Untranslated = 16,
+    /// Refused: the service has no endpoint (semantics.md 2.3.1).
+    NoEndpoint = 17,
+    /// Dropped: the policy is Local and no endpoint is here (semantics.md 2.3.2, 2.3.3).
+    NoLocalEndpoint = 18,
+    /// Refused: an address of ours, but no such port (semantics.md 2.3.6).
+    NoSuchPort = 19,
+    /// Dropped: in a Service CIDR, but nobody's (semantics.md 2.3.7).
+    Unallocated = 20,
+    /// Refused: a TCP segment to a frontend that opens nothing and belongs to no flow.
+    NoState = 21,
+    /// Dropped: an RST to a frontend that belongs to no flow.
+    StrayReset = 22,
+    /// Refused: another flow has the same client and backend between the NAT points.
+    TupleTaken = 23,
+    /// Refused: the conntrack table is full.
+    ConntrackFull = 24,
+    /// Refused: no free source port towards this backend.
+    SnatExhausted = 25,
+    /// Refused: no route to the backend, or none with a source address.
+    NoRoute = 26,
+    /// Dropped: a table names something that is not there. Please file a bug.
+    Inconsistent = 27,
+    /// Dropped: reached `ballast0` and is nothing that can be translated.
+    HostUntranslated = 28,
+    /// Dropped: an answer could not be built in place.
+    ReplyFailed = 29,
+    /// Flows removed because their backend is gone or they ended, to make a new choice.
+    FlowReplaced = 30,
+    /// Socket hook: connection sent to a backend.
+    SocketConnect = 31,
+    /// Socket hook: not to a frontend.
+    SocketOther = 32,
+    /// Socket hook: left to the packet path (drop policy, or the frontend asks for it).
+    SocketLeft = 33,
+    /// Socket hook: refused, the service has no endpoint.
+    SocketNoEndpoint = 34,
+    /// Socket hook: refused, an address of ours but no such port.
+    SocketNoSuchPort = 35,
+    /// Dropped: SCTP to a frontend, not rewritten yet.
+    Sctp = 36,
+}
+
+impl Counter {
+    /// Entries of `LB_COUNTERS`.
+    pub const CAPACITY: u32 = 64;
+
+    /// Every counter in index order.
+    pub const ALL: [Self; 37] = [
+        Self::OtherLink,
+        Self::Vlan,
+        Self::Malformed,
+        Self::Ipv4Options,
+        Self::ExtensionHeader,
+        Self::Fragment,
+        Self::Icmp,
+        Self::OtherProtocol,
+        Self::NotAService,
+        Self::Deferred,
+        Self::NewFlow,
+        Self::ToBackend,
+        Self::SourceNat,
+        Self::ToClient,
+        Self::FromFrontend,
+        Self::HostReply,
+        Self::Untranslated,
+        Self::NoEndpoint,
+        Self::NoLocalEndpoint,
+        Self::NoSuchPort,
+        Self::Unallocated,
+        Self::NoState,
+        Self::StrayReset,
+        Self::TupleTaken,
+        Self::ConntrackFull,
+        Self::SnatExhausted,
+        Self::NoRoute,
+        Self::Inconsistent,
+        Self::HostUntranslated,
+        Self::ReplyFailed,
+        Self::FlowReplaced,
+        Self::SocketConnect,
+        Self::SocketOther,
+        Self::SocketLeft,
+        Self::SocketNoEndpoint,
+        Self::SocketNoSuchPort,
+        Self::Sctp,
+    ];
+}
+
+const _: () = {
+    let mut index = 0;
+    while index < Counter::ALL.len() {
+        #[expect(clippy::indexing_slicing, reason = "compile time, bounded by the loop")]
+        let counter = Counter::ALL[index];
+        assert!(counter as usize == index);
+        index += 1;
+    }
+};

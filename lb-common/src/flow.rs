@@ -1,0 +1,102 @@
+//! A parsed packet of a protocol that Services know.
+
+use crate::{
+    family::Family,
+    packet::Packet,
+    protocol::Protocol,
+    tuple::{FlowTuple, L4Addr, Side},
+    verdict::Counter,
+    wire::{
+        eth::Eth,
+        l4::{Ports, Sctp, Tcp, TcpFlags, Udp},
+    },
+};
+
+/// A packet whose lengths were all checked. Only [`Flow::parse`] makes one.
+#[derive(Clone, Copy, Debug)]
+pub struct Flow<A> {
+    /// Source.
+    pub source: L4Addr<A>,
+    /// Destination.
+    pub destination: L4Addr<A>,
+    /// Transport protocol: TCP, UDP or SCTP.
+    pub protocol: Protocol,
+    /// TCP flags; none for other protocols.
+    pub flags: TcpFlags,
+    /// Offset of the transport header in the frame.
+    l4: usize,
+    /// Bytes of transport header and payload, as the network header says.
+    l4_length: usize,
+}
+
+impl<A: crate::family::Addr> Flow<A> {
+    /// Parses a frame of family `F`. The error is the reason to pass it up untouched.
+    #[inline(always)]
+    pub fn parse<F: Family<Addr = A>, P: Packet>(packet: &P) -> Result<Self, Counter> {
+        let network = F::parse(packet)?;
+        let l4 = network.payload;
+        let length = network.payload_length;
+        let (ports, flags) = match network.protocol {
+            Protocol::TCP => {
+                let tcp: &Tcp = packet.get(l4).ok_or(Counter::Malformed)?;
+                let header = tcp.header_length();
+                // RFC 9293: the data offset is at least 5.
+                if header < Tcp::LENGTH || header > length {
+                    return Err(Counter::Malformed);
+                }
+                (tcp.ports, tcp.flags)
+            }
+            Protocol::UDP => {
+                let udp: &Udp = packet.get(l4).ok_or(Counter::Malformed)?;
+                let said = usize::from(u16::from_be_bytes(udp.length));
+                if said < Udp::LENGTH || said > length {
+                    return Err(Counter::Malformed);
+                }
+                (udp.ports, TcpFlags::NONE)
+            }
+            Protocol::SCTP => {
+                let sctp: &Sctp = packet.get(l4).ok_or(Counter::Malformed)?;
+                if length < size_of::<Sctp>() {
+                    return Err(Counter::Malformed);
+                }
+                (sctp.ports, TcpFlags::NONE)
+            }
+            Protocol(number) if number == F::ICMP => return Err(Counter::Icmp),
+            _ => return Err(Counter::OtherProtocol),
+        };
+        Ok(Self {
+            source: L4Addr { addr: network.source, port: ports.source },
+            destination: L4Addr { addr: network.destination, port: ports.destination },
+            protocol: network.protocol,
+            flags,
+            l4,
+            l4_length: length,
+        })
+    }
+
+    /// The key of this packet at a hook of `side`.
+    #[inline(always)]
+    pub fn key(&self, side: Side) -> FlowTuple<A> {
+        FlowTuple::new(side, self.protocol, self.source, self.destination)
+    }
+
+    /// Offset of the transport header.
+    #[inline(always)]
+    pub const fn l4(&self) -> usize {
+        self.l4
+    }
+
+    /// Bytes of transport header and payload.
+    #[inline(always)]
+    pub const fn l4_length(&self) -> usize {
+        self.l4_length
+    }
+
+    /// Bytes from the network header on.
+    #[inline(always)]
+    pub const fn bytes(&self) -> u64 {
+        self.l4.wrapping_sub(Eth::LENGTH).wrapping_add(self.l4_length) as u64
+    }
+}
+
+const _: () = assert!(size_of::<Ports>() == 4);

@@ -1,0 +1,44 @@
+//! Rewriting one end of a packet.
+
+use crate::{
+    checksum::Sum,
+    family::{Addr, End, Family},
+    flow::Flow,
+    packet::{L4Change, Packet},
+    protocol::Protocol,
+    tuple::L4Addr,
+    wire::l4::{Ports, Tcp, Udp},
+};
+
+/// Gives one end of the packet a new address and port; all checksums follow. `None`: the frame is shorter than its
+/// parsed headers say, which only a change behind our back can cause.
+#[inline(always)]
+pub fn rewrite<F: Family, P: Packet>(
+    packet: &mut P,
+    flow: &Flow<F::Addr>,
+    end: End,
+    new: L4Addr<F::Addr>,
+) -> Option<()> {
+    let old = match end {
+        End::Source => flow.source,
+        End::Destination => flow.destination,
+    };
+    F::set_address(packet, end, new.addr)?;
+    let ports: &mut Ports = packet.get_mut(flow.l4())?;
+    match end {
+        End::Source => ports.source = new.port,
+        End::Destination => ports.destination = new.port,
+    }
+    packet.replace_l4(L4Change {
+        field: flow.l4().wrapping_add(if flow.protocol == Protocol::TCP { Tcp::CHECKSUM } else { Udp::CHECKSUM }),
+        zero_is_none: flow.protocol == Protocol::UDP,
+        ipv6: F::IPV6,
+        addresses: difference(&old.addr, &new.addr),
+        ports: (old.port, new.port),
+    })
+}
+
+#[inline(always)]
+fn difference<A: Addr>(old: &A, new: &A) -> Sum {
+    Sum::default().remove(old.as_ref()).add(new.as_ref())
+}

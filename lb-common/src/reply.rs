@@ -1,0 +1,106 @@
+//! Answers built in place: the packet that cannot be served becomes the refusal of itself.
+//!
+//! On the checksums of an answer that leaves a tc hook: the packet it is made of may have a partial checksum, and the
+//! kernel will then still complete it. For an RST the field is written accordingly ([`Packet::is_partial`]). For an ICMP
+//! error made of a UDP packet the place where the kernel would write (byte 6 of the UDP header) is byte 6 of the ICMP
+//! header, which is unused; since the message is complete, what it writes is a (negative) zero, and the message stays
+//! valid.
+
+use zerocopy::IntoBytes;
+
+use crate::{
+    checksum::{Checksum, Sum},
+    family::Family,
+    flow::Flow,
+    packet::Packet,
+    protocol::Protocol,
+    verdict::{Counter, Verdict},
+    wire::{
+        eth::Eth,
+        icmp::Unreachable,
+        l4::{Ports, Tcp, TcpFlags},
+    },
+};
+
+/// Turns the packet into its refusal (design.md X14): RST for TCP, "port unreachable" for the others. An RST is never
+/// answered.
+#[inline(never)]
+pub fn refuse<F: Family, P: Packet>(packet: &mut P, flow: &Flow<F::Addr>, reason: Counter) -> Verdict {
+    let built = if flow.protocol != Protocol::TCP {
+        unreachable::<F, P>(packet, flow)
+    } else if flow.flags.has(TcpFlags::RST) {
+        return Verdict::Drop(Counter::StrayReset);
+    } else {
+        reset::<F, P>(packet, flow)
+    };
+    if built.is_some() { Verdict::Reply(reason) } else { Verdict::Drop(Counter::ReplyFailed) }
+}
+
+/// RFC 9293 section 3.10.7.1: the reset for a segment that belongs to no connection.
+#[inline(always)]
+fn reset<F: Family, P: Packet>(packet: &mut P, flow: &Flow<F::Addr>) -> Option<()> {
+    let tcp: Tcp = *packet.get(flow.l4())?;
+    let (sequence, acknowledgment, flags) = if tcp.flags.has(TcpFlags::ACK) {
+        (tcp.acknowledgment, [0; 4], TcpFlags::RST)
+    } else {
+        let taken = (flow.l4_length().wrapping_sub(tcp.header_length()) as u32)
+            .wrapping_add(u32::from(tcp.flags.has(TcpFlags::SYN)))
+            .wrapping_add(u32::from(tcp.flags.has(TcpFlags::FIN)));
+        ([0; 4], u32::from_be_bytes(tcp.sequence).wrapping_add(taken).to_be_bytes(), TcpFlags::RST_ACK)
+    };
+    packet.resize(Eth::LENGTH.wrapping_add(size_of::<F::Header>()).wrapping_add(Tcp::LENGTH))?;
+    let length = Tcp::LENGTH as u16;
+    turn::<F, P>(packet, flow, Protocol::TCP.0, length)?;
+    let mut answer = Tcp {
+        ports: Ports { source: flow.destination.port, destination: flow.source.port },
+        sequence,
+        acknowledgment,
+        data_offset: 5 << 4,
+        flags,
+        window: [0; 2],
+        checksum: Checksum::ZERO,
+        urgent: [0; 2],
+    };
+    let pseudo = F::pseudo(flow.destination.addr, flow.source.addr, Protocol::TCP.0, length);
+    answer.checksum = if packet.is_partial(flow.l4().wrapping_add(Tcp::CHECKSUM)) {
+        pseudo.partial()
+    } else {
+        pseudo.add(answer.as_bytes()).checksum()
+    };
+    *packet.get_mut(flow.l4())? = answer;
+    Some(())
+}
+
+/// RFC 792 and RFC 4443: port unreachable, with the header in question and eight bytes behind it.
+#[inline(always)]
+fn unreachable<F: Family, P: Packet>(packet: &mut P, flow: &Flow<F::Addr>) -> Option<()> {
+    let (kind, code) = F::PORT_UNREACHABLE;
+    let mut answer = Unreachable::<F::Header> {
+        kind,
+        code,
+        checksum: Checksum::ZERO,
+        unused: [0; 4],
+        header: *packet.get(Eth::LENGTH)?,
+        start: *packet.get(flow.l4())?,
+    };
+    let length = size_of::<Unreachable<F::Header>>();
+    packet.resize(Eth::LENGTH.wrapping_add(size_of::<F::Header>()).wrapping_add(length))?;
+    turn::<F, P>(packet, flow, F::ICMP, length as u16)?;
+    let sum = if F::IPV6 {
+        F::pseudo(flow.destination.addr, flow.source.addr, F::ICMP, length as u16)
+    } else {
+        Sum::default()
+    };
+    answer.checksum = sum.add(answer.as_bytes()).checksum();
+    *packet.get_mut(flow.l4())? = answer;
+    Some(())
+}
+
+/// Swaps the MACs and writes a network header for the way back.
+#[inline(always)]
+fn turn<F: Family, P: Packet>(packet: &mut P, flow: &Flow<F::Addr>, protocol: u8, payload: u16) -> Option<()> {
+    let eth: &mut Eth = packet.get_mut(0)?;
+    core::mem::swap(&mut eth.source, &mut eth.destination);
+    *packet.get_mut(Eth::LENGTH)? = F::header(flow.destination.addr, flow.source.addr, protocol, payload);
+    Some(())
+}

@@ -1,0 +1,37 @@
+//! Choosing a backend for a new connection.
+
+use crate::{
+    backend::{Backend, BackendId, ServiceId},
+    family::Addr,
+    frontend::Scope,
+    hash::scale,
+    ring::WhenEmpty,
+    tables::Tables,
+};
+
+/// The outcome of a choice.
+pub enum Choice<A> {
+    /// This backend.
+    Backend(BackendId, Backend<A>),
+    /// Nobody there: what to do about it.
+    Empty(WhenEmpty),
+    /// The ring names a backend that does not exist or belongs to another service.
+    Inconsistent,
+}
+
+/// The backend that `hash` falls on in a service's ring.
+#[inline(always)]
+pub fn backend<A: Addr, W: Tables<A>>(world: &W, service: ServiceId, scope: Scope, hash: u32) -> Choice<A> {
+    let ring = world.ring(service, scope);
+    let length = ring.length();
+    if length == 0 {
+        return Choice::Empty(ring.when_empty());
+    }
+    let Some(id) = world.slot(ring.offset().wrapping_add(scale(hash, length))) else {
+        return Choice::Inconsistent;
+    };
+    match world.backend(id) {
+        Some(backend) if backend.service == service => Choice::Backend(id, backend),
+        _ => Choice::Inconsistent,
+    }
+}

@@ -1,0 +1,257 @@
+//! Packets and tables in memory, for tests, tools and fuzzers.
+
+use std::{cell::RefCell, collections::BTreeMap, vec::Vec};
+
+use zerocopy::IntoBytes;
+
+use crate::{
+    backend::{Backend, BackendId, NextHop, NextHopId, ServiceId},
+    checksum::Checksum,
+    conntrack::Conntrack,
+    family::Addr,
+    frontend::{Frontend, FrontendId, FrontendKey, FrontendWord, PrefixFlags, Scope},
+    packet::{L4Change, Packet, Wire, replace_inline},
+    ring::RingWord,
+    settings::Setting,
+    tables::{InsertError, Tables, World},
+    tuple::FlowTuple,
+    verdict::Counter,
+};
+
+/// A frame in memory.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Buffer(pub Vec<u8>);
+
+impl Packet for Buffer {
+    fn get<T: Wire>(&self, offset: usize) -> Option<&T> {
+        T::ref_from_prefix(self.0.get(offset..)?).ok().map(|(header, _)| header)
+    }
+
+    fn get_mut<T: Wire>(&mut self, offset: usize) -> Option<&mut T> {
+        T::mut_from_prefix(self.0.get_mut(offset..)?).ok().map(|(header, _)| header)
+    }
+
+    fn length(&self) -> usize {
+        self.0.len()
+    }
+
+    fn replace_l4(&mut self, change: L4Change) -> Option<()> {
+        replace_inline(self, change)
+    }
+
+    fn is_partial(&mut self, _field: usize) -> bool {
+        false
+    }
+
+    fn resize(&mut self, length: usize) -> Option<()> {
+        self.0.resize(length, 0);
+        Some(())
+    }
+}
+
+/// The tables of one family in memory.
+#[derive(Clone, Debug)]
+pub struct FamilyTables<A: Addr> {
+    /// Frontends.
+    pub frontends: BTreeMap<FrontendKey<A>, FrontendWord>,
+    /// Records by id.
+    pub records: BTreeMap<u32, Frontend<A>>,
+    /// Addresses of ours.
+    pub vips: Vec<A>,
+    /// Prefixes: length, address, flags. The longest match wins.
+    pub prefixes: Vec<(u32, A, PrefixFlags)>,
+    /// Backends by id.
+    pub backends: BTreeMap<u32, Backend<A>>,
+    /// Next hops by id.
+    pub next_hops: BTreeMap<u32, NextHop<A>>,
+    /// Flows.
+    pub conntrack: RefCell<BTreeMap<FlowTuple<A>, Conntrack<A>>>,
+    /// Room for flows.
+    pub conntrack_capacity: usize,
+    /// Connections by service and backend.
+    pub connections: RefCell<BTreeMap<(u32, u32), u64>>,
+}
+
+impl<A: Addr> Default for FamilyTables<A> {
+    fn default() -> Self {
+        Self {
+            frontends: BTreeMap::new(),
+            records: BTreeMap::new(),
+            vips: Vec::new(),
+            prefixes: Vec::new(),
+            backends: BTreeMap::new(),
+            next_hops: BTreeMap::new(),
+            conntrack: RefCell::default(),
+            conntrack_capacity: 65_536,
+            connections: RefCell::default(),
+        }
+    }
+}
+
+/// A world in memory.
+#[derive(Clone, Debug, Default)]
+pub struct Memory {
+    /// IPv4.
+    pub v4: FamilyTables<[u8; 4]>,
+    /// IPv6.
+    pub v6: FamilyTables<[u8; 16]>,
+    /// Ring words by `2 * service + scope`.
+    pub services: BTreeMap<u32, RingWord>,
+    /// The ring array.
+    pub rings: BTreeMap<u32, BackendId>,
+    /// Settings.
+    pub settings: BTreeMap<Setting, u64>,
+    /// The clock.
+    pub now: u32,
+    /// Counters.
+    pub counters: RefCell<BTreeMap<Counter, u64>>,
+    /// Socket slots.
+    pub sockets: RefCell<BTreeMap<u32, u64>>,
+    /// Traffic of ended flows.
+    pub traffic: RefCell<BTreeMap<u32, (u64, u64)>>,
+}
+
+impl World for Memory {
+    fn now(&self) -> u32 {
+        self.now
+    }
+
+    fn count(&self, counter: Counter) {
+        *self.counters.borrow_mut().entry(counter).or_default() += 1;
+    }
+
+    fn setting(&self, setting: Setting) -> u64 {
+        self.settings.get(&setting).copied().unwrap_or(0)
+    }
+
+    fn ring(&self, service: ServiceId, scope: Scope) -> RingWord {
+        let index = service.get().wrapping_mul(2).wrapping_add(scope as u32);
+        self.services.get(&index).copied().unwrap_or(RingWord(0))
+    }
+
+    fn slot(&self, index: u32) -> Option<BackendId> {
+        self.rings.get(&index).copied()
+    }
+
+    fn add_traffic(&self, service: ServiceId, packets: u64, bytes: u64) {
+        let mut traffic = self.traffic.borrow_mut();
+        let entry = traffic.entry(service.get()).or_default();
+        entry.0 += packets;
+        entry.1 += bytes;
+    }
+
+    fn socket_slot(&self, index: u32) -> u64 {
+        self.sockets.borrow().get(&index).copied().unwrap_or(0)
+    }
+
+    fn set_socket_slot(&self, index: u32, word: u64) {
+        self.sockets.borrow_mut().insert(index, word);
+    }
+}
+
+macro_rules! tables {
+    ($addr:ty, $field:ident) => {
+        impl Tables<$addr> for Memory {
+            fn frontend(&self, key: &FrontendKey<$addr>) -> Option<FrontendWord> {
+                self.$field.frontends.get(key).copied()
+            }
+
+            fn record(&self, id: FrontendId) -> Option<Frontend<$addr>> {
+                self.$field.records.get(&id.0).copied()
+            }
+
+            fn is_vip(&self, addr: &$addr) -> bool {
+                self.$field.vips.contains(addr)
+            }
+
+            fn prefix(&self, addr: &$addr) -> PrefixFlags {
+                let matching = self.$field.prefixes.iter().filter(|(length, prefix, _)| covers(*length, prefix, addr));
+                matching.max_by_key(|(length, ..)| *length).map_or(PrefixFlags::NONE, |(.., flags)| *flags)
+            }
+
+            fn backend(&self, id: BackendId) -> Option<Backend<$addr>> {
+                self.$field.backends.get(&id.get()).copied()
+            }
+
+            fn next_hop(&self, id: NextHopId) -> Option<NextHop<$addr>> {
+                self.$field.next_hops.get(&id.get()).copied()
+            }
+
+            fn count_connection(&self, service: ServiceId, backend: BackendId) {
+                *self.$field.connections.borrow_mut().entry((service.get(), backend.get())).or_default() += 1;
+            }
+
+            fn conntrack<R>(
+                &self,
+                key: &FlowTuple<$addr>,
+                visit: impl FnOnce(&mut Conntrack<$addr>) -> R,
+            ) -> Option<R> {
+                let mut entry = *self.$field.conntrack.borrow().get(key)?;
+                let result = visit(&mut entry);
+                self.$field.conntrack.borrow_mut().insert(*key, entry);
+                Some(result)
+            }
+
+            fn insert(&self, key: &FlowTuple<$addr>, entry: &Conntrack<$addr>) -> Result<(), InsertError> {
+                let mut flows = self.$field.conntrack.borrow_mut();
+                if flows.contains_key(key) {
+                    return Err(InsertError::Exists);
+                }
+                if flows.len() >= self.$field.conntrack_capacity {
+                    return Err(InsertError::Full);
+                }
+                flows.insert(*key, *entry);
+                Ok(())
+            }
+
+            fn remove(&self, key: &FlowTuple<$addr>) {
+                self.$field.conntrack.borrow_mut().remove(key);
+            }
+        }
+    };
+}
+tables!([u8; 4], v4);
+tables!([u8; 16], v6);
+
+fn covers<A: Addr>(length: u32, prefix: &A, addr: &A) -> bool {
+    let bits = |addr: &A| addr.as_ref().iter().fold(0_u128, |bits, byte| bits << 8 | u128::from(*byte));
+    let width = 8 * u32::try_from(size_of::<A>()).unwrap_or(16);
+    let shift = width.saturating_sub(length);
+    shift >= 128 || (bits(prefix) ^ bits(addr)) >> shift == 0
+}
+
+/// Whether the L4 checksum of a whole, unfragmented IPv4 or IPv6 TCP, UDP, ICMP or ICMPv6 frame is right; `None`: not such
+/// a frame.
+pub fn l4_checksum_is_right(frame: &[u8]) -> Option<bool> {
+    use crate::{
+        checksum::Sum,
+        family::{Family, V4, V6},
+        wire::eth::Eth,
+    };
+    let buffer = Buffer(frame.to_vec());
+    let check = |source: &[u8], destination: &[u8], protocol: u8, payload: usize, length: usize| {
+        let segment = frame.get(payload..payload + length)?;
+        let pseudo = Sum::default()
+            .add(source)
+            .add(destination)
+            .add(&[0, protocol])
+            .add(&u16::try_from(length).ok()?.to_be_bytes());
+        match protocol {
+            17 if segment.get(6..8)? == Checksum::ZERO.as_bytes() => Some(source.len() == 4),
+            6 | 17 | 58 => Some(pseudo.add(segment).fold() == 0xffff),
+            1 => Some(Sum::default().add(segment).fold() == 0xffff),
+            _ => None,
+        }
+    };
+    match buffer.get::<Eth>(0)?.ethertype {
+        Eth::IPV4 => {
+            let network = V4::parse(&buffer).ok()?;
+            check(&network.source, &network.destination, network.protocol.0, network.payload, network.payload_length)
+        }
+        Eth::IPV6 => {
+            let network = V6::parse(&buffer).ok()?;
+            check(&network.source, &network.destination, network.protocol.0, network.payload, network.payload_length)
+        }
+        _ => None,
+    }
+}
