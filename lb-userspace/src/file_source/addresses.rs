@@ -72,10 +72,7 @@ pub(super) fn is_subdomain(text: &str) -> bool {
 
 /// RFC 6335 service name: what a container port may be called.
 pub(super) fn is_port_name(text: &str) -> bool {
-    is_label(text)
-        && text.len() <= 15
-        && text.bytes().any(|byte| byte.is_ascii_lowercase())
-        && !text.contains("--")
+    is_label(text) && text.len() <= 15 && text.bytes().any(|byte| byte.is_ascii_lowercase()) && !text.contains("--")
 }
 
 #[cfg(test)]
@@ -84,7 +81,8 @@ mod tests {
 
     #[test]
     fn special_addresses_are_refused() {
-        for bad in ["127.0.0.1", "169.254.0.1", "224.0.0.1", "0.0.0.0", "::1", "fe80::1", "ff02::1", "::", "010.0.0.1"] {
+        for bad in ["127.0.0.1", "169.254.0.1", "224.0.0.1", "0.0.0.0", "::1", "fe80::1", "ff02::1", "::", "010.0.0.1"]
+        {
             assert!(usable_address("f", bad).is_err(), "{bad}");
         }
         assert!(usable_address("f", "10.0.0.1").is_ok());

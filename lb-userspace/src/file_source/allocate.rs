@@ -48,7 +48,11 @@ pub(super) fn allocate(
             continue;
         }
         out.records.insert(name.clone(), record.clone());
-        claims.seed(name, &drafts.get(name).map_or_else(|| record.clone(), |draft| wanted(draft, record)), drafts.get(name));
+        claims.seed(
+            name,
+            &drafts.get(name).map_or_else(|| record.clone(), |draft| wanted(draft, record)),
+            drafts.get(name),
+        );
     }
     let mut accepted = Vec::new();
     for (name, draft) in drafts {

@@ -59,7 +59,8 @@ pub(super) struct Lock {
 
 /// Takes the lock beside the file. The file itself is replaced by each write and cannot carry it.
 pub(super) fn lock(path: &Path) -> Result<Lock, LoadError> {
-    let failed = |cause: io::Error| LoadError::AllocationsUnwritable { path: path.to_owned(), cause: cause.to_string() };
+    let failed =
+        |cause: io::Error| LoadError::AllocationsUnwritable { path: path.to_owned(), cause: cause.to_string() };
     if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
         DirBuilder::new().recursive(true).mode(0o755).create(parent).map_err(failed)?;
     }

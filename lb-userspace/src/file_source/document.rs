@@ -52,9 +52,9 @@ enum Step<'a> {
 }
 
 fn steps(path: &str) -> impl Iterator<Item = Step<'_>> {
-    path.split(['.', '[']).filter(|part| !part.is_empty()).map(|part| {
-        part.strip_suffix(']').and_then(|index| index.parse().ok()).map_or(Step::Key(part), Step::Index)
-    })
+    path.split(['.', '['])
+        .filter(|part| !part.is_empty())
+        .map(|part| part.strip_suffix(']').and_then(|index| index.parse().ok()).map_or(Step::Key(part), Step::Index))
 }
 
 /// A document that could not be read.
@@ -223,7 +223,9 @@ mod tests {
 
     #[test]
     fn a_field_is_found_by_its_path() {
-        let (good, _) = documents("kind: A\n---\nkind: List\nitems:\n- kind: B\n  spec:\n    ports:\n    - port: 1\n    - port: 2\n");
+        let (good, _) = documents(
+            "kind: A\n---\nkind: List\nitems:\n- kind: B\n  spec:\n    ports:\n    - port: 1\n    - port: 2\n",
+        );
         assert_eq!(good[1].line("spec.ports[1].port"), Some(9));
         assert_eq!(good[1].line("spec.absent"), Some(6));
     }

@@ -4,10 +4,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::{
-    addresses::usable_address,
-    finding::Issue,
-};
+use super::{addresses::usable_address, finding::Issue};
 use crate::{
     k8s::ServiceSpec,
     model::{IpFamily, ServiceType},

@@ -59,7 +59,11 @@ pub(super) fn read(
             }
             _ => {
                 if unknown.insert(kind.clone()) {
-                    let issue = Issue::warning("kind", format!("kind {kind} is not used here: ignored"), "nothing, if that is meant");
+                    let issue = Issue::warning(
+                        "kind",
+                        format!("kind {kind} is not used here: ignored"),
+                        "nothing, if that is meant",
+                    );
                     findings.push(finding(&document, None, issue));
                 }
                 continue;
@@ -71,7 +75,11 @@ pub(super) fn read(
         });
         if group.is_some_and(foreign) {
             if unknown.insert(format!("{version} {kind}")) {
-                let issue = Issue::warning("apiVersion", format!("{version} {kind} is not used here: ignored"), "nothing, if that is meant");
+                let issue = Issue::warning(
+                    "apiVersion",
+                    format!("{version} {kind} is not used here: ignored"),
+                    "nothing, if that is meant",
+                );
                 findings.push(finding(&document, None, issue));
             }
             continue;
@@ -100,7 +108,11 @@ pub(super) fn read(
         let checked = if version != expected {
             Err(Issue::error("apiVersion", format!("{version:?} is not known for {kind}"), format!("write {expected}")))
         } else if !cluster_wide && !is_label(namespace) {
-            Err(Issue::error("metadata.namespace", format!("{namespace:?} is no namespace name"), "use lower-case letters, digits and -"))
+            Err(Issue::error(
+                "metadata.namespace",
+                format!("{namespace:?} is no namespace name"),
+                "use lower-case letters, digits and -",
+            ))
         } else {
             Ok(())
         };
@@ -133,7 +145,8 @@ impl Objects {
             }
             "EndpointSlice" => {
                 let labels = document.value.get("metadata").and_then(|meta| meta.get("labels"));
-                if let Some(service) = labels.and_then(|labels| labels.get(LABEL_SERVICE_NAME)).and_then(Value::as_str) {
+                if let Some(service) = labels.and_then(|labels| labels.get(LABEL_SERVICE_NAME)).and_then(Value::as_str)
+                {
                     let namespace = name.namespace.clone();
                     self.with_slices.insert(ObjectName { namespace, name: service.to_owned() });
                 }

@@ -226,11 +226,9 @@ fn affinity(spec: &k8s::ServiceSpec) -> Result<Option<u32>, Issue> {
                 )
             })
         }
-        Some(other) => Err(Issue::error(
-            "spec.sessionAffinity",
-            format!("unknown affinity {other:?}"),
-            "write None or ClientIP",
-        )),
+        Some(other) => {
+            Err(Issue::error("spec.sessionAffinity", format!("unknown affinity {other:?}"), "write None or ClientIP"))
+        }
     }
 }
 

@@ -92,7 +92,9 @@ fn only_error(loaded: &Loaded) -> &Finding {
 
 fn service(service: &str, spec: &str) -> String {
     let (name, namespace) = (name(service).name, name(service).namespace);
-    format!("---\napiVersion: v1\nkind: Service\nmetadata: {{name: {name}, namespace: {namespace}}}\nspec: {{{spec}}}\n")
+    format!(
+        "---\napiVersion: v1\nkind: Service\nmetadata: {{name: {name}, namespace: {namespace}}}\nspec: {{{spec}}}\n"
+    )
 }
 
 fn pod(name: &str, more: &str, status: &str) -> String {
@@ -205,7 +207,10 @@ fn bad_services_are_refused_with_file_line_and_field_and_the_rest_goes_on() {
         ("clusterIP: 10.96.0.300, ports: [{port: 80}]", "spec.clusterIP"),
         ("clusterIP: 127.0.0.1, ports: [{port: 80}]", "spec.clusterIP"),
         ("clusterIP: 'fd00:10:96::5', ipFamilies: [IPv4], ports: [{port: 80}]", "spec.clusterIPs[0]"),
-        ("sessionAffinity: ClientIP, sessionAffinityConfig: {clientIP: {timeoutSeconds: 86401}}, ports: [{port: 80}]", "spec.sessionAffinityConfig.clientIP.timeoutSeconds"),
+        (
+            "sessionAffinity: ClientIP, sessionAffinityConfig: {clientIP: {timeoutSeconds: 86401}}, ports: [{port: 80}]",
+            "spec.sessionAffinityConfig.clientIP.timeoutSeconds",
+        ),
         ("ipFamilyPolicy: SingleStack, ipFamilies: [IPv4, IPv6], ports: [{port: 80}]", "spec.ipFamilyPolicy"),
         ("externalTrafficPolicy: Local, ports: [{port: 80}]", "spec.externalTrafficPolicy"),
         ("loadBalancerSourceRanges: [10.0.0.0/8], ports: [{port: 80}]", "spec.loadBalancerSourceRanges"),
@@ -224,9 +229,13 @@ fn bad_services_are_refused_with_file_line_and_field_and_the_rest_goes_on() {
 
 #[test]
 fn defaults_are_those_of_the_api_server() {
-    let text = service("dual", "ipFamilyPolicy: PreferDualStack, sessionAffinity: ClientIP, ports: [{port: 53, name: d, protocol: UDP}, {port: 53, name: t}], type: NodePort")
-        + &service("lb", "type: LoadBalancer, loadBalancerSourceRanges: [' 10.1.2.3/8 '], ports: [{port: 80}], allocateLoadBalancerNodePorts: false")
-        + &service("six", "ipFamilies: [IPv6], ports: [{port: 80}]")
+    let text = service(
+        "dual",
+        "ipFamilyPolicy: PreferDualStack, sessionAffinity: ClientIP, ports: [{port: 53, name: d, protocol: UDP}, {port: 53, name: t}], type: NodePort",
+    ) + &service(
+        "lb",
+        "type: LoadBalancer, loadBalancerSourceRanges: [' 10.1.2.3/8 '], ports: [{port: 80}], allocateLoadBalancerNodePorts: false",
+    ) + &service("six", "ipFamilies: [IPv6], ports: [{port: 80}]")
         + &service("headless", "clusterIP: None")
         + &service("alias", "type: ExternalName, externalName: example.org");
     let loaded = Folder::new(&[("a.yaml", &text)]).load();
@@ -247,20 +256,24 @@ fn defaults_are_those_of_the_api_server() {
 #[test]
 fn slices_are_made_from_pods() {
     let ready = "phase: Running, conditions: [{type: Ready, status: 'True'}]";
-    let text = service("web", "selector: {app: web}, ipFamilyPolicy: PreferDualStack, ports: [{port: 80, targetPort: http}]")
-        + &service("early", "selector: {app: web}, publishNotReadyAddresses: true, ports: [{port: 80}]")
-        + &pod("a", "", &format!("podIP: 10.244.1.1, podIPs: [{{ip: 10.244.1.1}}, {{ip: 'fd00::1'}}], {ready}"))
-        + &pod("b", ", deletionTimestamp: '2026-01-01T00:00:00Z'", &format!("podIP: 10.244.1.2, {ready}"))
-        + &pod("c", "", "podIP: 10.244.1.3, phase: Running, conditions: [{type: Ready, status: 'False'}]")
-        + &pod("d", "", "podIP: 10.244.1.4, phase: Succeeded")
-        + &pod("e", "", "phase: Pending")
-        + &pod("f", "", "podIP: 127.0.0.1, phase: Running")
-        + &pod("g", "", &format!("podIP: 10.244.1.7, {ready}")).replace("8080", "9090");
+    let text =
+        service("web", "selector: {app: web}, ipFamilyPolicy: PreferDualStack, ports: [{port: 80, targetPort: http}]")
+            + &service("early", "selector: {app: web}, publishNotReadyAddresses: true, ports: [{port: 80}]")
+            + &pod("a", "", &format!("podIP: 10.244.1.1, podIPs: [{{ip: 10.244.1.1}}, {{ip: 'fd00::1'}}], {ready}"))
+            + &pod("b", ", deletionTimestamp: '2026-01-01T00:00:00Z'", &format!("podIP: 10.244.1.2, {ready}"))
+            + &pod("c", "", "podIP: 10.244.1.3, phase: Running, conditions: [{type: Ready, status: 'False'}]")
+            + &pod("d", "", "podIP: 10.244.1.4, phase: Succeeded")
+            + &pod("e", "", "phase: Pending")
+            + &pod("f", "", "podIP: 127.0.0.1, phase: Running")
+            + &pod("g", "", &format!("podIP: 10.244.1.7, {ready}")).replace("8080", "9090");
     let loaded = Folder::new(&[("a.yaml", &text)]).load();
     assert!(only_error(&loaded).reason.contains("loopback"));
     let of = |service: &str, family: IpFamily| {
-        let slices = loaded.model.slices.values().filter(move |slice| slice.service == service && slice.family == family);
-        slices.flat_map(|slice| slice.endpoints.iter().map(|one| (one.clone(), slice.ports.clone()))).collect::<Vec<_>>()
+        let slices =
+            loaded.model.slices.values().filter(move |slice| slice.service == service && slice.family == family);
+        slices
+            .flat_map(|slice| slice.endpoints.iter().map(|one| (one.clone(), slice.ports.clone())))
+            .collect::<Vec<_>>()
     };
     let web = of("web", IpFamily::V4);
     let state: BTreeSet<_> = web
@@ -286,7 +299,8 @@ fn slices_are_made_from_pods() {
 
 #[test]
 fn a_pod_without_status_is_absent_with_a_warning() {
-    let text = service("web", "selector: {app: web}, ports: [{port: 80}]") + &pod("a", "", "").replace("status: {}\n", "");
+    let text =
+        service("web", "selector: {app: web}, ports: [{port: 80}]") + &pod("a", "", "").replace("status: {}\n", "");
     let loaded = Folder::new(&[("a.yaml", &text)]).load();
     assert_eq!(loaded.findings.len(), 1);
     assert_eq!(loaded.findings[0].field.as_deref(), Some("status"));
@@ -295,9 +309,16 @@ fn a_pod_without_status_is_absent_with_a_warning() {
 
 #[test]
 fn endpoints_are_mirrored_only_without_selector_and_slices() {
-    let endpoints = |name: &str| format!("---\napiVersion: v1\nkind: Endpoints\nmetadata: {{name: {name}}}\nsubsets: [{{addresses: [{{ip: 192.0.2.1}}], notReadyAddresses: [{{ip: 192.0.2.2}}], ports: [{{port: 80}}]}}]\n");
-    let text = service("plain", "ports: [{port: 80}]") + &service("selected", "selector: {a: b}, ports: [{port: 80}]")
-        + &endpoints("plain") + &endpoints("selected") + &endpoints("stray");
+    let endpoints = |name: &str| {
+        format!(
+            "---\napiVersion: v1\nkind: Endpoints\nmetadata: {{name: {name}}}\nsubsets: [{{addresses: [{{ip: 192.0.2.1}}], notReadyAddresses: [{{ip: 192.0.2.2}}], ports: [{{port: 80}}]}}]\n"
+        )
+    };
+    let text = service("plain", "ports: [{port: 80}]")
+        + &service("selected", "selector: {a: b}, ports: [{port: 80}]")
+        + &endpoints("plain")
+        + &endpoints("selected")
+        + &endpoints("stray");
     let loaded = Folder::new(&[("a.yaml", &text)]).load();
     assert_eq!(loaded.model.slices.len(), 1);
     let slice = loaded.model.slices.values().next().unwrap();
@@ -315,10 +336,15 @@ fn endpoints_of_another_family_or_special_addresses_are_refused_one_by_one() {
 
 #[test]
 fn allocations_are_stable_unique_and_shared_by_nodes_that_start_at_once() {
-    let many = |count: usize| (0..count).map(|n| service(&format!("s{n}"), "type: NodePort, ipFamilyPolicy: PreferDualStack, ports: [{port: 80}]")).collect::<String>();
+    let many = |count: usize| {
+        (0..count)
+            .map(|n| service(&format!("s{n}"), "type: NodePort, ipFamilyPolicy: PreferDualStack, ports: [{port: 80}]"))
+            .collect::<String>()
+    };
     let folder = Folder::new(&[("a.yaml", &many(200))]);
     let options = folder.options();
-    let threads: Vec<_> = (0..4).map(|_| (options.clone())).map(|options| thread::spawn(move || load(&options).unwrap())).collect();
+    let threads: Vec<_> =
+        (0..4).map(|_| options.clone()).map(|options| thread::spawn(move || load(&options).unwrap())).collect();
     let loads: Vec<_> = threads.into_iter().map(|thread| thread.join().unwrap()).collect();
     assert!(loads.windows(2).all(|pair| pair[0] == pair[1]));
     let services = &loads[0].model.services;
@@ -364,7 +390,10 @@ fn a_number_taken_twice_refuses_the_second_and_names_the_owner() {
 
 #[test]
 fn two_services_can_swap_their_node_ports() {
-    let write = |a: u16, b: u16| service("a", &format!("type: NodePort, ports: [{{port: 80, nodePort: {a}}}]")) + &service("b", &format!("type: NodePort, ports: [{{port: 80, nodePort: {b}}}]"));
+    let write = |a: u16, b: u16| {
+        service("a", &format!("type: NodePort, ports: [{{port: 80, nodePort: {a}}}]"))
+            + &service("b", &format!("type: NodePort, ports: [{{port: 80, nodePort: {b}}}]"))
+    };
     let folder = Folder::new(&[("a.yaml", &write(30001, 30002))]);
     folder.load();
     folder.write("a.yaml", &write(30002, 30001));
@@ -394,7 +423,10 @@ fn an_exhausted_range_refuses_only_who_finds_no_room() {
 
 #[test]
 fn removed_services_release_theirs_only_when_all_was_readable() {
-    let folder = Folder::new(&[("a.yaml", &service("a", "ports: [{port: 80}]")), ("b.yaml", &service("b", "ports: [{port: 80}]"))]);
+    let folder = Folder::new(&[
+        ("a.yaml", &service("a", "ports: [{port: 80}]")),
+        ("b.yaml", &service("b", "ports: [{port: 80}]")),
+    ]);
     let read = || fs::read_to_string(folder.options().allocation_path()).unwrap();
     folder.load();
     fs::remove_file(folder.docs().join("a.yaml")).unwrap();
@@ -411,7 +443,12 @@ fn a_corrupt_or_locked_allocation_file_is_an_error_and_stays_as_it_is() {
     let folder = Folder::new(&[("a.yaml", MY_SERVICE)]);
     let path = folder.options().allocation_path();
     fs::create_dir_all(path.parent().unwrap()).unwrap();
-    for text in ["{", "", "{\"version\":2,\"services\":{}}", "{\"version\":1,\"services\":{\"a/a\":{\"clusterIPs\":[\"10.96.0.1\"]},\"a/b\":{\"clusterIPs\":[\"10.96.0.1\"]}}}"] {
+    for text in [
+        "{",
+        "",
+        "{\"version\":2,\"services\":{}}",
+        "{\"version\":1,\"services\":{\"a/a\":{\"clusterIPs\":[\"10.96.0.1\"]},\"a/b\":{\"clusterIPs\":[\"10.96.0.1\"]}}}",
+    ] {
         fs::write(&path, text).unwrap();
         let error = load(&folder.options()).unwrap_err();
         assert!(matches!(error, LoadError::AllocationsCorrupt { .. }), "{error}");
@@ -425,7 +462,12 @@ fn a_broken_file_never_destroys_the_last_good_state() {
     let folder = Folder::new(&[("a.yaml", MY_SERVICE), ("b.yaml", SERVICE_PYTHON)]);
     let mut source = Source::new(folder.options());
     let good = source.reload().unwrap();
-    for broken in ["", "kind: [", "apiVersion: v1\nkind: Service\nmetadata:\n  name: my-service\nspec:\n  ports: [{port: \"", "\u{0}"] {
+    for broken in [
+        "",
+        "kind: [",
+        "apiVersion: v1\nkind: Service\nmetadata:\n  name: my-service\nspec:\n  ports: [{port: \"",
+        "\u{0}",
+    ] {
         fs::write(folder.docs().join("a.yaml"), broken).unwrap();
         let loaded = source.reload().unwrap();
         assert_eq!(loaded.model, good.model, "{broken:?}");
@@ -445,7 +487,10 @@ fn a_broken_file_never_destroys_the_last_good_state() {
 
 #[test]
 fn a_change_that_takes_anothers_node_port_keeps_what_worked() {
-    let folder = Folder::new(&[("a.yaml", SERVICE_PYTHON), ("b.yaml", &service("b", "type: NodePort, ports: [{port: 80, nodePort: 30001}]"))]);
+    let folder = Folder::new(&[
+        ("a.yaml", SERVICE_PYTHON),
+        ("b.yaml", &service("b", "type: NodePort, ports: [{port: 80, nodePort: 30001}]")),
+    ]);
     let mut source = Source::new(folder.options());
     let good = source.reload().unwrap();
     folder.write("b.yaml", &service("b", "type: NodePort, ports: [{port: 80, nodePort: 30080}]"));
@@ -476,7 +521,9 @@ async fn the_watch_ticks_on_rename_write_and_removal() {
     let (_watch, mut ticks) = Watch::new(&folder.docs()).unwrap();
     let file = folder.docs().join("a.yaml");
     let changes: [&dyn Fn(); 3] =
-        [&|| folder.write("a.yaml", SERVICE_PYTHON), &|| fs::write(&file, MY_SERVICE).unwrap(), &|| fs::remove_file(&file).unwrap()];
+        [&|| folder.write("a.yaml", SERVICE_PYTHON), &|| fs::write(&file, MY_SERVICE).unwrap(), &|| {
+            fs::remove_file(&file).unwrap()
+        }];
     for change in changes {
         change();
         let tick = tokio::time::timeout(std::time::Duration::from_secs(10), ticks.recv()).await;
