@@ -160,8 +160,8 @@ impl Claims {
             Issue::error(field, format!("{what} belongs to Service {owner}"), "write another, or leave it out")
         };
         for (index, ip) in service.cluster_ips.iter().enumerate() {
-            let balancer = self.balancers.iter().find(|((other, ..), owner)| other == ip && *owner != name);
-            if let Some(owner) = self.ips.get(ip).filter(|owner| *owner != name).or(balancer.map(|(_, owner)| owner)) {
+            let mut owners = self.ips.get(ip).into_iter().chain(self.balancers_of(*ip));
+            if let Some(owner) = owners.find(|owner| *owner != name) {
                 return Err(taken(format!("spec.clusterIPs[{index}]"), ip.to_string(), owner));
             }
         }
@@ -174,8 +174,9 @@ impl Claims {
             }
         }
         for (index, ip) in service.load_balancer_ips.iter().enumerate() {
-            let port = service.ports.iter().find_map(|port| self.balancers.get(&(*ip, port.protocol, port.port)));
-            if let Some(owner) = self.ips.get(ip).or(port.filter(|owner| *owner != name)) {
+            let ports = service.ports.iter();
+            let others = ports.filter_map(|port| self.balancers.get(&(*ip, port.protocol, port.port)));
+            if let Some(owner) = self.ips.get(ip).into_iter().chain(others.filter(|owner| *owner != name)).next() {
                 return Err(taken(format!("status.loadBalancer.ingress[{index}].ip"), ip.to_string(), owner));
             }
         }
@@ -196,10 +197,14 @@ impl Claims {
         Ok(())
     }
 
-    fn ip_is_free(&self, ip: IpAddr) -> bool {
+    fn balancers_of(&self, ip: IpAddr) -> impl Iterator<Item = &ObjectName> {
         let first = (ip, Protocol::Tcp, NonZeroU16::MIN);
         let last = (ip, Protocol::Sctp, NonZeroU16::MAX);
-        !self.ips.contains_key(&ip) && self.balancers.range(first..=last).next().is_none()
+        self.balancers.range(first..=last).map(|(_, owner)| owner)
+    }
+
+    fn ip_is_free(&self, ip: IpAddr) -> bool {
+        !self.ips.contains_key(&ip) && self.balancers_of(ip).next().is_none()
     }
 
     /// Free for every protocol, so that a later port of another protocol can share the number.
@@ -269,7 +274,7 @@ fn complete_service(
             // Like the API server: one port number for several protocols gets one nodePort.
             let twin = service.ports.iter().find_map(|other| other.node_port.filter(|_| other.port == port.port));
             let twin = twin.filter(|number| !claims.node_ports.contains_key(&(port.protocol, *number)));
-            let known = recorded.map(|old| old.node_port).or(twin.filter(|_| options.write_allocations));
+            let known = recorded.map(|old| old.node_port).or_else(|| twin.filter(|_| options.write_allocations));
             let number = match known {
                 Some(number) => number,
                 None if !options.write_allocations => {

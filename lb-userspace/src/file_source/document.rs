@@ -3,7 +3,10 @@
 //! A line that starts with `---` ends a document whatever context it stands in (YAML 1.2.2, 9.1.2), so a file is split
 //! before it is parsed and a broken document does not take its neighbours with it.
 
-use std::sync::Arc;
+use std::{
+    collections::HashMap,
+    sync::{Arc, OnceLock},
+};
 
 use saphyr::{LoadableYamlNode, MarkedYaml, YamlData};
 use serde_json::Value;
@@ -13,48 +16,70 @@ use serde_json::Value;
 pub(super) struct Document {
     /// Name of the file, for people.
     pub(super) file: Arc<str>,
-    /// Text of the YAML document the object stands in.
-    text: Arc<str>,
-    /// Line of the file on which `text` starts, from 0.
-    start: usize,
+    /// The YAML document the object stands in.
+    chunk: Arc<Chunk>,
     /// `items[3].` for an object of a List.
     prefix: String,
     /// The object.
     pub(super) value: Arc<Value>,
 }
 
+/// A YAML document of a file.
+#[derive(Debug)]
+struct Chunk {
+    text: Box<str>,
+    /// Line of the file on which `text` starts, from 0.
+    start: usize,
+    /// Lines by path, made at the first error: a List of thousands of objects is parsed once more, not once per error.
+    lines: OnceLock<HashMap<String, usize>>,
+}
+
 impl Document {
     /// The line (from 1) of a field such as `spec.ports[0].port`, or of the deepest part of it that exists.
     pub(super) fn line(&self, field: &str) -> Option<usize> {
-        let nodes = MarkedYaml::load_from_str(&self.text).ok()?;
-        let mut node = nodes.first()?;
-        let mut line = node.span.start.line();
-        for step in steps(&format!("{}{field}", self.prefix)) {
-            let next = match (&node.data, step) {
-                (YamlData::Mapping(map), Step::Key(key)) => map.iter().find_map(|(name, value)| {
-                    (name.data.as_str() == Some(key)).then_some((name.span.start.line(), value))
-                }),
-                (YamlData::Sequence(list), Step::Index(index)) => {
-                    list.get(index).map(|value| (value.span.start.line(), value))
-                }
-                _ => None,
-            };
-            let Some((found, value)) = next else { break };
-            (line, node) = (found, value);
+        let lines = self.chunk.lines.get_or_init(|| lines(&self.chunk.text));
+        let path = format!("{}{field}", self.prefix);
+        let mut path = path.trim_end_matches('.');
+        loop {
+            if let Some(line) = lines.get(path) {
+                return Some(self.chunk.start + line);
+            }
+            path = path.get(..path.rfind(['.', '['])?)?;
         }
-        Some(self.start + line.max(1))
     }
 }
 
-enum Step<'a> {
-    Key(&'a str),
-    Index(usize),
+/// The line of every node by its path; of none where the text cannot be read a second time (JSON with tabs).
+fn lines(text: &str) -> HashMap<String, usize> {
+    let mut lines = HashMap::new();
+    if let Some(root) = MarkedYaml::load_from_str(text).unwrap_or_default().first() {
+        note(root, "", &mut lines);
+        // For what has no path of its own.
+        let first = lines.values().min().copied();
+        lines.extend(first.map(|line| (String::new(), line)));
+    }
+    lines
 }
 
-fn steps(path: &str) -> impl Iterator<Item = Step<'_>> {
-    path.split(['.', '['])
-        .filter(|part| !part.is_empty())
-        .map(|part| part.strip_suffix(']').and_then(|index| index.parse().ok()).map_or(Step::Key(part), Step::Index))
+fn note(node: &MarkedYaml<'_>, path: &str, lines: &mut HashMap<String, usize>) {
+    match &node.data {
+        YamlData::Mapping(map) => {
+            for (name, value) in map {
+                let Some(key) = name.data.as_str() else { continue };
+                let path = if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") };
+                note(value, &path, lines);
+                lines.insert(path, name.span.start.line());
+            }
+        }
+        YamlData::Sequence(list) => {
+            for (index, value) in list.iter().enumerate() {
+                let path = format!("{path}[{index}]");
+                note(value, &path, lines);
+                lines.insert(path, value.span.start.line());
+            }
+        }
+        _ => {}
+    }
 }
 
 /// A document that could not be read.
@@ -71,8 +96,8 @@ pub(super) fn parse(file: &Arc<str>, text: &str) -> (Vec<Document>, Vec<Unreadab
         match parse_one(chunk) {
             Ok(Value::Null) => {}
             Ok(value) => {
-                let text: Arc<str> = chunk.into();
-                expand(file, &text, start, String::new(), value, &mut documents, &mut broken);
+                let chunk = Arc::new(Chunk { text: chunk.into(), start, lines: OnceLock::new() });
+                expand(file, &chunk, String::new(), value, &mut documents, &mut broken);
             }
             Err(error) => broken.push(Unreadable { line: error.line.map(|line| start + line), ..error }),
         }
@@ -142,8 +167,7 @@ fn split(text: &str) -> Vec<(usize, &str)> {
 
 fn expand(
     file: &Arc<str>,
-    text: &Arc<str>,
-    start: usize,
+    chunk: &Arc<Chunk>,
     prefix: String,
     mut value: Value,
     documents: &mut Vec<Document>,
@@ -154,10 +178,10 @@ fn expand(
     let depth = prefix.matches("items").count();
     let Some(item_kind) = kind.strip_suffix("List").filter(|_| depth < 2) else {
         if !value.is_object() {
-            broken.push(Unreadable { line: Some(start + 1), reason: "a document must be a mapping".into() });
+            broken.push(Unreadable { line: Some(chunk.start + 1), reason: "a document must be a mapping".into() });
             return;
         }
-        documents.push(Document { file: file.clone(), text: text.clone(), start, prefix, value: value.into() });
+        documents.push(Document { file: file.clone(), chunk: chunk.clone(), prefix, value: value.into() });
         return;
     };
     let version = value.get("apiVersion").cloned();
@@ -165,7 +189,7 @@ fn expand(
         Some(Value::Array(items)) => items,
         None => Vec::new(),
         Some(_) => {
-            broken.push(Unreadable { line: Some(start + 1), reason: format!("{kind}: items must be a list") });
+            broken.push(Unreadable { line: Some(chunk.start + 1), reason: format!("{kind}: items must be a list") });
             return;
         }
     };
@@ -179,7 +203,7 @@ fn expand(
                 map.entry("apiVersion").or_insert_with(|| version.clone());
             }
         }
-        expand(file, text, start, format!("{prefix}items[{index}]."), item, documents, broken);
+        expand(file, chunk, format!("{prefix}items[{index}]."), item, documents, broken);
     }
 }
 

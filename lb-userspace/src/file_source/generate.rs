@@ -1,4 +1,4 @@
-//! EndpointSlices made from Pods and Endpoints, as the control plane's controllers make them.
+//! Endpoint slices made from Pods and Endpoints, as the control plane's controllers make them.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -6,13 +6,15 @@ use crate::model::{
     Endpoint, EndpointPort, EndpointSlice, IpFamily, Model, ObjectName, Pod, Service, ServiceType, TargetPort,
 };
 
+type NamedPod<'a> = (&'a str, &'a Pod);
+
 /// Adds the missing slices. `written` are the Services with slices of their own in the documents.
 pub(super) fn add_slices(
     model: &mut Model,
     written: &BTreeSet<ObjectName>,
     endpoints: &BTreeMap<ObjectName, Vec<EndpointSlice>>,
 ) {
-    let mut by_label: BTreeMap<(&str, &str, &str), Vec<(&str, &Pod)>> = BTreeMap::new();
+    let mut by_label: BTreeMap<(&str, &str, &str), Vec<NamedPod<'_>>> = BTreeMap::new();
     for (name, pod) in &model.pods {
         for (key, value) in &pod.labels {
             by_label.entry((&name.namespace, key, value)).or_default().push((&name.name, pod));
@@ -44,7 +46,7 @@ pub(super) fn add_slices(
 }
 
 /// One slice for each set of port numbers that the Pods resolve the target ports to.
-fn from_pods(name: &ObjectName, service: &Service, family: IpFamily, pods: &[(&str, &Pod)]) -> Vec<EndpointSlice> {
+fn from_pods(name: &ObjectName, service: &Service, family: IpFamily, pods: &[NamedPod<'_>]) -> Vec<EndpointSlice> {
     let mut by_ports: BTreeMap<Vec<(String, crate::model::Protocol, std::num::NonZeroU16)>, Vec<Endpoint>> =
         BTreeMap::new();
     for (pod_name, pod) in pods {

@@ -1,4 +1,4 @@
-//! Pods, Nodes, EndpointSlices and Endpoints into model values.
+//! Pods, Nodes, endpoint slices and Endpoints into model values.
 
 use std::{collections::BTreeMap, net::IpAddr, num::NonZeroU16};
 

@@ -1,6 +1,10 @@
 //! A Service document into a Service: checked and defaulted as the API server does it, addresses not yet allocated.
 
-use std::{collections::BTreeSet, net::IpAddr, num::NonZeroU16};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    num::NonZeroU16,
+};
 
 use ipnet::IpNet;
 
@@ -102,7 +106,7 @@ pub(super) fn validate(raw: &k8s::Service, cidrs: &[IpNet]) -> Result<(Draft, Ve
         cluster_ips: families.cluster_ips,
         ip_families: families.families,
         ports,
-        selector: if service_type == ServiceType::ExternalName { Default::default() } else { spec.selector.clone() },
+        selector: if service_type == ServiceType::ExternalName { BTreeMap::new() } else { spec.selector.clone() },
         external_policy,
         internal_policy: policy("spec.internalTrafficPolicy", spec.internal_traffic_policy.as_deref())?,
         load_balancer_ips,
@@ -165,10 +169,9 @@ fn ports(spec: &k8s::ServiceSpec, service_type: ServiceType) -> Result<Vec<Servi
         if !numbers.insert((protocol, number)) {
             return Err(Issue::error(at("port"), format!("port {number}/{protocol} is there twice"), "remove one"));
         }
-        let target = match &raw.target_port {
-            None => TargetPort::Number(number),
-            Some(IntOrString::Int(0)) => TargetPort::Number(number),
-            Some(IntOrString::String(name)) if name.is_empty() => TargetPort::Number(number),
+        let written = raw.target_port.as_ref().filter(|target| **target != IntOrString::String(String::new()));
+        let target = match written {
+            None | Some(IntOrString::Int(0)) => TargetPort::Number(number),
             Some(IntOrString::Int(target)) => TargetPort::Number(port(&at("targetPort"), Some(*target))?),
             Some(IntOrString::String(name)) if is_port_name(name) => TargetPort::Name(name.clone()),
             Some(IntOrString::String(name)) => {

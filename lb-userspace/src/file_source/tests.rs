@@ -522,7 +522,7 @@ async fn the_watch_ticks_on_rename_write_and_removal() {
     let file = folder.docs().join("a.yaml");
     let changes: [&dyn Fn(); 3] =
         [&|| folder.write("a.yaml", SERVICE_PYTHON), &|| fs::write(&file, MY_SERVICE).unwrap(), &|| {
-            fs::remove_file(&file).unwrap()
+            fs::remove_file(&file).unwrap();
         }];
     for change in changes {
         change();

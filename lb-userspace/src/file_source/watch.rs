@@ -39,13 +39,14 @@ impl Watch {
         let (folder, only): (PathBuf, Option<OsString>) = if path.is_dir() {
             (path.to_owned(), None)
         } else {
-            let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+            let parent =
+                path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or_else(|| Path::new("."));
             (parent.to_owned(), path.file_name().map(ToOwned::to_owned))
         };
-        let (changes, changed) = std_mpsc::channel();
+        let (sender, changed) = std_mpsc::channel();
         let mut watcher = notify::recommended_watcher(move |event: notify::Result<Event>| {
             if let Some(change) = classify(&event, only.as_ref())
-                && changes.send(change).is_err()
+                && sender.send(change).is_err()
             {
                 tracing::trace!("a change came after the watch had ended");
             }

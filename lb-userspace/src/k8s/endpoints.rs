@@ -1,10 +1,10 @@
-//! discovery.k8s.io/v1 EndpointSlice and core/v1 Endpoints.
+//! discovery.k8s.io/v1 `EndpointSlice` and core/v1 Endpoints.
 
 use serde::Deserialize;
 
 use super::ObjectMeta;
 
-/// EndpointSlice.
+/// `EndpointSlice`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct EndpointSlice {

@@ -26,7 +26,7 @@ pub use self::{
     },
 };
 
-/// Label that names the Service of an EndpointSlice.
+/// Label that names the Service of an `EndpointSlice`.
 pub const LABEL_SERVICE_NAME: &str = "kubernetes.io/service-name";
 /// Label that gives a Service to another proxy (semantics.md 2.1.2).
 pub const LABEL_PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";
