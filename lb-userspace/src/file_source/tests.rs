@@ -549,3 +549,38 @@ proptest! {
         drop(load(&folder.options()));
     }
 }
+
+#[test]
+fn each_of_thousands_of_findings_names_its_line() {
+    let items: String = (0..2_000)
+        .map(|n| format!("- apiVersion: v1\n  kind: Pod\n  metadata: {{name: p{n}, labels: {{app: web}}}}\n"))
+        .collect();
+    let folder = Folder::new(&[("a.yaml", &format!("kind: List\napiVersion: v1\nitems:\n{items}"))]);
+    let loaded = folder.load();
+    assert_eq!(loaded.findings.len(), 2_000);
+    assert_eq!(loaded.findings[1_999].line, Some(4 + 1_999 * 3));
+}
+
+#[test]
+fn a_load_balancer_address_is_shared_by_port_only() {
+    let lb = |name: &str, ports: &str| {
+        service(name, &format!("type: LoadBalancer, ports: [{ports}]"))
+            + "status: {loadBalancer: {ingress: [{ip: 192.0.2.9}]}}\n"
+    };
+    let folder = Folder::new(&[("a.yaml", &(lb("a", "{port: 80}") + &lb("b", "{port: 81}")))]);
+    assert_eq!(folder.load().findings, []);
+    folder.write("b.yaml", &lb("c", "{name: x, port: 90}, {name: y, port: 81}"));
+    assert!(only_error(&folder.load()).reason.contains("default/b"));
+}
+
+#[test]
+fn a_writer_waits_for_the_lock() {
+    let folder = Folder::new(&[("a.yaml", MY_SERVICE)]);
+    let options = folder.options();
+    let lock = allocation_file::lock(&options.allocation_path()).unwrap();
+    let waiting = thread::spawn(move || load(&options));
+    // Nothing was written while the lock was held, whenever the other thread began.
+    assert!(!folder.options().allocation_path().exists());
+    drop(lock);
+    assert_eq!(waiting.join().unwrap().unwrap().model.services.len(), 1);
+}
