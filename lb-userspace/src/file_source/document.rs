@@ -109,6 +109,8 @@ fn parse_one(text: &str) -> Result<Value, Unreadable> {
     // Large Lists straight from a cluster are normal input; depth, aliases and their expansion stay bounded.
     let options = serde_saphyr::options! {
         budget: serde_saphyr::budget! { max_events: 40_000_000, max_nodes: 20_000_000, max_aliases: 1_000 },
+        // YAML 1.2: a port may be named `y` and a label may say `yes`.
+        strict_booleans: true,
         with_snippet: false,
     };
     let parsed = serde_saphyr::from_str_with_options::<Value>(text, options);
