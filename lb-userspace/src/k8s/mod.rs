@@ -1,1 +1,67 @@
-//! To come.
+//! Kubernetes' wire types, cut down to the fields Ballast reads.
+//!
+//! Everything else of a document (`status`, `managedFields`, fields of newer API versions) is ignored. The types are as
+//! lenient as the API's own decoder: a missing list is an empty one. What the values may be is decided in
+//! `file_source`, so that a refusal can name its field.
+
+mod endpoints;
+mod node;
+mod pod;
+mod service;
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+
+pub use self::{
+    endpoints::{
+        AddressRef, Conditions, EndpointAddress, EndpointPort, EndpointSlice, EndpointSubset, Endpoints, SliceEndpoint,
+        SlicePort,
+    },
+    node::{Namespace, Node, NodeAddress, NodeSpec, NodeStatus},
+    pod::{Condition, Container, ContainerPort, Pod, PodIp, PodSpec, PodStatus},
+    service::{
+        ClientIpConfig, IntOrString, LoadBalancerIngress, LoadBalancerStatus, Service, ServicePort, ServiceSpec,
+        ServiceStatus, SessionAffinityConfig,
+    },
+};
+
+/// Label that names the Service of an `EndpointSlice`.
+pub const LABEL_SERVICE_NAME: &str = "kubernetes.io/service-name";
+/// Label that gives a Service to another proxy (semantics.md 2.1.2).
+pub const LABEL_PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";
+/// Label that keeps an Endpoints object from being mirrored.
+pub const LABEL_SKIP_MIRROR: &str = "endpointslice.kubernetes.io/skip-mirror";
+/// Annotation of Endpoints that are a leader lock, never mirrored.
+pub const ANNOTATION_LEADER: &str = "control-plane.alpha.kubernetes.io/leader";
+
+/// metadata.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct ObjectMeta {
+    /// Name.
+    pub name: String,
+    /// Namespace; empty when left out.
+    pub namespace: String,
+    /// Labels.
+    pub labels: BTreeMap<String, String>,
+    /// Annotations.
+    pub annotations: BTreeMap<String, String>,
+    /// Set while the object is being deleted.
+    pub deletion_timestamp: Option<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fields_not_used_are_ignored() {
+        let json = r#"{"metadata":{"name":"a","managedFields":[{"x":1}],"uid":"1"},"spec":{"ports":[{"port":80,"targetPort":"http"}]},
+            "status":{"loadBalancer":{"ingress":[{"ip":"1.2.3.4","ipMode":"VIP"}]},"conditions":[]}}"#;
+        let service: Service = serde_json::from_str(json).unwrap();
+        assert_eq!(service.metadata.name, "a");
+        assert_eq!(service.spec.ports[0].target_port, Some(IntOrString::String("http".into())));
+        assert_eq!(service.status.load_balancer.ingress[0].ip.as_deref(), Some("1.2.3.4"));
+    }
+}

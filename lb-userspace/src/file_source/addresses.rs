@@ -1,0 +1,98 @@
+//! Addresses, names and protocols as the API server accepts them.
+
+use std::{net::IpAddr, num::NonZeroU16};
+
+use super::finding::Issue;
+use crate::model::Protocol;
+
+/// An address that traffic may be sent to: CVE-2021-25737 is about the others.
+pub(super) fn usable_address(field: &str, text: &str) -> Result<IpAddr, Issue> {
+    let address: IpAddr = text
+        .parse()
+        .map_err(|_| Issue::error(field, format!("{text:?} is not an IP address"), "write an IPv4 or IPv6 address"))?;
+    let special = if address.is_unspecified() {
+        "unspecified"
+    } else if address.is_loopback() {
+        "loopback"
+    } else if address.is_multicast() {
+        "multicast"
+    } else if match address {
+        IpAddr::V4(v4) => v4.is_link_local() || v4.is_broadcast(),
+        IpAddr::V6(v6) => v6.is_unicast_link_local(),
+    } {
+        "link-local"
+    } else if matches!(address, IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some()) {
+        "IPv4-mapped"
+    } else {
+        return Ok(address);
+    };
+    Err(Issue::error(
+        field,
+        format!("{address} is a {special} address, which traffic must not be sent to"),
+        "write a unicast address",
+    ))
+}
+
+pub(super) fn protocol(field: &str, text: Option<&str>) -> Result<Protocol, Issue> {
+    match text {
+        None | Some("" | "TCP") => Ok(Protocol::Tcp),
+        Some("UDP") => Ok(Protocol::Udp),
+        Some("SCTP") => Ok(Protocol::Sctp),
+        Some(other) => Err(Issue::error(field, format!("unknown protocol {other:?}"), "write TCP, UDP or SCTP")),
+    }
+}
+
+pub(super) fn port(field: &str, number: Option<i64>) -> Result<NonZeroU16, Issue> {
+    number.and_then(|number| u16::try_from(number).ok()).and_then(NonZeroU16::new).ok_or_else(|| {
+        let found = number.map_or_else(|| "no port number".to_owned(), |number| format!("{number} is no port number"));
+        Issue::error(field, found, "write a number from 1 to 65535")
+    })
+}
+
+fn label_bytes(text: &str) -> bool {
+    text.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
+        && !text.starts_with('-')
+        && !text.ends_with('-')
+}
+
+/// RFC 1123 label.
+pub(super) fn is_label(text: &str) -> bool {
+    !text.is_empty() && text.len() <= 63 && label_bytes(text)
+}
+
+/// RFC 1035 label: what a Service may be called.
+pub(super) fn is_service_name(text: &str) -> bool {
+    is_label(text) && text.starts_with(|first: char| first.is_ascii_lowercase())
+}
+
+/// RFC 1123 subdomain.
+pub(super) fn is_subdomain(text: &str) -> bool {
+    !text.is_empty() && text.len() <= 253 && text.split('.').all(|part| !part.is_empty() && label_bytes(part))
+}
+
+/// RFC 6335 service name: what a container port may be called.
+pub(super) fn is_port_name(text: &str) -> bool {
+    is_label(text) && text.len() <= 15 && text.bytes().any(|byte| byte.is_ascii_lowercase()) && !text.contains("--")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn special_addresses_are_refused() {
+        for bad in ["127.0.0.1", "169.254.0.1", "224.0.0.1", "0.0.0.0", "::1", "fe80::1", "ff02::1", "::", "010.0.0.1"]
+        {
+            assert!(usable_address("f", bad).is_err(), "{bad}");
+        }
+        assert!(usable_address("f", "10.0.0.1").is_ok());
+        assert!(usable_address("f", "fd00::1").is_ok());
+    }
+
+    #[test]
+    fn names_as_the_api_server_takes_them() {
+        assert!(is_service_name("my-service") && !is_service_name("1web") && !is_service_name("Web"));
+        assert!(is_port_name("http") && !is_port_name("80") && !is_port_name("a--b"));
+        assert!(is_subdomain("a.b-c.d") && !is_subdomain("a..b"));
+    }
+}
