@@ -1,1 +1,104 @@
-fn main() {}
+//! Ballast's automation: `cargo xtask build | check | test | run | bench | ci | tidy`.
+//!
+//! Every command prints one line per step with its time; `check`, `test` and `ci` end with one line
+//! `N passed, N failed, N skipped`. Nothing is installed unless it is missing, apt is there and we are root;
+//! otherwise the exact command is named.
+
+mod build;
+mod check;
+mod libtest;
+mod report;
+mod root;
+mod step;
+mod suites;
+mod tidy;
+mod toolchain;
+mod tools;
+mod world;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+use crate::report::Tally;
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", about = "Ballast's automation", version)]
+struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Build the BPF object and the binary: target/debug/ballast, or target/release/ballast
+    Build {
+        /// Optimise the host binary (the BPF object always is)
+        #[arg(long)]
+        release: bool,
+    },
+    /// fmt, clippy, tidy, cargo-deny and typos, with warnings denied
+    Check(check::Options),
+    /// Run the tests; bare, it is what CI runs
+    Test(suites::Options),
+    /// Show the main job in network namespaces, or (--host) run the agent on this machine
+    Run(world::RunOptions),
+    /// Measure
+    Bench {
+        #[command(subcommand)]
+        what: world::Bench,
+    },
+    /// check, then test, with one closing line
+    Ci,
+    /// Check the house rules: dependencies, sizes, unsafe, reachability, counters, module docs
+    Tidy {
+        /// Write docs/counters.md from the doc comments of `enum Counter` first
+        #[arg(long)]
+        write: bool,
+    },
+}
+
+fn main() -> ExitCode {
+    match dispatch(Args::parse().command) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn dispatch(command: Command) -> Result<ExitCode> {
+    match command {
+        Command::Build { release } => {
+            let bpf = toolchain::ensure()?;
+            build::object(&bpf)?;
+            let binary = build::host(release)?;
+            println!("built {}", root::display(&binary));
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Check(options) => Ok(close(&check::run(options)?)),
+        Command::Test(options) => Ok(close(&suites::run(options)?)),
+        Command::Ci => {
+            let mut tally = check::run(check::Options::default())?;
+            tally.add(&suites::run(suites::Options::default())?);
+            Ok(close(&tally))
+        }
+        Command::Tidy { write } => {
+            if write {
+                tidy::write_counters(&root::workspace())?;
+            }
+            Ok(close(&check::tidy()))
+        }
+        Command::Run(options) => world::run(&options),
+        Command::Bench { what } => world::bench(&what),
+    }
+}
+
+/// Prints the one closing line; the exit code follows it.
+fn close(tally: &Tally) -> ExitCode {
+    tally.print_reasons();
+    println!("{tally}");
+    if tally.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}

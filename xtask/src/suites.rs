@@ -1,0 +1,183 @@
+//! `cargo xtask test`: the tiers of the test pyramid.
+
+use std::{collections::BTreeMap, fs, path::Path, process::Command};
+
+use anyhow::{Context, Result};
+use clap::{Args, ValueEnum};
+
+use crate::{
+    build, libtest,
+    report::{Skip, Tally},
+    root,
+    step::{self, Mark},
+    toolchain, tools,
+};
+
+#[derive(Args, Debug, Default, Clone, Copy)]
+pub(crate) struct Options {
+    /// Only this tier
+    #[arg(value_enum)]
+    tier: Option<Tier>,
+    /// The slow suites too
+    #[arg(long)]
+    all: bool,
+}
+
+/// A tier of the pyramid, cheapest first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
+enum Tier {
+    /// In the files themselves; no root, milliseconds
+    Unit,
+    /// API objects in, map image out; the whole binary without a kernel
+    Scenario,
+    /// The programs in this kernel: verifier, test-run, host against kernel
+    Kernel,
+    /// Real sockets in network namespaces
+    Netns,
+}
+
+impl Tier {
+    const ALL: [Self; 4] = [Self::Unit, Self::Scenario, Self::Kernel, Self::Netns];
+
+    fn needs_root(self) -> bool {
+        matches!(self, Self::Kernel | Self::Netns)
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Unit => "unit",
+            Self::Scenario => "scenario",
+            Self::Kernel => "kernel",
+            Self::Netns => "netns",
+        }
+    }
+}
+
+/// Runs the tiers and returns the counts.
+pub(crate) fn run(options: Options) -> Result<Tally> {
+    let tiers: Vec<Tier> = options.tier.map_or_else(|| Tier::ALL.to_vec(), |tier| vec![tier]);
+    let mut tally = Tally::default();
+    if tiers.iter().any(|&tier| tier != Tier::Unit) {
+        let bpf = toolchain::ensure()?;
+        build::object(&bpf)?;
+        build::host(false)?;
+    }
+    let targets = targets(&root::workspace().join("tests/tests"))?;
+    for tier in tiers {
+        if tier == Tier::Unit {
+            unit(&mut tally, options.all)?;
+            continue;
+        }
+        let Some(names) = targets.get(&tier) else {
+            step::print_line(Mark::Skipped, tier.name(), None);
+            tally.skip(Skip::Choice, tier.name(), "no such suite under tests/tests yet");
+            continue;
+        };
+        if tier.needs_root() {
+            if !tools::is_root() {
+                step::print_line(Mark::Skipped, tier.name(), None);
+                tally.skip(Skip::Environment, tier.name(), "needs root: `sudo -E env PATH=\"$PATH\" cargo xtask test`");
+                continue;
+            }
+            if let Err(error) = tools::ensure_test_tools() {
+                step::print_line(Mark::Skipped, tier.name(), None);
+                tally.skip(Skip::Environment, tier.name(), &format!("{error:#}"));
+                continue;
+            }
+        }
+        for name in names {
+            let mut command = step::cargo();
+            command.args(["test", "-p", "lb-tests", "--test", name]);
+            harness(&mut command, options.all);
+            suite(&mut tally, &format!("test {name}"), &mut command)?;
+        }
+    }
+    Ok(tally)
+}
+
+fn unit(tally: &mut Tally, all: bool) -> Result<()> {
+    for package in ["lb-common", "lb-userspace", "xtask"] {
+        let mut command = step::cargo();
+        command.args(["test", "-p", package]);
+        harness(&mut command, all);
+        suite(tally, &format!("test {package}"), &mut command)?;
+    }
+    let mut command = step::cargo();
+    command.args(["test", "-p", "lb-tests", "--lib", "--bins"]);
+    harness(&mut command, all);
+    suite(tally, "test lb-tests, the library", &mut command)
+}
+
+/// lb-common's own tests: the quick part of `check --fast`.
+pub(crate) fn fast(tally: &mut Tally) -> Result<()> {
+    let mut command = step::cargo();
+    command.args(["test", "-p", "lb-common", "--lib"]);
+    harness(&mut command, false);
+    suite(tally, "test lb-common", &mut command)
+}
+
+fn suite(tally: &mut Tally, name: &str, command: &mut Command) -> Result<()> {
+    let outcome = step::run(name, command)?;
+    libtest::count(tally, name, outcome.ok, &outcome.lines);
+    for note in libtest::notes(&outcome.lines) {
+        println!("      {note}");
+    }
+    Ok(())
+}
+
+fn harness(command: &mut Command, all: bool) {
+    command.env("BALLAST_BIN", root::target().join("debug/ballast"));
+    // Every binary is run even when one failed; tests that pass may still have said SKIP or NOTE.
+    command.args(["--no-fail-fast", "--", "--show-output"]);
+    if all {
+        command.arg("--include-ignored");
+    }
+}
+
+/// The test targets of lb-tests by tier; a name without a known prefix is a scenario.
+fn targets(folder: &Path) -> Result<BTreeMap<Tier, Vec<String>>> {
+    let mut found: BTreeMap<Tier, Vec<String>> = BTreeMap::new();
+    if !folder.is_dir() {
+        return Ok(found);
+    }
+    for entry in fs::read_dir(folder).with_context(|| format!("cannot read {}", folder.display()))? {
+        let path = entry.with_context(|| format!("cannot read {}", folder.display()))?.path();
+        let is_target = path.extension().is_some_and(|ext| ext == "rs") || path.join("main.rs").is_file();
+        if let (true, Some(name)) = (is_target, path.file_stem().and_then(|stem| stem.to_str())) {
+            found.entry(tier_of(name)).or_default().push(name.to_owned());
+        }
+    }
+    for names in found.values_mut() {
+        names.sort();
+    }
+    Ok(found)
+}
+
+fn tier_of(target: &str) -> Tier {
+    if target.starts_with("netns") {
+        Tier::Netns
+    } else if target.starts_with("kernel") {
+        Tier::Kernel
+    } else {
+        Tier::Scenario
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_target_belongs_to_the_tier_of_its_prefix() {
+        assert_eq!(tier_of("netns_matrix"), Tier::Netns);
+        assert_eq!(tier_of("kernel"), Tier::Kernel);
+        assert_eq!(tier_of("scenario"), Tier::Scenario);
+        assert_eq!(tier_of("allocations"), Tier::Scenario);
+    }
+
+    #[test]
+    fn only_the_lower_tiers_run_without_root() {
+        let without: Vec<Tier> = Tier::ALL.into_iter().filter(|tier| !tier.needs_root()).collect();
+        assert_eq!(without, [Tier::Unit, Tier::Scenario]);
+    }
+}
