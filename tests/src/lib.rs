@@ -1,1 +1,51 @@
-//! Test world.
+//! The test world of Ballast: a small routed cluster of network namespaces with real sockets in it, as a library.
+//!
+//! ```text
+//! client (outside) --- router ---+--- node1 --- its pods      every line is a veth pair, every hop is routed
+//!                                +--- node2 --- its pods
+//! ```
+//! * [`World`] builds it, and removes it when dropped, also when the test panics;
+//! * [`Place`] is where a process can run: the client, a node (its host namespace) or a pod. A place's command runs in
+//!   its namespace *and* in its node's own cgroup, since socket hooks look at the cgroup and not at the namespace;
+//! * [`client`] opens connections from a place and tells what they saw; [`Echo`] is the server behind a pod;
+//! * [`kube`] writes the folder of Kubernetes documents the agents read; [`Agent`] is a running `ballast run`;
+//! * [`ChecksumSink`] verifies every checksum of what an interface receives; [`wait_until`] waits without sleeping.
+//!
+//! Everything needs root; a test starts with [`needs_root!`](crate::needs_root).
+
+mod cgroup;
+pub mod client;
+
+mod leftovers;
+mod netns;
+mod place;
+mod process;
+
+mod sys;
+mod tool;
+mod wait;
+mod wiring;
+mod world;
+
+pub use netns::Namespace;
+pub use place::Place;
+pub use process::{Echo, Process};
+
+pub use wait::wait_until;
+pub use world::{Node, Options, Pod, World, WorldBuilder};
+
+/// Whether this process may build a [`World`].
+pub fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+/// Returns from the calling test, saying so, when it does not run as root.
+#[macro_export]
+macro_rules! needs_root {
+    () => {
+        if !$crate::is_root() {
+            println!("SKIP {}: needs root", ::std::thread::current().name().unwrap_or("test"));
+            return;
+        }
+    };
+}

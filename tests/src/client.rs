@@ -1,0 +1,220 @@
+//! Connections opened from a place of the world, and what came of them.
+//!
+//! Each runs in a child process, since socket hooks look at the process's cgroup; the child is `ballast-peer`, and the
+//! types here are its output.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
+
+use anyhow::{Context, anyhow};
+use serde::{Deserialize, Serialize};
+
+use crate::{Place, Process, process::binary};
+
+/// What one connection or datagram met.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Answer {
+    /// Name of the error (`ECONNREFUSED`, `ETIMEDOUT`, ...); absent when answered.
+    pub error: Option<String>,
+    /// The socket's own address.
+    pub local: Option<SocketAddr>,
+    /// What `getpeername` shows; for an unconnected socket, whom the answer came from.
+    pub peer: Option<SocketAddr>,
+    /// The name of the server that answered.
+    pub backend: Option<String>,
+    /// The client's address as the server saw it.
+    pub source: Option<SocketAddr>,
+    /// From the call to its result.
+    pub elapsed_ms: f64,
+}
+
+impl Answer {
+    /// The backend and the source address it saw, or the error in words.
+    pub fn reached(&self) -> anyhow::Result<(&str, IpAddr)> {
+        match (&self.error, &self.backend, self.source) {
+            (None, Some(backend), Some(source)) => Ok((backend, source.ip())),
+            (error, ..) => Err(anyhow!(
+                "no answer: {} after {:.0} ms",
+                error.as_deref().unwrap_or("malformed greeting"),
+                self.elapsed_ms
+            )),
+        }
+    }
+}
+
+/// How a [`Call`] speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Transport {
+    /// A TCP connection each.
+    Tcp,
+    /// A connected UDP socket each.
+    Udp,
+    /// An unconnected UDP socket each (`sendto`).
+    UdpUnconnected,
+}
+
+/// Some connections, one after the other.
+#[derive(Clone, Debug)]
+pub struct Call {
+    transport: Transport,
+    to: SocketAddr,
+    count: u32,
+    timeout: Duration,
+    source: Option<SocketAddr>,
+    cpu: Option<u32>,
+}
+
+impl Call {
+    /// One connection to `to`, given two seconds.
+    pub fn new(transport: Transport, to: SocketAddr) -> Self {
+        Self { transport, to, count: 1, timeout: Duration::from_secs(2), source: None, cpu: None }
+    }
+
+    /// One TCP connection.
+    pub fn tcp(to: impl Into<SocketAddr>) -> Self {
+        Self::new(Transport::Tcp, to.into())
+    }
+
+    /// One datagram from a connected UDP socket.
+    pub fn udp(to: impl Into<SocketAddr>) -> Self {
+        Self::new(Transport::Udp, to.into())
+    }
+
+    /// This many, each with a socket of its own.
+    #[must_use]
+    pub fn count(self, count: u32) -> Self {
+        Self { count, ..self }
+    }
+
+    /// How long each may take.
+    #[must_use]
+    pub fn timeout(self, timeout: Duration) -> Self {
+        Self { timeout, ..self }
+    }
+
+    /// Bind to this address (port 0: any) first.
+    #[must_use]
+    pub fn source(self, source: SocketAddr) -> Self {
+        Self { source: Some(source), ..self }
+    }
+
+    /// Run on this CPU only.
+    #[must_use]
+    pub fn cpu(self, cpu: u32) -> Self {
+        Self { cpu: Some(cpu), ..self }
+    }
+
+    /// Makes them at `place`.
+    pub fn run(&self, place: &Place) -> anyhow::Result<Vec<Answer>> {
+        let mut command = place.command(binary("ballast-peer")?)?;
+        match self.transport {
+            Transport::Tcp => command.arg("connect"),
+            Transport::Udp => command.arg("udp"),
+            Transport::UdpUnconnected => command.args(["udp", "--unconnected"]),
+        };
+        command.arg("--to").arg(self.to.to_string());
+        command.arg("--count").arg(self.count.to_string());
+        command.arg("--timeout-ms").arg(self.timeout.as_millis().to_string());
+        if let Some(source) = self.source {
+            command.arg("--source").arg(source.to_string());
+        }
+        if let Some(cpu) = self.cpu {
+            command.arg("--cpu").arg(cpu.to_string());
+        }
+        let limit = self.timeout * self.count + Duration::from_secs(10);
+        let output = Process::spawn(&format!("client at {}", place.name()), command)?.output(limit)?;
+        output
+            .lines()
+            .map(|line| serde_json::from_str(line).with_context(|| format!("cannot read the peer's line {line:?}")))
+            .collect()
+    }
+
+    /// Makes one at `place`.
+    pub fn run_one(&self, place: &Place) -> anyhow::Result<Answer> {
+        self.clone().count(1).run(place)?.pop().context("the peer printed nothing")
+    }
+}
+
+/// What a bulk transfer met: an echo of `bytes` bytes, so the same data both ways.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BulkReport {
+    /// Name of the error, if it did not end well.
+    pub error: Option<String>,
+    /// Who echoed.
+    pub backend: Option<String>,
+    /// Bytes sent.
+    pub sent: u64,
+    /// Bytes that came back.
+    pub received: u64,
+    /// Their hash as sent.
+    pub sent_sha256: String,
+    /// Their hash as they came back.
+    pub received_sha256: String,
+    /// How long it took.
+    pub elapsed_ms: f64,
+}
+
+impl BulkReport {
+    /// Whether all came back as it was sent.
+    pub fn is_intact(&self) -> bool {
+        self.error.is_none() && self.sent == self.received && self.sent_sha256 == self.received_sha256
+    }
+}
+
+/// Sends `bytes` bytes over TCP from `place` and has them echoed.
+pub fn bulk(place: &Place, to: SocketAddr, bytes: u64, limit: Duration) -> anyhow::Result<BulkReport> {
+    let mut command = place.command(binary("ballast-peer")?)?;
+    command.arg("bulk").arg("--to").arg(to.to_string()).arg("--bytes").arg(bytes.to_string());
+    let output = Process::spawn(&format!("bulk client at {}", place.name()), command)?.output(limit)?;
+    serde_json::from_str(&output).with_context(|| format!("cannot read the peer's report {output:?}"))
+}
+
+/// What became of a held connection.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct HoldReport {
+    /// Name of the error that ended it early (`ECONNRESET`, `EOF`, `ETIMEDOUT`: nothing came back for five seconds).
+    pub error: Option<String>,
+    /// Who echoed.
+    pub backend: Option<String>,
+    /// Echoes that came back.
+    pub rounds: u64,
+    /// The longest an echo took.
+    pub max_gap_ms: f64,
+}
+
+/// A TCP connection kept busy by small echoes until it is stopped.
+#[derive(Debug)]
+pub struct Hold {
+    process: Process,
+    answer: Answer,
+}
+
+impl Hold {
+    /// Opens it; established when this returns.
+    pub fn start(place: &Place, to: SocketAddr) -> anyhow::Result<Self> {
+        let mut command = place.command(binary("ballast-peer")?)?;
+        command.arg("hold").arg("--to").arg(to.to_string());
+        let mut process = Process::spawn(&format!("held connection at {}", place.name()), command)?;
+        let line = process.first_line(Duration::from_secs(10))?;
+        let answer: Answer = serde_json::from_str(&line).with_context(|| format!("cannot read {line:?}"))?;
+        answer.reached()?;
+        Ok(Self { process, answer })
+    }
+
+    /// Whom it reached.
+    pub fn answer(&self) -> &Answer {
+        &self.answer
+    }
+
+    /// Ends it; how it fared.
+    pub fn stop(self) -> anyhow::Result<HoldReport> {
+        let output = self.process.output(Duration::from_secs(15))?;
+        let line = output.lines().nth(1).context("the peer gave no report")?;
+        serde_json::from_str(line).with_context(|| format!("cannot read {line:?}"))
+    }
+}

@@ -1,0 +1,415 @@
+//! The world: namespaces, wires, cgroups and mounts, built by [`WorldBuilder`] and removed on drop.
+
+use std::{
+    fs,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::Context;
+
+use crate::{Namespace, Place, cgroup::Cgroup, leftovers, sys, wait_until, wiring};
+
+/// Counts what netfilter finds INVALID on its way through a node, and drops it.
+const DROP_INVALID: &str = "table inet world {
+    counter invalid { }
+    chain forward {
+        type filter hook forward priority 0; policy accept;
+        ct state invalid counter name invalid drop
+    }
+}
+";
+
+/// How a world is built.
+#[derive(Clone, Debug)]
+pub struct Options {
+    pub(crate) nodes: u8,
+    pub(crate) pods: u8,
+    pub(crate) uplinks: u8,
+    pub(crate) rp_filter: u8,
+    pub(crate) drop_invalid: bool,
+}
+
+/// Builds a [`World`].
+#[derive(Clone, Debug)]
+pub struct WorldBuilder {
+    options: Options,
+}
+
+impl WorldBuilder {
+    /// Number of nodes, at most 9; 2 by default.
+    #[must_use]
+    pub fn nodes(mut self, nodes: u8) -> Self {
+        self.options.nodes = nodes.min(9);
+        self
+    }
+
+    /// Pods on each node, called `pod-NODE-INDEX`, at most 200; 2 by default.
+    #[must_use]
+    pub fn pods(mut self, pods: u8) -> Self {
+        self.options.pods = pods.min(200);
+        self
+    }
+
+    /// Uplink devices (`eth0`, `eth1`, ...) of each node, at most 9; 1 by default.
+    #[must_use]
+    pub fn uplinks(mut self, uplinks: u8) -> Self {
+        self.options.uplinks = uplinks.clamp(1, 9);
+        self
+    }
+
+    /// Reverse path filtering of the nodes; 1 (strict) by default.
+    #[must_use]
+    pub fn rp_filter(mut self, mode: u8) -> Self {
+        self.options.rp_filter = mode;
+        self
+    }
+
+    /// Whether nodes drop what netfilter calls INVALID in FORWARD; true by default. See [`Node::invalid_packets`].
+    #[must_use]
+    pub fn drop_invalid(mut self, on: bool) -> Self {
+        self.options.drop_invalid = on;
+        self
+    }
+
+    /// Builds it; whatever exists already is removed again on failure.
+    pub fn build(self) -> anyhow::Result<World> {
+        leftovers::sweep();
+        World::build(self.options).context("cannot build the test world (it needs root)")
+    }
+}
+
+/// A small cluster: a client outside, a router, nodes and their pods. Dropping it leaves nothing behind.
+#[derive(Debug)]
+pub struct World {
+    id: String,
+    options: Options,
+    nodes: Vec<Node>,
+    client: Place,
+    router: Namespace,
+    directory: PathBuf,
+    // After everything that may run a process.
+    cgroup: Cgroup,
+    _client_cgroup: Cgroup,
+}
+
+impl World {
+    /// A world of two nodes with two pods each.
+    pub fn new() -> anyhow::Result<Self> {
+        Self::builder().build()
+    }
+
+    /// Options first.
+    pub fn builder() -> WorldBuilder {
+        WorldBuilder { options: Options { nodes: 2, pods: 2, uplinks: 1, rp_filter: 1, drop_invalid: true } }
+    }
+
+    fn build(options: Options) -> anyhow::Result<Self> {
+        let id = sys::unique_name()?;
+        let cgroup = Cgroup::create(sys::cgroup2_mount()?.join(&id))?;
+        let client_cgroup = Cgroup::create(cgroup.path().join("client"))?;
+        let router = Namespace::create(&format!("{id}-router"))?;
+        let client = Namespace::create(&format!("{id}-client"))?;
+        for (namespace, forwards) in [(&router, true), (&client, false)] {
+            wiring::prepare(namespace, &options, forwards)?;
+        }
+        wiring::join_client(&router, &client, &options)?;
+        let (ipv4, ipv6) = wiring::client_ips(0);
+        let client =
+            Place { name: "client".to_owned(), namespace: Arc::new(client), procs: client_cgroup.procs(), ipv4, ipv6 };
+        let directory = std::env::temp_dir().join(&id);
+        let mut world =
+            Self { id, options, nodes: Vec::new(), client, router, directory, cgroup, _client_cgroup: client_cgroup };
+        fs::create_dir(&world.directory).with_context(|| format!("cannot make {}", world.directory.display()))?;
+        fs::create_dir(world.manifests()).context("cannot make the manifest folder")?;
+        for number in 1..=world.options.nodes {
+            world.add_node(number)?;
+            for index in 1..=world.options.pods {
+                world.add_pod(usize::from(number) - 1, &format!("pod-{number}-{index}"), None)?;
+            }
+        }
+        if !world.nodes.is_empty() {
+            world.route_services_via(0)?;
+        }
+        world.settle()?;
+        Ok(world)
+    }
+
+    fn add_node(&mut self, number: u8) -> anyhow::Result<()> {
+        let name = format!("node{number}");
+        let cgroup = Cgroup::create(self.cgroup.path().join(&name))?;
+        let namespace = Namespace::create(&format!("{}-{name}", self.id))?;
+        wiring::prepare(&namespace, &self.options, true)?;
+        wiring::join_node(&self.router, &namespace, number, &self.options)?;
+        if self.options.drop_invalid {
+            namespace.nft(DROP_INVALID)?;
+        }
+        let directory = self.directory.join(&name);
+        fs::create_dir(&directory).with_context(|| format!("cannot make {}", directory.display()))?;
+        let (ipv4, ipv6) = wiring::node_ips(number, 0);
+        let place = Place { name, namespace: Arc::new(namespace), procs: cgroup.procs(), ipv4, ipv6 };
+        let node = Node { number, place, pods: Vec::new(), directory, cgroup, uplinks: self.options.uplinks };
+        sys::mount_bpffs(&node.bpffs())?;
+        self.nodes.push(node);
+        Ok(())
+    }
+
+    /// Adds a pod to node `node` (counted from 0), with the next free addresses of its podCIDRs or the given ones.
+    ///
+    /// Pods that [`build`](WorldBuilder::build) did not make are usable once [`settle`](Self::settle) returns.
+    pub fn add_pod(&mut self, node: usize, name: &str, ips: Option<(Ipv4Addr, Ipv6Addr)>) -> anyhow::Result<&Pod> {
+        let count = self.nodes.len();
+        let id = &self.id;
+        let node =
+            self.nodes.get_mut(node).with_context(|| format!("pod {name}: no node {node}: there are {count} nodes"))?;
+        let index = u8::try_from(node.pods.len() + 1).ok().filter(|&index| index <= 240);
+        let index = index.with_context(|| format!("pod {name}: {} is full", node.name()))?;
+        let namespace = Namespace::create(&format!("{id}-n{}p{index}", node.number))?;
+        wiring::prepare(&namespace, &self.options, false)?;
+        let interface = format!("pod{index}");
+        let (ipv4, ipv6) = ips.unwrap_or_else(|| wiring::pod_ips(node.number, index));
+        let node_ips = (node.place.ipv4, node.place.ipv6);
+        wiring::join_pod(&node.place.namespace, &interface, node_ips, &namespace, (ipv4, ipv6))?;
+        let procs = node.place.procs.clone();
+        let place = Place { name: name.to_owned(), namespace: Arc::new(namespace), procs, ipv4, ipv6 };
+        node.pods.push(Pod { place, node: node.place.name.clone(), interface });
+        node.pods.last().context("the pod just added")
+    }
+
+    /// Waits until every device is up and every address usable.
+    pub fn settle(&self) -> anyhow::Result<()> {
+        let places = self.nodes.iter().flat_map(|node| {
+            std::iter::once(&node.place).chain(node.pods.iter().map(|pod| &pod.place)).map(Place::namespace)
+        });
+        for namespace in [&self.router, self.client.namespace()].into_iter().chain(places) {
+            wait_until(&format!("devices of {}", namespace.name()), Duration::from_secs(10), || {
+                let text = namespace.ip_output(&["-o", "addr"]).map_err(|error| error.to_string())?;
+                let links = namespace.ip_output(&["-o", "link"]).map_err(|error| error.to_string())?;
+                match links.lines().find(|line| line.contains("state DOWN") || line.contains("state LOWERLAYERDOWN")) {
+                    Some(line) => Err(line.to_owned()),
+                    None if text.contains("tentative") => Err("an address is tentative".to_owned()),
+                    None => Ok(()),
+                }
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Sends what the outside has for ClusterIPs and LoadBalancer addresses to node `node` (0 is the default).
+    pub fn route_services_via(&self, node: usize) -> anyhow::Result<()> {
+        let node = self.node(node);
+        let batch: String = wiring::SERVICE_RANGES
+            .iter()
+            .map(|range| {
+                let via =
+                    node.ip_like(if range.contains(':') { Ipv6Addr::LOCALHOST.into() } else { IpAddr::from([0; 4]) });
+                format!("route replace {range} via {via}\n")
+            })
+            .collect();
+        self.router.ip(&batch)
+    }
+
+    /// Turns the transmit checksum offload of every sender (client, nodes' uplinks, pods) on or off.
+    ///
+    /// With it on, as veths are made, checksums are partial and nobody notices a wrong one; off, they are as on a wire.
+    pub fn set_tx_checksum(&self, on: bool) -> anyhow::Result<()> {
+        let features = [("tx", on)];
+        self.client.namespace().offload("eth0", &features)?;
+        for node in &self.nodes {
+            for uplink in 0..node.uplinks {
+                node.namespace().offload(&format!("eth{uplink}"), &features)?;
+            }
+            for pod in &node.pods {
+                pod.namespace().offload("eth0", &features)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The client outside of the cluster.
+    pub fn client(&self) -> &Place {
+        &self.client
+    }
+
+    /// The router's namespace: its devices are `client`, `node1`, `node2`, ...
+    pub fn router(&self) -> &Namespace {
+        &self.router
+    }
+
+    /// All nodes.
+    pub fn nodes(&self) -> &[Node] {
+        &self.nodes
+    }
+
+    /// Node `index`, counted from 0.
+    ///
+    /// # Panics
+    /// If there is no such node: the test asks for what it did not build.
+    pub fn node(&self, index: usize) -> &Node {
+        assert!(index < self.nodes.len(), "no node {index}: this world has {}", self.nodes.len());
+        &self.nodes[index]
+    }
+
+    /// All pods, node by node.
+    pub fn pods(&self) -> impl Iterator<Item = &Pod> {
+        self.nodes.iter().flat_map(|node| &node.pods)
+    }
+
+    /// What all its names start with: namespaces, its cgroup, its directory.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// Its directory, gone with it.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// The folder of Kubernetes documents that agents are started with.
+    pub fn manifests(&self) -> PathBuf {
+        self.directory.join("manifests")
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        // Processes first: they hold namespaces and mounts. The cgroups themselves go by their own drop.
+        if let Err(error) = fs::write(self.cgroup.path().join("cgroup.kill"), "1") {
+            eprintln!("world: cannot end the processes of {}: {error}", self.id);
+        }
+        for mount in sys::mounts_below(&self.directory) {
+            if let Err(error) = sys::unmount(&mount) {
+                eprintln!("world: {error:#}");
+            }
+        }
+        if let Err(error) = fs::remove_dir_all(&self.directory)
+            && error.kind() != std::io::ErrorKind::NotFound
+        {
+            eprintln!("world: cannot remove {}: {error}", self.directory.display());
+        }
+    }
+}
+
+/// A node: the host namespace of its own cgroup, BPF file system and state directory. Derefs to its [`Place`].
+#[derive(Debug)]
+pub struct Node {
+    number: u8,
+    place: Place,
+    pods: Vec<Pod>,
+    directory: PathBuf,
+    cgroup: Cgroup,
+    uplinks: u8,
+}
+
+impl Node {
+    /// Where its processes run.
+    pub fn place(&self) -> &Place {
+        &self.place
+    }
+
+    /// Its pods.
+    pub fn pods(&self) -> &[Pod] {
+        &self.pods
+    }
+
+    /// Pod `index`, counted from 0.
+    ///
+    /// # Panics
+    /// If there is no such pod.
+    pub fn pod(&self, index: usize) -> &Pod {
+        assert!(index < self.pods.len(), "{} has {} pods, not {index}", self.name(), self.pods.len());
+        &self.pods[index]
+    }
+
+    /// Its addresses on all uplinks.
+    pub fn addresses(&self) -> Vec<IpAddr> {
+        (0..self.uplinks)
+            .flat_map(|uplink| {
+                let (ipv4, ipv6) = wiring::node_ips(self.number, uplink);
+                [IpAddr::from(ipv4), IpAddr::from(ipv6)]
+            })
+            .collect()
+    }
+
+    /// Its podCIDRs, IPv4 first.
+    pub fn pod_cidrs(&self) -> [String; 2] {
+        wiring::pod_cidrs(self.number)
+    }
+
+    /// Its uplink devices.
+    pub fn uplinks(&self) -> Vec<String> {
+        (0..self.uplinks).map(|uplink| format!("eth{uplink}")).collect()
+    }
+
+    /// The router's end of its first uplink.
+    pub fn router_interface(&self) -> String {
+        wiring::router_interface(self.number, 0)
+    }
+
+    /// Its cgroup: all processes of the node and of its pods are in it.
+    pub fn cgroup(&self) -> &Path {
+        self.cgroup.path()
+    }
+
+    /// Its BPF file system.
+    pub fn bpffs(&self) -> PathBuf {
+        self.directory.join("bpf")
+    }
+
+    /// The state directory of its agent.
+    pub fn state_dir(&self) -> PathBuf {
+        self.directory.join("state")
+    }
+
+    /// Packets that netfilter found INVALID in FORWARD; see [`WorldBuilder::drop_invalid`].
+    pub fn invalid_packets(&self) -> anyhow::Result<u64> {
+        let json = self.namespace().nft_json(&["list", "counter", "inet", "world", "invalid"])?;
+        json.get("nftables")
+            .and_then(|items| items.as_array())
+            .and_then(|items| items.iter().find_map(|item| item.get("counter")?.get("packets")?.as_u64()))
+            .with_context(|| format!("{}: no counter in nft's answer {json}", self.name()))
+    }
+}
+
+impl std::ops::Deref for Node {
+    type Target = Place;
+
+    fn deref(&self) -> &Place {
+        &self.place
+    }
+}
+
+/// A pod: a namespace behind a routed veth, in its node's cgroup. Derefs to its [`Place`].
+#[derive(Debug)]
+pub struct Pod {
+    place: Place,
+    node: String,
+    interface: String,
+}
+
+impl Pod {
+    /// Where its processes run.
+    pub fn place(&self) -> &Place {
+        &self.place
+    }
+
+    /// Name of its node.
+    pub fn node(&self) -> &str {
+        &self.node
+    }
+
+    /// The node's end of its veth; its own is `eth0`.
+    pub fn interface(&self) -> &str {
+        &self.interface
+    }
+}
+
+impl std::ops::Deref for Pod {
+    type Target = Place;
+
+    fn deref(&self) -> &Place {
+        &self.place
+    }
+}
