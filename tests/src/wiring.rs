@@ -5,16 +5,13 @@
 //! | client to router | 192.168.100.0/24 | `fd00:192:168:100::/64` |
 //! | node N to router, uplink U | 192.168.(N + 10 U).0/24 | `fd00:192:168:(N + 10 U)::/64` |
 //! | pods of node N | 10.244.N.0/24 | `fd00:10:244:N::/64` |
-//! | ClusterIPs | 10.96.0.0/16 | `fd00:10:96::/112` |
-//! | LoadBalancer addresses | 203.0.113.0/24 | `fd00:203:0:113::/64` |
+//! | `ClusterIPs` | 10.96.0.0/16 | `fd00:10:96::/112` |
+//! | `LoadBalancer` addresses | 203.0.113.0/24 | `fd00:203:0:113::/64` |
 //!
 //! The router is .1 of each network, the others .2. A client has one address more per uplink (network 100 + U), to
 //! which the nodes' route leads over that uplink: paths are symmetric, as strict reverse path filtering wants.
 
-use std::{
-    fmt::Write as _,
-    net::{Ipv4Addr, Ipv6Addr},
-};
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use crate::{Namespace, Options};
 
@@ -121,7 +118,7 @@ pub(crate) fn router_interface(node: u8, uplink: u8) -> String {
 }
 
 /// Joins a pod to its node by a routed veth pair: the node's end carries no global address (so it is never taken for
-/// an uplink); it answers for the gateway 169.254.1.1 by proxy ARP and is fe80::1.
+/// an uplink); it answers for the gateway 169.254.1.1 by proxy ARP and is `fe80::1`.
 pub(crate) fn join_pod(
     node: &Namespace,
     interface: &str,
@@ -165,7 +162,7 @@ fn default_route(batch: &mut String, interface: &str, segment: u8) {
     line(batch, &format!("route add default via {ipv6} dev {interface}"));
 }
 
-fn line(batch: &mut String, command: &str) {
-    // Writing to a String cannot fail.
-    drop(writeln!(batch, "{command}"));
+pub(crate) fn line(batch: &mut String, command: &str) {
+    batch.push_str(command);
+    batch.push('\n');
 }

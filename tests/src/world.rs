@@ -197,17 +197,15 @@ impl World {
         Ok(())
     }
 
-    /// Sends what the outside has for ClusterIPs and LoadBalancer addresses to node `node` (0 is the default).
+    /// Sends what the outside has for `ClusterIPs` and `LoadBalancer` addresses to node `node` (0 is the default).
     pub fn route_services_via(&self, node: usize) -> anyhow::Result<()> {
         let node = self.node(node);
-        let batch: String = wiring::SERVICE_RANGES
-            .iter()
-            .map(|range| {
-                let via =
-                    node.ip_like(if range.contains(':') { Ipv6Addr::LOCALHOST.into() } else { IpAddr::from([0; 4]) });
-                format!("route replace {range} via {via}\n")
-            })
-            .collect();
+        let mut batch = String::new();
+        for range in wiring::SERVICE_RANGES {
+            let [ipv4, ipv6] = node.ips();
+            let via = if range.contains(':') { ipv6 } else { ipv4 };
+            wiring::line(&mut batch, &format!("route replace {range} via {via}"));
+        }
         self.router.ip(&batch)
     }
 

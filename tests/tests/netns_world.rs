@@ -25,7 +25,8 @@ fn assert_reaches(from: &Place, to: &Place) {
 fn pods_nodes_and_the_client_reach_each_other() {
     needs_root!();
     let world = World::new().expect("a world");
-    let places = [world.node(0).place(), world.node(1).place()].into_iter().chain(world.pods().map(|pod| pod.place()));
+    let places =
+        [world.node(0).place(), world.node(1).place()].into_iter().chain(world.pods().map(lb_tests::Pod::place));
     let _servers: Vec<_> = places.map(|place| Echo::start(place, &[PORT], &[PORT]).expect("a server")).collect();
     let (pod, same_node, other_node) = (world.node(0).pod(0), world.node(0).pod(1), world.node(1).pod(0));
     assert_reaches(pod, same_node);
@@ -66,7 +67,7 @@ fn bulk_data_and_held_connections_are_checked() {
     let _server = Echo::start(server, &[PORT], &[]).expect("a server");
     let to = SocketAddr::new(server.ipv6().into(), PORT);
     let hold = Hold::start(world.node(0).pod(0), to).expect("a held connection");
-    let report = client::bulk(world.client(), to, 20 << 20, Duration::from_secs(60)).expect("a transfer");
+    let report = client::bulk(world.client(), to, 20 << 20, Duration::from_mins(1)).expect("a transfer");
     assert!(report.is_intact() && report.sent == 20 << 20, "{report:?}");
     let report = hold.stop().expect("a report");
     assert!(report.error.is_none() && report.rounds > 0, "{report:?}");
@@ -80,7 +81,7 @@ fn several_uplinks_have_symmetric_paths() {
     let _server = Echo::start(node, &[PORT], &[PORT]).expect("a server");
     assert_eq!(node.addresses().len(), 4);
     for ip in node.addresses() {
-        let uplink = if ip.to_string().contains("168.11") || ip.to_string().contains("168:11") { 1 } else { 0 };
+        let uplink = i32::from(ip.to_string().contains("168.11") || ip.to_string().contains("168:11"));
         let source = match (ip.is_ipv4(), uplink) {
             (true, uplink) => format!("192.168.{}.2:0", 100 + uplink),
             (false, uplink) => format!("[fd00:192:168:{}::2]:0", 100 + uplink),
@@ -123,7 +124,9 @@ fn traces(id: &str) -> Vec<String> {
         }
     }
     traces.retain(|trace| trace.contains(id));
-    traces.retain(|trace| !trace.starts_with(std::env::temp_dir().to_str().unwrap_or_default()) || fs::exists(trace).unwrap_or(true));
+    traces.retain(|trace| {
+        !trace.starts_with(std::env::temp_dir().to_str().unwrap_or_default()) || fs::exists(trace).unwrap_or(true)
+    });
     traces
 }
 

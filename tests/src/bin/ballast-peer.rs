@@ -292,10 +292,10 @@ impl Target {
             received_sha256: String::new(),
             elapsed_ms: 0.0,
         };
-        if let Some(stream) = stream {
-            if let Err(error) = transfer(stream, bytes, &mut report) {
-                report.error = Some(error_name(&error));
-            }
+        if let Some(stream) = stream
+            && let Err(error) = transfer(stream, bytes, &mut report)
+        {
+            report.error = Some(error_name(&error));
         }
         report.elapsed_ms = start.elapsed().as_secs_f64() * 1e3;
         report
@@ -395,11 +395,7 @@ fn malformed() -> io::Error {
 }
 
 fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write as _;
-    bytes.iter().fold(String::new(), |mut text, byte| {
-        drop(write!(text, "{byte:02x}"));
-        text
-    })
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().concat()
 }
 
 /// The errno's name where tests look at it.
