@@ -13,24 +13,30 @@
 //!
 //! Everything needs root; a test starts with [`needs_root!`](crate::needs_root).
 
+mod agent;
 mod cgroup;
 pub mod client;
+pub mod kube;
 
 mod leftovers;
 mod netns;
 mod place;
 mod process;
 
+mod sink;
+mod sockets;
 mod sys;
 mod tool;
 mod wait;
 mod wiring;
 mod world;
 
+pub use agent::{Agent, Setup};
 pub use netns::Namespace;
 pub use place::Place;
 pub use process::{Echo, Process};
 
+pub use sink::{ChecksumSink, SinkReport};
 pub use wait::wait_until;
 pub use world::{Node, Options, Pod, World, WorldBuilder};
 

@@ -2,7 +2,7 @@
 
 use std::{
     fs::File,
-    os::fd::{AsFd, AsRawFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd},
     os::unix::process::CommandExt,
     path::Path,
     process::Command,
@@ -125,11 +125,6 @@ impl Namespace {
     pub(crate) fn enter(&self) -> anyhow::Result<()> {
         rustix::thread::move_into_link_name_space(self.file.as_fd(), Some(LinkNameSpaceType::Network))
             .with_context(|| format!("cannot enter namespace {}", self.name))
-    }
-
-    /// A handle that outlives borrows of the namespace: for threads that stay in it.
-    pub(crate) fn handle(&self) -> anyhow::Result<OwnedFd> {
-        Ok(self.file.as_fd().try_clone_to_owned()?)
     }
 
     /// A command that will run in the namespace and, if given, in the cgroup whose `cgroup.procs` is `procs`.

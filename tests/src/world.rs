@@ -1,16 +1,17 @@
 //! The world: namespaces, wires, cgroups and mounts, built by [`WorldBuilder`] and removed on drop.
 
 use std::{
+    collections::BTreeMap,
     fs,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use anyhow::Context;
 
-use crate::{Namespace, Place, cgroup::Cgroup, leftovers, sys, wait_until, wiring};
+use crate::{Namespace, Place, cgroup::Cgroup, kube::PodSpec, leftovers, sys, wait_until, wiring};
 
 /// Counts what netfilter finds INVALID on its way through a node, and drops it.
 const DROP_INVALID: &str = "table inet world {
@@ -90,6 +91,7 @@ pub struct World {
     client: Place,
     router: Namespace,
     directory: PathBuf,
+    pod_specs: Mutex<BTreeMap<String, PodSpec>>,
     // After everything that may run a process.
     cgroup: Cgroup,
     _client_cgroup: Cgroup,
@@ -120,8 +122,17 @@ impl World {
         let client =
             Place { name: "client".to_owned(), namespace: Arc::new(client), procs: client_cgroup.procs(), ipv4, ipv6 };
         let directory = std::env::temp_dir().join(&id);
-        let mut world =
-            Self { id, options, nodes: Vec::new(), client, router, directory, cgroup, _client_cgroup: client_cgroup };
+        let mut world = Self {
+            id,
+            options,
+            nodes: Vec::new(),
+            client,
+            router,
+            directory,
+            pod_specs: Mutex::default(),
+            cgroup,
+            _client_cgroup: client_cgroup,
+        };
         fs::create_dir(&world.directory).with_context(|| format!("cannot make {}", world.directory.display()))?;
         fs::create_dir(world.manifests()).context("cannot make the manifest folder")?;
         for number in 1..=world.options.nodes {
@@ -253,6 +264,11 @@ impl World {
     /// All pods, node by node.
     pub fn pods(&self) -> impl Iterator<Item = &Pod> {
         self.nodes.iter().flat_map(|node| &node.pods)
+    }
+
+    /// What the pods' documents say, by pod.
+    pub(crate) fn pod_specs(&self) -> MutexGuard<'_, BTreeMap<String, PodSpec>> {
+        self.pod_specs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What all its names start with: namespaces, its cgroup, its directory.

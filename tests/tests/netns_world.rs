@@ -3,7 +3,7 @@
 use std::{fs, net::SocketAddr, time::Duration};
 
 use lb_tests::{
-    Echo, Place, World,
+    ChecksumSink, Echo, Place, World,
     client::{self, Call, Hold, Transport},
     needs_root,
 };
@@ -71,6 +71,52 @@ fn bulk_data_and_held_connections_are_checked() {
     assert!(report.is_intact() && report.sent == 20 << 20, "{report:?}");
     let report = hold.stop().expect("a report");
     assert!(report.error.is_none() && report.rounds > 0, "{report:?}");
+}
+
+#[test]
+fn the_sink_tells_whole_partial_and_wrong_checksums_apart() {
+    needs_root!();
+    let world = World::builder().nodes(1).pods(1).build().expect("a world");
+    let pod = world.node(0).pod(0);
+    let _server = Echo::start(pod, &[PORT], &[PORT]).expect("a server");
+    let mut reports = Vec::new();
+    for offload in [true, false] {
+        world.set_tx_checksum(offload).expect("ethtool");
+        let sink = ChecksumSink::start(world.router(), "node1").expect("a sink");
+        for ip in pod.ips() {
+            for transport in [Transport::Tcp, Transport::Udp] {
+                let answer = Call::new(transport, SocketAddr::new(ip, PORT)).run_one(world.client()).expect("a run");
+                answer.reached().expect("an answer");
+            }
+            let refused = Call::udp(SocketAddr::new(ip, 9)).run_one(world.client()).expect("a run");
+            assert_eq!(refused.error.as_deref(), Some("ECONNREFUSED"));
+        }
+        let report = sink.stop().expect("a report");
+        assert_eq!(report.wrong, 0, "{report:?}");
+        assert!(report.verified > 0, "ICMP at least: {report:?}");
+        reports.push(report);
+    }
+    assert!(reports[0].partial > 0 && reports[1].partial == 0, "{reports:?}");
+    assert!(reports[1].verified >= 10, "{reports:?}");
+
+    // 10.244.1.11 -> 192.168.100.2, UDP 1 -> 2, with the checksum 1.
+    let sink = ChecksumSink::start(world.router(), "node1").expect("a sink");
+    pod.namespace()
+        .run(|| {
+            let socket = rustix::net::socket(
+                rustix::net::AddressFamily::INET,
+                rustix::net::SocketType::RAW,
+                rustix::net::Protocol::from_raw(std::num::NonZero::new(17).expect("UDP")).into(),
+            );
+            let to = SocketAddr::new(world.client().ipv4().into(), 0);
+            let datagram = [0, 1, 0, 2, 0, 8, 0, 1];
+            rustix::net::sendto(socket.expect("a raw socket"), &datagram, rustix::net::SendFlags::empty(), &to)
+        })
+        .expect("a thread")
+        .expect("a datagram");
+    let report = sink.stop().expect("a report");
+    assert_eq!(report.wrong, 1, "{report:?}");
+    assert!(report.examples[0].starts_with("UDP checksum"), "{report:?}");
 }
 
 #[test]
