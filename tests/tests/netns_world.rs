@@ -123,7 +123,9 @@ fn traces(id: &str) -> Vec<String> {
         }
     }
     traces.retain(|trace| trace.contains(id));
-    traces.retain(|trace| !trace.starts_with(std::env::temp_dir().to_str().unwrap_or_default()) || fs::exists(trace).unwrap_or(true));
+    traces.retain(|trace| {
+        !trace.starts_with(std::env::temp_dir().to_str().unwrap_or_default()) || fs::exists(trace).unwrap_or(true)
+    });
     traces
 }
 

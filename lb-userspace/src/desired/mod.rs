@@ -2,7 +2,8 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
+    fmt,
+    net::{IpAddr, SocketAddr},
     num::NonZeroU16,
 };
 
@@ -11,14 +12,23 @@ use lb_common::{
     frontend::{ClientRule, FrontendFlags},
     ring::WhenEmpty,
 };
+use serde::{Deserialize, Serialize};
 
 use crate::{
-    model::{IpFamily, Model, ObjectName, Protocol},
+    model::{IpFamily, ObjectName, Protocol},
     report::Problem,
 };
 
+mod compute;
+mod rules;
+
+#[cfg(test)]
+mod tests;
+
+pub use self::compute::desired;
+
 /// One service port of one family: what gets a `ServiceId`.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct ServiceKey {
     /// The Service.
     pub service: ObjectName,
@@ -31,12 +41,18 @@ pub struct ServiceKey {
 }
 
 /// Where a backend listens.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct BackendAddr {
     /// Address.
     pub addr: IpAddr,
     /// Port.
     pub port: NonZeroU16,
+}
+
+impl fmt::Display for BackendAddr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        SocketAddr::new(self.addr, self.port.get()).fmt(f)
+    }
 }
 
 /// What a frontend is, for people.
@@ -48,6 +64,16 @@ pub enum FrontendKind {
     NodePort,
     /// A load balancer address.
     LoadBalancer,
+}
+
+impl fmt::Display for FrontendKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::ClusterIp => "ClusterIP",
+            Self::NodePort => "NodePort",
+            Self::LoadBalancer => "LoadBalancer",
+        })
+    }
 }
 
 /// A frontend.
@@ -117,9 +143,4 @@ pub struct NodeContext {
     pub service_cidrs: Vec<IpNet>,
     /// Use the own Node's podCIDRs as the detector.
     pub detect_node_cidr: bool,
-}
-
-/// Computes what the datapath should hold.
-pub fn desired(_model: &Model, _node: &NodeContext) -> Desired {
-    Desired::default()
 }
