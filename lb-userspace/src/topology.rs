@@ -59,15 +59,15 @@ pub type PortEndpoints = BTreeMap<BackendAddr, PortEndpoint>;
 /// Joins slices with a service port: by port name and protocol, never by number (semantics.md 2.1.4). An address and
 /// port that stands in several slices is one endpoint: the copy in the better state counts, among equals the one on
 /// this node (semantics.md 2.1.5).
-pub fn port_endpoints<'a>(
-    slices: impl IntoIterator<Item = &'a EndpointSlice>,
+pub fn port_endpoints(
+    slices: &[&EndpointSlice],
     port_name: &str,
     protocol: Protocol,
     family: IpFamily,
     node: &str,
 ) -> PortEndpoints {
     let mut union = PortEndpoints::new();
-    for slice in slices.into_iter().filter(|slice| slice.family == family) {
+    for slice in slices.iter().filter(|slice| slice.family == family) {
         for port in slice.ports.iter().filter(|port| port.name == port_name && port.protocol == protocol) {
             for endpoint in slice.endpoints.iter().filter(|endpoint| IpFamily::of(&endpoint.address) == family) {
                 let found = PortEndpoint {
@@ -190,7 +190,7 @@ mod tests {
     }
 
     fn join(slices: &[EndpointSlice]) -> PortEndpoints {
-        port_endpoints(slices, "http", Protocol::Tcp, IpFamily::V4, "here")
+        port_endpoints(&slices.iter().collect::<Vec<_>>(), "http", Protocol::Tcp, IpFamily::V4, "here")
     }
 
     fn hosts(set: &BTreeSet<BackendAddr>) -> Vec<String> {
@@ -201,6 +201,7 @@ mod tests {
     fn rule_2_1_4_the_join_key_is_name_and_protocol_and_numbers_may_differ() {
         let slices = [slice(80, &[(1, READY, None)]), slice(81, &[(2, READY, None)])];
         assert_eq!(hosts(&reachable(&join(&slices)).cluster.backends), ["10.244.0.1:80", "10.244.0.2:81"]);
+        let slices: Vec<_> = slices.iter().collect();
         assert!(port_endpoints(&slices, "http", Protocol::Udp, IpFamily::V4, "here").is_empty());
         assert!(port_endpoints(&slices, "", Protocol::Tcp, IpFamily::V4, "here").is_empty());
         assert!(port_endpoints(&slices, "http", Protocol::Tcp, IpFamily::V6, "here").is_empty());

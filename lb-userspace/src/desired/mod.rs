@@ -9,7 +9,7 @@ use std::{
 
 use ipnet::IpNet;
 use lb_common::{
-    frontend::{ClientRule, FrontendFlags},
+    frontend::{ClientRule, FrontendFlags, Scope},
     ring::WhenEmpty,
 };
 use serde::{Deserialize, Serialize};
@@ -110,6 +110,14 @@ pub struct DesiredService {
     pub local_empty: WhenEmpty,
     /// Frontends.
     pub frontends: Vec<DesiredFrontend>,
+}
+
+impl DesiredService {
+    /// Whether any frontend sends any client to the set of `scope`. A set that nobody uses has no ring.
+    pub fn uses(&self, scope: Scope) -> bool {
+        let rules = |frontend: &DesiredFrontend| [frontend.pod, frontend.host, frontend.outside];
+        self.frontends.iter().flat_map(rules).any(|rule| rule.scope() == scope)
+    }
 }
 
 /// Everything the datapath should hold.

@@ -6,6 +6,21 @@ use std::collections::BTreeMap;
 
 use lb_common::family::Abi;
 
+mod build;
+mod capacity;
+mod dump;
+pub(crate) mod octets;
+mod ring_order;
+
+#[cfg(test)]
+mod tests;
+
+pub use self::{
+    build::{Built, NextHopInfo, build},
+    capacity::Capacity,
+    dump::dump,
+};
+
 /// A table the control plane owns. Conntrack, counters and socket slots belong to the kernel side and are not here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Table {
