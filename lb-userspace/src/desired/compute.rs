@@ -99,13 +99,8 @@ impl<'a> Compute<'a> {
         let mut unroutable_endpoints = BTreeSet::new();
         for port in ours.service.ports.iter().filter(|port| port.protocol != Protocol::Sctp) {
             for (family, cluster_ip) in &ours.families {
-                let mut endpoints = topology::port_endpoints(
-                    slices.iter().copied(),
-                    &port.name,
-                    port.protocol,
-                    *family,
-                    &self.node.name,
-                );
+                let mut endpoints =
+                    topology::port_endpoints(slices, &port.name, port.protocol, *family, &self.node.name);
                 endpoints.retain(|backend, _| match unroutable(backend.addr) {
                     Some(why) => {
                         unroutable_endpoints.insert((backend.addr, why));
