@@ -20,6 +20,7 @@ mod leftovers;
 mod netns;
 mod place;
 mod process;
+pub mod scenario;
 
 mod sys;
 mod tool;
