@@ -23,6 +23,8 @@ mod compute;
 mod rules;
 
 #[cfg(test)]
+pub(crate) mod fixture;
+#[cfg(test)]
 mod tests;
 
 pub use self::compute::desired;
