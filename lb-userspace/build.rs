@@ -13,10 +13,8 @@ fn main() -> ExitCode {
         eprintln!("OUT_DIR and CARGO_MANIFEST_DIR are not set: run this through cargo");
         return ExitCode::FAILURE;
     };
-    let object = env::var_os(OVERRIDE).map_or_else(
-        || PathBuf::from(manifest).join("../target/bpf/bpfel-unknown-none/bpf/lb-ebpf"),
-        PathBuf::from,
-    );
+    let object = env::var_os(OVERRIDE)
+        .map_or_else(|| PathBuf::from(manifest).join("../target/bpf/bpfel-unknown-none/bpf/lb-ebpf"), PathBuf::from);
     println!("cargo::rerun-if-changed={}", object.display());
     let bytes = fs::read(&object).unwrap_or_else(|error| {
         println!("cargo::warning=no BPF object at {} ({error}): run `cargo xtask build`", object.display());

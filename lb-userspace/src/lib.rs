@@ -11,6 +11,7 @@ pub mod agent;
 pub mod bpf;
 pub mod cli;
 pub mod config;
+pub mod describe;
 pub mod desired;
 pub mod file_source;
 pub mod gc;

@@ -17,3 +17,93 @@ pub trait MapStore {
     /// Waits until every BPF program that may have read an old word has ended (design.md section 4).
     fn grace_period(&mut self) -> io::Result<()>;
 }
+
+pub mod testing {
+    //! Tables in memory, as strict as the kernel's.
+
+    use std::{collections::BTreeMap, io};
+
+    use super::MapStore;
+    use crate::image::{Capacity, Table};
+
+    /// A store in memory that refuses what the kernel would refuse.
+    #[derive(Clone, Debug)]
+    pub struct FakeStore {
+        tables: BTreeMap<(Table, Box<[u8]>), Box<[u8]>>,
+        capacity: Capacity,
+        fail_after: Option<usize>,
+        /// Writes and deletions so far.
+        pub writes: usize,
+        /// Grace periods so far.
+        pub graces: usize,
+    }
+
+    impl FakeStore {
+        /// Empty tables.
+        pub const fn new(capacity: Capacity) -> Self {
+            Self { tables: BTreeMap::new(), capacity, fail_after: None, writes: 0, graces: 0 }
+        }
+
+        /// After `writes` more writes every operation fails, until this is called with `None`.
+        pub const fn fail_after(&mut self, writes: Option<usize>) {
+            self.fail_after = writes;
+        }
+
+        fn spend(&mut self) -> io::Result<()> {
+            match &mut self.fail_after {
+                Some(0) => return Err(io::Error::other("injected failure")),
+                Some(left) => *left -= 1,
+                None => {}
+            }
+            self.writes += 1;
+            Ok(())
+        }
+    }
+
+    impl MapStore for FakeStore {
+        fn update(&mut self, table: Table, key: &[u8], value: &[u8]) -> io::Result<()> {
+            let max_entries = self.capacity(table);
+            if table.is_array() {
+                let index = key.try_into().map(u32::from_ne_bytes);
+                if index.map_or(true, |index| index >= max_entries) {
+                    return Err(io::Error::new(io::ErrorKind::InvalidInput, "E2BIG: no such index"));
+                }
+            } else if !self.tables.contains_key(&(table, key.into())) {
+                let used = self.tables.keys().filter(|(other, _)| *other == table).count();
+                if used >= max_entries as usize {
+                    return Err(io::Error::new(io::ErrorKind::StorageFull, "E2BIG: the map is full"));
+                }
+            }
+            self.spend()?;
+            self.tables.insert((table, key.into()), value.into());
+            Ok(())
+        }
+
+        fn delete(&mut self, table: Table, key: &[u8]) -> io::Result<()> {
+            if table.is_array() {
+                return Err(io::Error::new(io::ErrorKind::InvalidInput, "EINVAL: arrays cannot delete"));
+            }
+            self.spend()?;
+            self.tables.remove(&(table, key.into()));
+            Ok(())
+        }
+
+        fn dump(&mut self, table: Table) -> io::Result<Vec<(Box<[u8]>, Box<[u8]>)>> {
+            let all = self.tables.iter().filter(|((other, _), _)| *other == table);
+            let used = all.filter(|(_, value)| !table.is_array() || value.iter().any(|byte| *byte != 0));
+            Ok(used.map(|((_, key), value)| (key.clone(), value.clone())).collect())
+        }
+
+        fn capacity(&self, table: Table) -> u32 {
+            self.capacity.get(table)
+        }
+
+        fn grace_period(&mut self) -> io::Result<()> {
+            if self.fail_after == Some(0) {
+                return Err(io::Error::other("injected failure"));
+            }
+            self.graces += 1;
+            Ok(())
+        }
+    }
+}

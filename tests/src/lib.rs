@@ -22,6 +22,7 @@ mod leftovers;
 mod netns;
 mod place;
 mod process;
+pub mod scenario;
 
 mod sink;
 mod sockets;

@@ -2,23 +2,35 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
+    fmt,
+    net::{IpAddr, SocketAddr},
     num::NonZeroU16,
 };
 
 use ipnet::IpNet;
 use lb_common::{
-    frontend::{ClientRule, FrontendFlags},
+    frontend::{ClientRule, FrontendFlags, Scope},
     ring::WhenEmpty,
 };
+use serde::{Deserialize, Serialize};
 
 use crate::{
-    model::{IpFamily, Model, ObjectName, Protocol},
+    model::{IpFamily, ObjectName, Protocol},
     report::Problem,
 };
 
+mod compute;
+mod rules;
+
+#[cfg(test)]
+pub(crate) mod fixture;
+#[cfg(test)]
+mod tests;
+
+pub use self::compute::desired;
+
 /// One service port of one family: what gets a `ServiceId`.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct ServiceKey {
     /// The Service.
     pub service: ObjectName,
@@ -31,12 +43,18 @@ pub struct ServiceKey {
 }
 
 /// Where a backend listens.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct BackendAddr {
     /// Address.
     pub addr: IpAddr,
     /// Port.
     pub port: NonZeroU16,
+}
+
+impl fmt::Display for BackendAddr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        SocketAddr::new(self.addr, self.port.get()).fmt(f)
+    }
 }
 
 /// What a frontend is, for people.
@@ -48,6 +66,16 @@ pub enum FrontendKind {
     NodePort,
     /// A load balancer address.
     LoadBalancer,
+}
+
+impl fmt::Display for FrontendKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::ClusterIp => "ClusterIP",
+            Self::NodePort => "NodePort",
+            Self::LoadBalancer => "LoadBalancer",
+        })
+    }
 }
 
 /// A frontend.
@@ -86,6 +114,14 @@ pub struct DesiredService {
     pub frontends: Vec<DesiredFrontend>,
 }
 
+impl DesiredService {
+    /// Whether any frontend sends any client to the set of `scope`. A set that nobody uses has no ring.
+    pub fn uses(&self, scope: Scope) -> bool {
+        let rules = |frontend: &DesiredFrontend| [frontend.pod, frontend.host, frontend.outside];
+        self.frontends.iter().flat_map(rules).any(|rule| rule.scope() == scope)
+    }
+}
+
 /// Everything the datapath should hold.
 #[must_use]
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -117,9 +153,4 @@ pub struct NodeContext {
     pub service_cidrs: Vec<IpNet>,
     /// Use the own Node's podCIDRs as the detector.
     pub detect_node_cidr: bool,
-}
-
-/// Computes what the datapath should hold.
-pub fn desired(_model: &Model, _node: &NodeContext) -> Desired {
-    Desired::default()
 }

@@ -6,6 +6,21 @@ use std::collections::BTreeMap;
 
 use lb_common::family::Abi;
 
+mod build;
+mod capacity;
+mod dump;
+pub(crate) mod octets;
+mod ring_order;
+
+#[cfg(test)]
+mod tests;
+
+pub use self::{
+    build::{Built, NextHopInfo, build},
+    capacity::Capacity,
+    dump::dump,
+};
+
 /// A table the control plane owns. Conntrack, counters and socket slots belong to the kernel side and are not here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Table {
@@ -106,11 +121,10 @@ impl Image {
 
     /// Sets an entry given as bytes.
     pub fn insert_bytes(&mut self, table: Table, key: Box<[u8]>, value: Box<[u8]>) {
-        let entries = self.tables.entry(table).or_default();
         if table.is_array() && value.iter().all(|byte| *byte == 0) {
-            entries.remove(&key);
+            self.remove_bytes(table, &key);
         } else {
-            entries.insert(key, value);
+            self.tables.entry(table).or_default().insert(key, value);
         }
     }
 
@@ -118,6 +132,10 @@ impl Image {
     pub fn remove_bytes(&mut self, table: Table, key: &[u8]) {
         if let Some(entries) = self.tables.get_mut(&table) {
             entries.remove(key);
+            // An empty table and an absent one are the same image.
+            if entries.is_empty() {
+                self.tables.remove(&table);
+            }
         }
     }
 

@@ -1,0 +1,235 @@
+//! Model in, [`Desired`] out.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, SocketAddr},
+    num::NonZeroU16,
+};
+
+use lb_common::{
+    frontend::{FrontendFlags, Scope},
+    ring::WhenEmpty,
+};
+
+use super::{
+    Desired, DesiredFrontend, DesiredService, FrontendKind, NodeContext, ServiceKey,
+    rules::{Rules, unroutable},
+};
+use crate::{
+    model::{EndpointSlice, IpFamily, Model, ObjectName, Protocol, Service, ServicePort, ServiceType},
+    report::Problem,
+    topology::{self, PortEndpoints},
+};
+
+/// Computes what the datapath should hold.
+pub fn desired(model: &Model, node: &NodeContext) -> Desired {
+    let mut slices: BTreeMap<(&str, &str), Vec<&EndpointSlice>> = BTreeMap::new();
+    for (name, slice) in &model.slices {
+        slices.entry((&name.namespace, &slice.service)).or_default().push(slice);
+    }
+    let local_pod_cidrs = match model.nodes.get(&node.name) {
+        Some(own) if node.detect_node_cidr => own.pod_cidrs.clone(),
+        _ => Vec::new(),
+    };
+    let ours: Vec<Ours<'_>> = model.services.iter().filter_map(|(name, service)| Ours::of(name, service)).collect();
+    let mut compute = Compute {
+        node,
+        claims: BTreeMap::new(),
+        out: Desired {
+            // An address of this node is never owned: its other ports belong to the node's own processes.
+            vips: ours.iter().flat_map(Ours::vips).filter(|vip| !node.local_addrs.contains(vip)).collect(),
+            service_cidrs: node.service_cidrs.clone(),
+            local_pod_cidrs,
+            ..Desired::default()
+        },
+    };
+    for service in ours {
+        let of_service = slices.get(&(&*service.name.namespace, &*service.name.name));
+        compute.add(&service, of_service.map_or(&[], Vec::as_slice));
+    }
+    compute.out
+}
+
+/// A Service that has a datapath, with its cluster IP of each family.
+struct Ours<'a> {
+    name: &'a ObjectName,
+    service: &'a Service,
+    families: Vec<(IpFamily, IpAddr)>,
+}
+
+impl<'a> Ours<'a> {
+    /// The intake rules of semantics.md 2.1.2.
+    fn of(name: &'a ObjectName, service: &'a Service) -> Option<Self> {
+        if service.headless || service.foreign_proxy || service.service_type == ServiceType::ExternalName {
+            return None;
+        }
+        let families: Vec<_> = if service.ip_families.is_empty() {
+            service.cluster_ips.first().map(|ip| (IpFamily::of(ip), *ip)).into_iter().collect()
+        } else {
+            let pairs = service.ip_families.iter().copied().zip(service.cluster_ips.iter().copied());
+            pairs.filter(|(family, ip)| IpFamily::of(ip) == *family).collect()
+        };
+        (!families.is_empty()).then_some(Self { name, service, families })
+    }
+
+    fn vips(&self) -> impl Iterator<Item = IpAddr> {
+        let cluster_ips = self.families.iter().map(|(_, ip)| *ip);
+        let balancers = self.families.iter().flat_map(|(family, _)| self.balancers(*family));
+        cluster_ips.chain(balancers)
+    }
+
+    /// Load balancer addresses we program. Source ranges cannot be honoured yet: open to everyone would be worse than
+    /// absent.
+    fn balancers(&self, family: IpFamily) -> impl Iterator<Item = IpAddr> {
+        let open = self.service.service_type == ServiceType::LoadBalancer && self.service.source_ranges.is_empty();
+        let addrs = if open { self.service.load_balancer_ips.as_slice() } else { &[] };
+        addrs.iter().copied().filter(move |addr| IpFamily::of(addr) == family)
+    }
+}
+
+struct Compute<'a> {
+    node: &'a NodeContext,
+    claims: BTreeMap<(IpAddr, NonZeroU16, Protocol), &'a ObjectName>,
+    out: Desired,
+}
+
+impl<'a> Compute<'a> {
+    fn add(&mut self, ours: &Ours<'a>, slices: &[&EndpointSlice]) {
+        self.note_unhonoured(ours);
+        let mut unroutable_endpoints = BTreeSet::new();
+        for port in ours.service.ports.iter().filter(|port| port.protocol != Protocol::Sctp) {
+            for (family, cluster_ip) in &ours.families {
+                let mut endpoints =
+                    topology::port_endpoints(slices, &port.name, port.protocol, *family, &self.node.name);
+                endpoints.retain(|backend, _| match unroutable(backend.addr) {
+                    Some(why) => {
+                        unroutable_endpoints.insert((backend.addr, why));
+                        false
+                    }
+                    None => true,
+                });
+                self.add_port(ours, port, *family, *cluster_ip, &endpoints);
+            }
+        }
+        for (addr, why) in unroutable_endpoints {
+            self.problem(
+                ours.name,
+                format!("endpoint {addr} is {why} and is left out"),
+                "give the endpoint an address that other nodes can reach",
+            );
+        }
+    }
+
+    fn add_port(
+        &mut self,
+        ours: &Ours<'a>,
+        port: &ServicePort,
+        family: IpFamily,
+        cluster_ip: IpAddr,
+        endpoints: &PortEndpoints,
+    ) {
+        let key =
+            ServiceKey { service: ours.name.clone(), port_name: port.name.clone(), protocol: port.protocol, family };
+        if self.out.services.contains_key(&key) {
+            let cause = format!("two ports are named {:?} with protocol {}", port.name, port.protocol);
+            self.problem(ours.name, cause, "give every port of the Service its own name");
+            return;
+        }
+        let (frontends, used) = self.frontends(ours, port, family, cluster_ip);
+        if frontends.is_empty() {
+            return;
+        }
+        let reachable = topology::reachable(endpoints);
+        let local_empty = if reachable.has_any() { WhenEmpty::Drop } else { WhenEmpty::Reject };
+        // A set nobody is sent to is not computed (semantics.md 2.2.1): its ring stays unused.
+        let uses = |scope| used.iter().any(|rules: &Rules| rules.use_scope(scope));
+        let (uses_cluster, uses_local) = (uses(Scope::Cluster), uses(Scope::Local));
+        let service = DesiredService {
+            backends: reachable.usable,
+            cluster: if uses_cluster { reachable.cluster.backends } else { BTreeSet::new() },
+            // The Cluster set is empty only when nothing can serve anywhere (semantics.md 2.3.1).
+            cluster_empty: WhenEmpty::Reject,
+            local: if uses_local { reachable.local.backends } else { BTreeSet::new() },
+            local_empty: if uses_local { local_empty } else { WhenEmpty::Reject },
+            frontends,
+        };
+        self.out.services.insert(key, service);
+    }
+
+    fn frontends(
+        &mut self,
+        ours: &Ours<'a>,
+        port: &ServicePort,
+        family: IpFamily,
+        cluster_ip: IpAddr,
+    ) -> (Vec<DesiredFrontend>, Vec<Rules>) {
+        let has_detector = self.out.local_pod_cidrs.iter().any(|cidr| IpFamily::of(&cidr.addr()) == family);
+        let internal = Rules::internal(ours.service.internal_policy, has_detector);
+        let external = Rules::external(ours.service.external_policy);
+        let mut wanted = vec![(cluster_ip, port.port, FrontendKind::ClusterIp, internal)];
+        let has_node_port = matches!(ours.service.service_type, ServiceType::NodePort | ServiceType::LoadBalancer);
+        if let Some(node_port) = port.node_port.filter(|_| has_node_port) {
+            let addrs = self.node.node_port_addrs.iter().filter(|addr| {
+                // semantics.md 2.9.2: never loopback, never an address that is somebody's VIP.
+                IpFamily::of(addr) == family && !addr.is_loopback() && !self.out.vips.contains(addr)
+            });
+            wanted.extend(addrs.map(|addr| (*addr, node_port, FrontendKind::NodePort, external)));
+        }
+        wanted.extend(ours.balancers(family).map(|addr| (addr, port.port, FrontendKind::LoadBalancer, external)));
+
+        let mut frontends = Vec::new();
+        let mut used = Vec::new();
+        for (addr, number, kind, rules) in wanted {
+            let holder = *self.claims.entry((addr, number, port.protocol)).or_insert(ours.name);
+            let mine = frontends.iter().any(|other: &DesiredFrontend| other.addr == addr && other.port == number);
+            if holder != ours.name || mine {
+                let at = SocketAddr::new(addr, number.get());
+                let cause = format!("{kind} {at}/{} already belongs to Service {holder}", port.protocol);
+                self.problem(ours.name, cause, "give one of the two another address or port");
+                continue;
+            }
+            let Rules { pod, host, outside } = rules;
+            let flags = FrontendFlags::NONE;
+            frontends.push(DesiredFrontend { addr, port: number, kind, pod, host, outside, flags });
+            used.push(rules);
+        }
+        (frontends, used)
+    }
+
+    /// Lists what the Service asks for and does not get (issue 5: never ignored in silence).
+    fn note_unhonoured(&mut self, ours: &Ours<'a>) {
+        let service = ours.service;
+        let mut fields = Vec::new();
+        if service.affinity_seconds.is_some() {
+            fields.push("sessionAffinity".to_owned());
+        }
+        if !service.external_ips.is_empty() {
+            fields.push("externalIPs".to_owned());
+        }
+        if !service.source_ranges.is_empty() && service.service_type == ServiceType::LoadBalancer {
+            fields.push("loadBalancerSourceRanges".to_owned());
+            if !service.load_balancer_ips.is_empty() {
+                let cause = format!(
+                    "loadBalancerSourceRanges ({}) cannot be enforced, so no port is programmed on {}",
+                    list(&service.source_ranges),
+                    list(&service.load_balancer_ips),
+                );
+                self.problem(ours.name, cause, "remove loadBalancerSourceRanges to open the addresses to everyone");
+            }
+        }
+        for port in service.ports.iter().filter(|port| port.protocol == Protocol::Sctp) {
+            fields.push(format!("port {}/SCTP", port.port));
+        }
+        if !fields.is_empty() {
+            self.out.not_honoured.insert(ours.name.clone(), fields);
+        }
+    }
+
+    fn problem(&mut self, name: &ObjectName, cause: String, fix: &str) {
+        self.out.problems.push(Problem { object: format!("Service {name}"), cause, fix: fix.to_owned() });
+    }
+}
+
+fn list<T: ToString>(items: &[T]) -> String {
+    items.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}

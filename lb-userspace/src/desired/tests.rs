@@ -1,0 +1,108 @@
+//! What the file source never lets through, or what is easier to say in types than in a scenario.
+
+use std::net::IpAddr;
+
+use super::{
+    Desired, FrontendKind, desired,
+    fixture::{endpoint, name, port, service, web},
+};
+use crate::model::{IpFamily, Protocol, ServicePort, ServiceType};
+
+fn frontends(desired: &Desired, service: &str) -> Vec<(FrontendKind, IpAddr, u16)> {
+    let ports = desired.services.iter().filter(|(key, _)| key.service == name(service));
+    let all = ports.flat_map(|(_, port)| &port.frontends);
+    all.map(|frontend| (frontend.kind, frontend.addr, frontend.port.get())).collect()
+}
+
+#[test]
+fn rule_2_1_2_without_families_the_cluster_ip_tells_its_own() {
+    let (mut model, node) = web();
+    let web = model.services.get_mut(&name("web")).expect("exists");
+    web.ip_families.clear();
+    assert_eq!(frontends(&desired(&model, &node), "web").len(), 3);
+    let web = model.services.get_mut(&name("web")).expect("exists");
+    web.ip_families = vec![IpFamily::V6];
+    assert_eq!(desired(&model, &node).services.len(), 0, "a cluster IP outside its family is no VIP");
+}
+
+#[test]
+fn rule_2_1_3_load_balancer_addresses_of_a_family_the_service_lacks_are_left_alone() {
+    let (mut model, node) = web();
+    let other: IpAddr = "2001:db8::7".parse().expect("an address");
+    model.services.get_mut(&name("web")).expect("exists").load_balancer_ips.push(other);
+    let desired = desired(&model, &node);
+    assert!(!desired.vips.contains(&other));
+    assert!(frontends(&desired, "web").iter().all(|(_, addr, _)| *addr != other));
+}
+
+#[test]
+fn a_frontend_two_services_claim_stays_with_the_lower_name_and_the_other_keeps_the_rest() {
+    let (mut model, node) = web();
+    let mut rival = service();
+    rival.cluster_ips = vec![[10, 96, 0, 11].into()];
+    model.services.insert(name("aaa"), rival);
+    let desired = desired(&model, &node);
+    assert_eq!(frontends(&desired, "aaa").len(), 3);
+    assert_eq!(frontends(&desired, "web"), [(FrontendKind::ClusterIp, IpAddr::from([10, 96, 0, 10]), 80)]);
+    let causes: Vec<_> = desired.problems.iter().map(|problem| (&*problem.object, &*problem.cause)).collect();
+    assert_eq!(
+        causes,
+        [
+            ("Service default/web", "NodePort 192.0.2.1:30080/TCP already belongs to Service default/aaa"),
+            ("Service default/web", "LoadBalancer 203.0.113.7:80/TCP already belongs to Service default/aaa"),
+        ]
+    );
+}
+
+#[test]
+fn the_same_port_in_tcp_and_udp_is_two_services() {
+    let (mut model, node) = web();
+    let web = model.services.get_mut(&name("web")).expect("exists");
+    let tcp = web.ports[0].clone();
+    web.ports.push(ServicePort { protocol: Protocol::Udp, ..tcp });
+    let desired = desired(&model, &node);
+    assert_eq!((desired.services.len(), desired.problems.len()), (2, 0));
+    assert_eq!(frontends(&desired, "web").len(), 6);
+}
+
+#[test]
+fn two_ports_of_one_name_are_named_as_a_problem() {
+    let (mut model, node) = web();
+    let web = model.services.get_mut(&name("web")).expect("exists");
+    let first = web.ports[0].clone();
+    web.ports.push(ServicePort { port: port(81), ..first });
+    let desired = desired(&model, &node);
+    assert_eq!((desired.services.len(), desired.problems.len()), (1, 1));
+    assert!(desired.problems[0].cause.contains("two ports are named \"http\""));
+}
+
+#[test]
+fn unroutable_endpoints_are_left_out_and_named_once() {
+    let (mut model, node) = web();
+    let slice = model.slices.get_mut(&name("web-1")).expect("exists");
+    for host in [[127, 0, 0, 1], [169, 254, 0, 1], [224, 0, 0, 1], [0, 0, 0, 0], [255, 255, 255, 255]] {
+        slice.endpoints.push(endpoint(host, "node1", true));
+    }
+    let desired = desired(&model, &node);
+    let service = desired.services.values().next().expect("one");
+    assert_eq!((service.backends.len(), desired.problems.len()), (2, 5));
+}
+
+#[test]
+fn a_service_that_is_not_of_its_type_any_more_has_no_leftover_frontends() {
+    let (mut model, node) = web();
+    model.services.get_mut(&name("web")).expect("exists").service_type = ServiceType::ClusterIp;
+    let desired = desired(&model, &node);
+    assert_eq!(frontends(&desired, "web").len(), 1);
+    assert_eq!(desired.vips.len(), 1);
+}
+
+#[test]
+fn rule_2_4_1_a_detector_of_the_other_family_is_none() {
+    let (mut model, node) = web();
+    let own = model.nodes.get_mut("node1").expect("exists");
+    own.pod_cidrs = vec!["fd00:10:244:1::/64".parse().expect("a prefix")];
+    let desired = desired(&model, &node);
+    let service = desired.services.values().next().expect("one");
+    assert!(service.frontends.iter().all(|it| it.kind != FrontendKind::ClusterIp || !it.outside.masquerade()));
+}

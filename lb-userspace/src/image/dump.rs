@@ -1,0 +1,135 @@
+//! An image in words, for scenarios and for people.
+
+use std::{collections::BTreeMap, fmt::Write};
+
+use lb_common::{
+    backend::{Backend, NextHop},
+    frontend::{ClientRule, Frontend, FrontendKey, FrontendWord, PrefixFlags, PrefixKey, Scope},
+    ring::{RingWord, WhenEmpty},
+};
+use zerocopy::native_endian::U32;
+
+use super::{
+    Image, Table,
+    octets::{Octets, decode, model_protocol},
+};
+
+/// One line for each entry that is in use: frontends with their rules, services with their sets, backends, next hops,
+/// addresses and prefixes.
+pub fn dump(image: &Image) -> String {
+    let mut lines = Lines::default();
+    lines.family::<[u8; 4]>(image);
+    lines.family::<[u8; 16]>(image);
+    let settings = image.table(Table::Settings).filter_map(decode::<U32, u64>);
+    lines.add(settings.map(|(index, value)| format!("setting   {index} {value}")));
+    lines.0
+}
+
+#[derive(Default)]
+struct Lines(String);
+
+impl Lines {
+    fn add(&mut self, lines: impl Iterator<Item = String>) {
+        for line in lines {
+            self.0.push_str(&line);
+            self.0.push('\n');
+        }
+    }
+
+    fn family<A: Octets>(&mut self, image: &Image) {
+        let records: BTreeMap<u32, Frontend<A>> =
+            image.table(A::RECORDS).filter_map(decode::<U32, Frontend<A>>).map(|(id, it)| (id.get(), it)).collect();
+        let backends: BTreeMap<u32, Backend<A>> =
+            image.table(A::BACKENDS).filter_map(decode::<U32, Backend<A>>).map(|(id, it)| (id.get(), it)).collect();
+        let frontends = image.table(A::FRONTENDS).filter_map(decode::<FrontendKey<A>, FrontendWord>);
+        self.add(frontends.map(|(key, word)| frontend(&key, word, &records)));
+
+        let mut services: Vec<u32> = records.values().map(|record| record.service.get()).collect();
+        services.sort_unstable();
+        services.dedup();
+        self.add(services.into_iter().map(|service| {
+            let set = |scope| set(image, service * 2 + scope, &backends);
+            format!("service   {service} cluster={} local={}", set(0), set(1))
+        }));
+        let live = backends.iter().filter(|(_, backend)| backend.service.get() != 0);
+        self.add(live.map(|(id, backend)| {
+            let at = A::socket(backend.address);
+            let (service, hop) = (backend.service.get(), backend.next_hop.get());
+            format!("backend   {id} {at} service={service} next-hop={hop}")
+        }));
+        let hops = image.table(A::NEXT_HOPS).filter_map(decode::<U32, NextHop<A>>);
+        self.add(hops.filter(|(_, hop)| hop.ifindex.get() != 0).map(|(id, hop)| {
+            let mut line = format!("next-hop  {id} ifindex={}", hop.ifindex);
+            if hop.prefsrc != A::UNSPECIFIED {
+                // Writing to a String cannot fail.
+                write!(line, " prefsrc={}", hop.prefsrc.to_ip()).unwrap_or_default();
+            }
+            if hop.flags.get() & NextHop::<A>::LOCAL != 0 {
+                line.push_str(" local");
+            }
+            line
+        }));
+        let vips = image.table(A::VIPS).filter_map(decode::<A, u64>);
+        self.add(vips.map(|(vip, _)| format!("vip       {}", vip.to_ip())));
+        let prefixes = image.table(A::PREFIXES).filter_map(decode::<PrefixKey<A>, PrefixFlags>);
+        self.add(prefixes.map(|(key, flags)| {
+            let mut line = format!("prefix    {}/{}", key.addr.to_ip(), key.length);
+            for (flag, word) in [(PrefixFlags::SERVICE, " service"), (PrefixFlags::LOCAL_PODS, " local-pods")] {
+                if flags.contains(flag) {
+                    line.push_str(word);
+                }
+            }
+            line
+        }));
+    }
+}
+
+fn frontend<A: Octets>(key: &FrontendKey<A>, word: FrontendWord, records: &BTreeMap<u32, Frontend<A>>) -> String {
+    let protocol = model_protocol(key.protocol).map_or_else(|| key.protocol.0.to_string(), |it| it.to_string());
+    let head = format!("frontend  {}/{}", A::socket(key.address), protocol.to_lowercase());
+    match records.get(&word.id().0) {
+        None => format!("{head} record {} is missing", word.id().0),
+        Some(record) => format!(
+            "{head} service={} pod={} host={} outside={}",
+            record.service.get(),
+            rule(record.pod),
+            rule(record.host),
+            rule(record.outside),
+        ),
+    }
+}
+
+fn rule(rule: ClientRule) -> String {
+    let scope = match rule.scope() {
+        Scope::Cluster => "cluster",
+        Scope::Local => "local",
+    };
+    format!("{scope}{}", if rule.masquerade() { "+masq" } else { "" })
+}
+
+/// A ring's backends in the order of their addresses: the rendezvous order tells a reader nothing.
+fn set<A: Octets>(image: &Image, index: u32, backends: &BTreeMap<u32, Backend<A>>) -> String {
+    let bytes = image.get(Table::Services, &index.to_ne_bytes());
+    let Some(word) = bytes.and_then(|bytes| <RingWord as zerocopy::FromBytes>::read_from_bytes(bytes).ok()) else {
+        return "unused".to_owned();
+    };
+    if word.length() == 0 {
+        return match word.when_empty() {
+            WhenEmpty::Reject => "reject",
+            WhenEmpty::Drop => "drop",
+        }
+        .to_owned();
+    }
+    let slots = word.offset()..word.offset().saturating_add(word.length());
+    let mut addrs: Vec<_> = slots
+        .map(|slot| {
+            let bytes = image.get(Table::Rings, &slot.to_ne_bytes())?;
+            let id = u32::from_ne_bytes(bytes.try_into().ok()?);
+            backends.get(&id).filter(|backend| backend.service.get() != 0).map(|it| A::socket(it.address))
+        })
+        .collect();
+    addrs.sort_unstable();
+    let addrs: Vec<_> =
+        addrs.into_iter().map(|addr| addr.map_or_else(|| "missing".to_owned(), |addr| addr.to_string())).collect();
+    format!("[{}]", addrs.join(" "))
+}
