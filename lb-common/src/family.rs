@@ -22,6 +22,9 @@ pub trait Addr: Abi + Unaligned + Eq + Ord + Hash + Debug + AsRef<[u8]> {
 
     /// The address as 32-bit words in memory order, folded into one, for hashing.
     fn fold(&self) -> u32;
+
+    /// A number that orders addresses; which order does not matter.
+    fn rank(&self) -> (u64, u64);
 }
 
 impl Addr for [u8; 4] {
@@ -30,6 +33,11 @@ impl Addr for [u8; 4] {
     #[inline(always)]
     fn fold(&self) -> u32 {
         u32::from_ne_bytes(*self)
+    }
+
+    #[inline(always)]
+    fn rank(&self) -> (u64, u64) {
+        (0, u64::from(u32::from_ne_bytes(*self)))
     }
 }
 
@@ -43,6 +51,12 @@ impl Addr for [u8; 16] {
             ^ u32::from_ne_bytes([e, f, g, h]).rotate_left(7)
             ^ u32::from_ne_bytes([i, j, k, l]).rotate_left(14)
             ^ u32::from_ne_bytes([m, n, o, p]).rotate_left(21)
+    }
+
+    #[inline(always)]
+    fn rank(&self) -> (u64, u64) {
+        let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = *self;
+        (u64::from_ne_bytes([a, b, c, d, e, f, g, h]), u64::from_ne_bytes([i, j, k, l, m, n, o, p]))
     }
 }
 
@@ -122,7 +136,7 @@ impl Family for V4 {
             return Err(Counter::Malformed);
         }
         let total = usize::from(u16::from_be_bytes(ip.total_length));
-        if total < header_length || Eth::LENGTH.wrapping_add(total) > packet.length() {
+        if total < header_length || !packet.holds(Eth::LENGTH.wrapping_add(total)) {
             return Err(Counter::Malformed);
         }
         if header_length > Ipv4::LENGTH {
@@ -192,7 +206,7 @@ impl Family for V6 {
         }
         let payload = Eth::LENGTH.wrapping_add(Ipv6::LENGTH);
         let payload_length = usize::from(u16::from_be_bytes(ip.payload_length));
-        if payload.wrapping_add(payload_length) > packet.length() {
+        if !packet.holds(payload.wrapping_add(payload_length)) {
             return Err(Counter::Malformed);
         }
         match ip.next_header {

@@ -34,8 +34,8 @@ pub trait Packet {
     /// Views a header to change it.
     fn get_mut<T: Wire>(&mut self, offset: usize) -> Option<&mut T>;
 
-    /// Bytes of the frame, those that are not viewable in place included.
-    fn length(&self) -> usize;
+    /// Whether the frame has at least `bytes` bytes, those that are not viewable in place included.
+    fn holds(&self, bytes: usize) -> bool;
 
     /// Lets the L4 checksum follow a change already made (design.md section 2.6). `None` only where the field lies
     /// outside the frame.

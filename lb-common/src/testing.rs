@@ -31,8 +31,8 @@ impl Packet for Buffer {
         T::mut_from_prefix(self.0.get_mut(offset..)?).ok().map(|(header, _)| header)
     }
 
-    fn length(&self) -> usize {
-        self.0.len()
+    fn holds(&self, bytes: usize) -> bool {
+        self.0.len() >= bytes
     }
 
     fn replace_l4(&mut self, change: L4Change) -> Option<()> {

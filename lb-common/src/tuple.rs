@@ -22,6 +22,11 @@ pub struct L4Addr<A> {
 impl<A: Addr> L4Addr<A> {
     /// "No address": in a map value only.
     pub const NONE: Self = Self { addr: A::UNSPECIFIED, port: Port::NONE };
+
+    #[inline(always)]
+    fn rank(&self) -> ((u64, u64), u16) {
+        (self.addr.rank(), self.port.number())
+    }
 }
 
 /// On which side of the stack a tuple is seen (design.md section 2.1): before it at ingress, where packets still or
@@ -67,14 +72,16 @@ impl<A: Addr> FlowTuple<A> {
         Self { source, destination, protocol, side, reserved: [0; 2] }
     }
 
-    /// The same flow with the smaller end first, so that both directions find one entry.
+    /// The same flow with its ends in a fixed order, so that both directions find one entry.
     #[inline(always)]
     pub fn canonical(self) -> Self {
-        if self.source <= self.destination {
-            self
+        // Built field by field: LLVM 22 crashes on a copy of a whole IPv6 tuple between two stack slots.
+        let (source, destination) = if self.source.rank() <= self.destination.rank() {
+            (self.source, self.destination)
         } else {
-            Self { source: self.destination, destination: self.source, ..self }
-        }
+            (self.destination, self.source)
+        };
+        Self::new(self.side, self.protocol, source, destination)
     }
 }
 

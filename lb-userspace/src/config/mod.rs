@@ -1,1 +1,5 @@
-//! To come.
+//! Configuration files.
+
+/// What the configuration asks for.
+#[derive(Clone, Debug, Default)]
+pub struct Config {}

@@ -1,0 +1,215 @@
+//! The maps, and the pipeline's view of them.
+
+use core::intrinsics::{AtomicOrdering, atomic_xadd};
+
+use aya_ebpf::{
+    bindings::BPF_NOEXIST,
+    btf_maps::{Array, HashMap, LpmTrie, PerCpuArray, lpm_trie::Key},
+    helpers::generated::bpf_jiffies64,
+    macros::btf_map,
+};
+use lb_common::{
+    backend::{Backend, BackendId, NextHop, NextHopId, ServiceId},
+    conntrack::Conntrack,
+    frontend::{Frontend, FrontendId, FrontendKey, FrontendWord, PrefixFlags, Scope},
+    ring::RingWord,
+    settings::Setting,
+    socket::SOCKET_SLOTS,
+    tables::{InsertError, Tables, World},
+    tuple::FlowTuple,
+    verdict::Counter,
+};
+
+type A4 = [u8; 4];
+type A6 = [u8; 16];
+
+// The sizes are defaults: user space sets others from its configuration when it creates the maps.
+#[btf_map]
+static LB4_FRONTENDS: HashMap<FrontendKey<A4>, FrontendWord, 65_536> = HashMap::new();
+#[btf_map]
+static LB6_FRONTENDS: HashMap<FrontendKey<A6>, FrontendWord, 65_536> = HashMap::new();
+#[btf_map]
+static LB4_RECORDS: Array<Frontend<A4>, 131_072> = Array::new();
+#[btf_map]
+static LB6_RECORDS: Array<Frontend<A6>, 131_072> = Array::new();
+#[btf_map]
+static LB4_VIPS: HashMap<A4, u64, 32_768> = HashMap::new();
+#[btf_map]
+static LB6_VIPS: HashMap<A6, u64, 32_768> = HashMap::new();
+#[btf_map]
+static LB4_PREFIXES: LpmTrie<A4, PrefixFlags, 1024> = LpmTrie::new();
+#[btf_map]
+static LB6_PREFIXES: LpmTrie<A6, PrefixFlags, 1024> = LpmTrie::new();
+#[btf_map]
+static LB4_BACKENDS: Array<Backend<A4>, 131_072> = Array::new();
+#[btf_map]
+static LB6_BACKENDS: Array<Backend<A6>, 131_072> = Array::new();
+#[btf_map]
+static LB4_NEXT_HOPS: Array<NextHop<A4>, 4096> = Array::new();
+#[btf_map]
+static LB6_NEXT_HOPS: Array<NextHop<A6>, 4096> = Array::new();
+#[btf_map]
+static LB4_CONNTRACK: HashMap<FlowTuple<A4>, Conntrack<A4>, 262_144> = HashMap::new();
+#[btf_map]
+static LB6_CONNTRACK: HashMap<FlowTuple<A6>, Conntrack<A6>, 262_144> = HashMap::new();
+#[btf_map]
+static LB_SERVICES: Array<RingWord, 131_072> = Array::new();
+#[btf_map]
+static LB_RINGS: Array<BackendId, 524_288> = Array::new();
+#[btf_map]
+static LB_SETTINGS: Array<u64, { Setting::COUNT as usize }> = Array::new();
+#[btf_map]
+static LB_COUNTERS: PerCpuArray<u64, { Counter::CAPACITY as usize }> = PerCpuArray::new();
+#[btf_map]
+static LB_SOCKETS: Array<u64, { SOCKET_SLOTS as usize }> = Array::new();
+/// New connections by service id (both families share the ids).
+#[btf_map]
+static LB_SVC_CONNS: Array<u64, 65_536> = Array::new();
+/// New connections by backend id.
+#[btf_map]
+static LB4_BKD_CONNS: Array<u64, 131_072> = Array::new();
+#[btf_map]
+static LB6_BKD_CONNS: Array<u64, 131_072> = Array::new();
+/// Packets (even index) and bytes (odd) of flows the kernel side ended, by `2 * service`.
+#[btf_map]
+static LB_SVC_TRAFFIC: Array<u64, 131_072> = Array::new();
+
+/// The kernel's tables.
+pub(crate) struct Kernel;
+
+/// Reads one word of an array whose entries are published by one store.
+#[inline(always)]
+fn word<const N: usize>(array: &Array<u64, N>, index: u32) -> u64 {
+    // SAFETY: the pointer is a live map value of 8 aligned bytes; others may store to it, whole words at a time.
+    array.get_ptr(index).map_or(0, |pointer| unsafe { pointer.read_volatile() })
+}
+
+#[inline(always)]
+fn add<const N: usize>(array: &Array<u64, N>, index: u32, amount: u64) {
+    if let Some(pointer) = array.get_ptr_mut(index) {
+        // SAFETY: the pointer is a live map value of 8 aligned bytes, only ever changed by atomic additions.
+        unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(pointer, amount) };
+    }
+}
+
+impl World for Kernel {
+    #[inline(always)]
+    fn now(&self) -> u32 {
+        // SAFETY: the helper has no precondition.
+        unsafe { bpf_jiffies64() as u32 }
+    }
+
+    #[inline(always)]
+    fn count(&self, counter: Counter) {
+        if let Some(pointer) = LB_COUNTERS.get_ptr_mut(counter as u32) {
+            // SAFETY: this CPU's own value; the programs run with preemption or migration off, and a lost increment
+            // would be all the harm.
+            unsafe { *pointer = (*pointer).wrapping_add(1) };
+        }
+    }
+
+    #[inline(always)]
+    fn setting(&self, setting: Setting) -> u64 {
+        word(&LB_SETTINGS, setting as u32)
+    }
+
+    #[inline(always)]
+    fn ring(&self, service: ServiceId, scope: Scope) -> RingWord {
+        let index = service.get().wrapping_mul(2).wrapping_add(scope as u32);
+        // SAFETY: as in `word`.
+        LB_SERVICES.get_ptr(index).map_or(RingWord(0), |pointer| unsafe { pointer.read_volatile() })
+    }
+
+    #[inline(always)]
+    fn slot(&self, index: u32) -> Option<BackendId> {
+        LB_RINGS.get(index).copied()
+    }
+
+    #[inline(always)]
+    fn add_traffic(&self, service: ServiceId, packets: u64, bytes: u64) {
+        let index = service.get().wrapping_mul(2);
+        add(&LB_SVC_TRAFFIC, index, packets);
+        add(&LB_SVC_TRAFFIC, index.wrapping_add(1), bytes);
+    }
+
+    #[inline(always)]
+    fn socket_slot(&self, index: u32) -> u64 {
+        word(&LB_SOCKETS, index)
+    }
+
+    #[inline(always)]
+    fn set_socket_slot(&self, index: u32, word: u64) {
+        if let Some(pointer) = LB_SOCKETS.get_ptr_mut(index) {
+            // SAFETY: the pointer is a live map value of 8 aligned bytes, stored to whole words at a time.
+            unsafe { pointer.write_volatile(word) };
+        }
+    }
+}
+
+macro_rules! tables {
+    ($addr:ty, $frontends:ident, $records:ident, $vips:ident, $prefixes:ident, $backends:ident, $hops:ident,
+     $conntrack:ident, $connections:ident) => {
+        impl Tables<$addr> for Kernel {
+            #[inline(always)]
+            fn frontend(&self, key: &FrontendKey<$addr>) -> Option<FrontendWord> {
+                // SAFETY: the word is read at once and nothing is inserted meanwhile.
+                unsafe { $frontends.get(key) }.copied()
+            }
+
+            #[inline(always)]
+            fn record(&self, id: FrontendId) -> Option<Frontend<$addr>> {
+                $records.get(id.0).copied()
+            }
+
+            #[inline(always)]
+            fn is_vip(&self, addr: &$addr) -> bool {
+                $vips.get_ptr(addr).is_some()
+            }
+
+            #[inline(always)]
+            fn prefix(&self, addr: &$addr) -> PrefixFlags {
+                let key = Key::new(8 * size_of::<$addr>() as u32, *addr);
+                $prefixes.get(&key).copied().unwrap_or(PrefixFlags::NONE)
+            }
+
+            #[inline(always)]
+            fn backend(&self, id: BackendId) -> Option<Backend<$addr>> {
+                $backends.get(id.get()).copied()
+            }
+
+            #[inline(always)]
+            fn next_hop(&self, id: NextHopId) -> Option<NextHop<$addr>> {
+                $hops.get(id.get()).copied()
+            }
+
+            #[inline(always)]
+            fn count_connection(&self, service: ServiceId, backend: BackendId) {
+                add(&LB_SVC_CONNS, service.get(), 1);
+                add(&$connections, backend.get(), 1);
+            }
+
+            #[inline(always)]
+            fn conntrack<R>(&self, key: &FlowTuple<$addr>, visit: impl FnOnce(&mut Conntrack<$addr>) -> R) -> Option<R> {
+                // SAFETY: a live map value without alignment. Another CPU may visit it as well: each field is one
+                // store, and a lost count is all that a race costs.
+                $conntrack.get_ptr_mut(key).map(|entry| visit(unsafe { &mut *entry }))
+            }
+
+            #[inline(always)]
+            fn insert(&self, key: &FlowTuple<$addr>, entry: &Conntrack<$addr>) -> Result<(), InsertError> {
+                $conntrack.insert(key, entry, u64::from(BPF_NOEXIST)).map_err(|error| {
+                    if error == -EEXIST { InsertError::Exists } else { InsertError::Full }
+                })
+            }
+
+            #[inline(always)]
+            fn remove(&self, key: &FlowTuple<$addr>) {
+                // Absent is as good as removed.
+                $conntrack.remove(key).unwrap_or_default();
+            }
+        }
+    };
+}
+const EEXIST: i32 = 17;
+tables!(A4, LB4_FRONTENDS, LB4_RECORDS, LB4_VIPS, LB4_PREFIXES, LB4_BACKENDS, LB4_NEXT_HOPS, LB4_CONNTRACK, LB4_BKD_CONNS);
+tables!(A6, LB6_FRONTENDS, LB6_RECORDS, LB6_VIPS, LB6_PREFIXES, LB6_BACKENDS, LB6_NEXT_HOPS, LB6_CONNTRACK, LB6_BKD_CONNS);
