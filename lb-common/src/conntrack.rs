@@ -9,11 +9,16 @@ use crate::{
     backend::{BackendId, ServiceId},
     family::Addr,
     protocol::{Port, Protocol},
-    tuple::{FlowTuple, L4Addr, Side},
+    tuple::{FlowKey, L4Addr, Side},
 };
 
-/// Which of a flow's entries this is. A flow has an original entry, a middle entry, and, where the source is rewritten
-/// or the client is this host, a return entry; all carry the same addresses.
+/// Which of a flow's entries this is; all carry the same addresses.
+///
+/// ```text
+///                      ingress                  egress
+/// towards the backend  ORIGINAL                 SOURCE (where the source is rewritten)
+/// towards the client   RETURN (rewritten, host) REPLY (unless the client is this host)
+/// ```
 #[derive(
     Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
 )]
@@ -23,10 +28,12 @@ pub struct EntryKind(pub u8);
 impl EntryKind {
     /// Found by client -> frontend at ingress (NAT point 1). The master: it names the flow and holds its backend.
     pub const ORIGINAL: Self = Self(1);
-    /// Found by client <-> backend at egress, either direction (NAT points 2 and 4).
-    pub const MIDDLE: Self = Self(2);
-    /// Found by backend -> rewritten source at ingress (NAT point 3).
+    /// Found by client -> backend at egress (NAT point 2).
+    pub const SOURCE: Self = Self(2);
+    /// Found by backend -> rewritten source, or host, at ingress (NAT point 3).
     pub const RETURN: Self = Self(3);
+    /// Found by backend -> client at egress (NAT point 4).
+    pub const REPLY: Self = Self(4);
 }
 
 /// How far a connection is, as the packets that met this entry tell.
@@ -47,7 +54,7 @@ impl Phase {
     pub const CLOSED: Self = Self(3);
 }
 
-/// Value of `LB4_CONNTRACK` and `LB6_CONNTRACK` (hash by [`FlowTuple`]). 64 bytes for IPv4, 112 for IPv6.
+/// Value of `LB4_CONNTRACK` and `LB6_CONNTRACK` (hash by [`crate::tuple::FlowTuple`]). 64 bytes for IPv4, 112 for IPv6.
 #[derive(
     Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
 )]
@@ -69,7 +76,7 @@ pub struct Conntrack<A> {
     pub generation: U32,
     /// Jiffies (low 32 bits) of the last packet that met this entry.
     pub stamp: U32,
-    /// Packets that met this entry (ORIGINAL: from the client; MIDDLE: to the client).
+    /// Packets that met this entry (ORIGINAL: from the client; REPLY, or a host's RETURN: to the client).
     pub packets: U64,
     /// Their bytes, from the network header on.
     pub bytes: U64,
@@ -94,27 +101,39 @@ impl<A: Addr> Conntrack<A> {
 
     /// Key of the [`EntryKind::ORIGINAL`] entry.
     #[inline(always)]
-    pub fn original_key(&self) -> FlowTuple<A> {
-        FlowTuple::new(Side::INGRESS, self.protocol, self.client, self.frontend)
+    pub fn original_key(&self) -> FlowKey<A> {
+        FlowKey::new(Side::INGRESS, self.protocol, self.client, self.frontend)
     }
 
-    /// Key of the [`EntryKind::MIDDLE`] entry.
+    /// Key of the [`EntryKind::SOURCE`] entry, for a flow that [has a source](Self::has_source).
     #[inline(always)]
-    pub fn middle_key(&self) -> FlowTuple<A> {
-        FlowTuple::new(Side::EGRESS, self.protocol, self.client, self.backend).canonical()
+    pub fn source_key(&self) -> FlowKey<A> {
+        self.egress(self.client, self.backend)
     }
 
-    /// Key of the [`EntryKind::RETURN`] entry, where the flow has one.
+    /// Whether the flow has a [`EntryKind::RETURN`] entry.
     #[inline(always)]
-    pub fn return_key(&self) -> Option<FlowTuple<A>> {
-        let source = if self.has_source() {
-            self.source
-        } else if self.host != 0 {
-            self.client
-        } else {
-            return None;
-        };
-        Some(FlowTuple::new(Side::INGRESS, self.protocol, self.backend, source))
+    pub fn has_return(&self) -> bool {
+        self.host != 0 || self.has_source()
+    }
+
+    /// Key of the [`EntryKind::RETURN`] entry, for a flow that [has one](Self::has_return).
+    #[inline(always)]
+    pub fn return_key(&self) -> FlowKey<A> {
+        let source = if self.has_source() { &self.source } else { &self.client };
+        FlowKey::new(Side::INGRESS, self.protocol, self.backend, *source)
+    }
+
+    /// Key of the entry that meets the backend's packets last and counts them: [`EntryKind::REPLY`], or for a host's
+    /// flow [`EntryKind::RETURN`].
+    #[inline(always)]
+    pub fn answer_key(&self) -> FlowKey<A> {
+        if self.host == 0 { self.egress(self.backend, self.client) } else { self.return_key() }
+    }
+
+    #[inline(always)]
+    fn egress(&self, source: L4Addr<A>, destination: L4Addr<A>) -> FlowKey<A> {
+        FlowKey::new(Side::EGRESS, self.protocol, source, destination)
     }
 }
 

@@ -3,7 +3,7 @@
 use zerocopy::native_endian::{U32, U64};
 
 use crate::{
-    backend::NextHop,
+    backend::{NextHop, ServiceId},
     conntrack::{Conntrack, EntryKind, Phase},
     family::Addr,
     flow::Flow,
@@ -14,8 +14,8 @@ use crate::{
     ring::WhenEmpty,
     select::{self, Choice},
     settings::Setting,
-    tables::{InsertError, Tables},
-    tuple::{L4Addr, Side},
+    tables::{InsertError, Scratch, Tables},
+    tuple::{FlowKey, L4Addr},
     verdict::Counter,
 };
 
@@ -23,7 +23,7 @@ use crate::{
 const SNAT_PROBES: u32 = 32;
 
 /// What becomes of a packet that belongs to no flow.
-pub(crate) enum Outcome<A> {
+pub(crate) enum Outcome {
     /// Not ours.
     Pass(Counter),
     /// Dropped in silence.
@@ -31,20 +31,20 @@ pub(crate) enum Outcome<A> {
     /// Refused at once.
     Refuse(Counter),
     /// The flow is in the tables.
-    Made { backend: L4Addr<A>, device: u32 },
+    Made,
 }
 
 /// Decides about a packet of no known flow, and creates the flow. `host`: the client is a process of this node.
 #[inline(never)]
-pub(crate) fn new_flow<A: Addr, W: Tables<A>>(world: &W, flow: &Flow<A>, host: bool) -> Outcome<A> {
-    let Some(word) = world.frontend(&FrontendKey::new(flow.protocol, flow.destination)) else {
+pub(crate) fn new_flow<A: Addr, W: Tables<A>>(world: &W, flow: &Flow<A>, host: bool) -> Outcome {
+    let Some(word) = world.frontend(&FrontendKey::new(flow.protocol(), flow.destination())) else {
         return unknown(world, flow);
     };
-    if flow.protocol == Protocol::SCTP {
+    if flow.protocol() == Protocol::SCTP {
         return Outcome::Drop(Counter::Sctp);
     }
     // TCP begins with a SYN; anything else without state is somebody's past (design.md section 4).
-    if flow.protocol == Protocol::TCP && !flow.flags.opens() {
+    if flow.protocol() == Protocol::TCP && !flow.flags.opens() {
         return Outcome::Refuse(Counter::NoState);
     }
     let Some(frontend) = world.record(word.id()) else {
@@ -52,13 +52,13 @@ pub(crate) fn new_flow<A: Addr, W: Tables<A>>(world: &W, flow: &Flow<A>, host: b
     };
     let client = if host {
         Client::Host
-    } else if world.prefix(&flow.source.addr).contains(PrefixFlags::LOCAL_PODS) {
+    } else if world.prefix(&flow.key.0.source).contains(PrefixFlags::LOCAL_PODS) {
         Client::Pod
     } else {
         Client::Outside
     };
     let rule = frontend.rule(client);
-    let hash = flow_hash(&flow.key(Side::INGRESS), world.setting(Setting::HashSeed));
+    let hash = flow_hash(&flow.key.0, world.setting(Setting::HashSeed));
     let (id, backend) = match select::backend(world, frontend.service, rule.scope(), hash) {
         Choice::Backend(id, backend) => (id, backend),
         Choice::Empty(WhenEmpty::Reject) => return Outcome::Refuse(Counter::NoEndpoint),
@@ -72,35 +72,40 @@ pub(crate) fn new_flow<A: Addr, W: Tables<A>>(world: &W, flow: &Flow<A>, host: b
     if host && hop.flags.get() & NextHop::<A>::LOCAL != 0 {
         return Outcome::Refuse(Counter::NoRoute);
     }
-    let mut entry = Conntrack {
-        client: flow.source,
-        frontend: flow.destination,
-        backend: backend.address,
-        source: L4Addr::NONE,
-        service: frontend.service,
-        backend_id: id,
-        generation: backend.generation,
-        stamp: U32::new(world.now()),
-        packets: U64::new(1),
-        bytes: U64::new(flow.bytes()),
-        protocol: flow.protocol,
-        kind: EntryKind::ORIGINAL,
-        phase: Phase::OPENING,
-        host: u8::from(host),
-        device: hop.ifindex,
-    };
-    if needs_source(&entry, &hop, rule.masquerade()) {
-        if hop.prefsrc == A::UNSPECIFIED {
-            return Outcome::Refuse(Counter::NoRoute);
+    let made = world.scratch(|scratch| {
+        let Scratch { entry, other } = scratch;
+        *entry = Conntrack {
+            client: flow.source(),
+            frontend: flow.destination(),
+            backend: backend.address,
+            source: L4Addr::NONE,
+            service: frontend.service,
+            backend_id: id,
+            generation: backend.generation,
+            stamp: U32::new(world.now()),
+            packets: U64::new(1),
+            bytes: U64::new(flow.bytes()),
+            protocol: flow.protocol(),
+            kind: EntryKind::ORIGINAL,
+            phase: Phase::OPENING,
+            host: u8::from(host),
+            device: hop.ifindex,
+        };
+        if needs_source(entry, &hop, rule.masquerade()) {
+            if hop.prefsrc == A::UNSPECIFIED {
+                return Err(Counter::NoRoute);
+            }
+            entry.source = L4Addr { addr: hop.prefsrc, port: flow.key.0.source_port };
         }
-        entry.source = L4Addr { addr: hop.prefsrc, port: flow.source.port };
-    }
-    match insert(world, &mut entry, hash) {
-        Ok(()) => {
+        insert(world, entry, other, hash)
+    });
+    match made {
+        Some(Ok(())) => {
             world.count_connection(frontend.service, id);
-            Outcome::Made { backend: entry.backend, device: hop.ifindex.get() }
+            Outcome::Made
         }
-        Err(reason) => Outcome::Refuse(reason),
+        Some(Err(reason)) => Outcome::Refuse(reason),
+        None => Outcome::Drop(Counter::Inconsistent),
     }
 }
 
@@ -115,139 +120,171 @@ fn needs_source<A: Addr>(entry: &Conntrack<A>, hop: &NextHop<A>, masquerade: boo
 
 /// An address and port without a frontend.
 #[inline(always)]
-fn unknown<A: Addr, W: Tables<A>>(world: &W, flow: &Flow<A>) -> Outcome<A> {
-    if world.is_vip(&flow.destination.addr) {
+fn unknown<A: Addr, W: Tables<A>>(world: &W, flow: &Flow<A>) -> Outcome {
+    if world.is_vip(&flow.key.0.destination) {
         return Outcome::Refuse(Counter::NoSuchPort);
     }
-    if world.prefix(&flow.destination.addr).contains(PrefixFlags::SERVICE) {
+    if world.prefix(&flow.key.0.destination).contains(PrefixFlags::SERVICE) {
         return Outcome::Drop(Counter::Unallocated);
     }
     Outcome::Pass(Counter::NotAService)
 }
 
-/// Writes the entries of a flow: the return entry first, since it may take probing, the original one last, since it is
-/// what other packets find. Whatever fails is undone.
-#[inline(always)]
-fn insert<A: Addr, W: Tables<A>>(world: &W, entry: &mut Conntrack<A>, hash: u32) -> Result<(), Counter> {
-    insert_return(world, entry, hash)?;
-    let undo = |world: &W, entry: &Conntrack<A>, reason| {
-        if let Some(key) = entry.return_key() {
-            world.remove(&key);
-        }
-        Err(reason)
-    };
-    entry.kind = EntryKind::MIDDLE;
-    let middle = entry.middle_key();
-    // The middle entry counts the backend's packets, none so far.
-    let mut counted = *entry;
-    counted.packets = U64::ZERO;
-    counted.bytes = U64::ZERO;
-    match insert_once(world, &middle, &counted) {
-        Ok(()) => {}
-        Err(InsertError::Full) => return undo(world, entry, Counter::ConntrackFull),
-        Err(InsertError::Exists) => return undo(world, entry, Counter::TupleTaken),
-    }
-    entry.kind = EntryKind::ORIGINAL;
-    match world.insert(&entry.original_key(), entry) {
-        Ok(()) => Ok(()),
-        Err(InsertError::Full) => {
-            world.remove(&middle);
-            undo(world, entry, Counter::ConntrackFull)
-        }
-        Err(InsertError::Exists) => {
-            world.remove(&middle);
-            undo(world, entry, Counter::TupleTaken)
-        }
-    }
-}
-
-/// Inserts an entry; a flow that is over but still there makes room.
-#[inline(always)]
-fn insert_once<A: Addr, W: Tables<A>>(
-    world: &W,
-    key: &crate::tuple::FlowTuple<A>,
-    entry: &Conntrack<A>,
-) -> Result<(), InsertError> {
-    match world.insert(key, entry) {
-        Err(InsertError::Exists) if evict(world, key) => world.insert(key, entry),
-        result => result,
-    }
-}
-
-/// Removes the flow behind an entry, if it has ended.
+/// Writes the entries of a flow, the original one last, since it is what other packets find. Whatever fails is undone.
 #[inline(never)]
-fn evict<A: Addr, W: Tables<A>>(world: &W, key: &crate::tuple::FlowTuple<A>) -> bool {
-    let Some(mut other) = world.conntrack(key, |entry| *entry) else { return true };
-    let ended = match world.conntrack(&other.original_key(), |entry| *entry) {
-        None => true,
-        Some(original) => {
-            pipeline::effective_phase(world, &original).0 >= Phase::CLOSING.0
-                || pipeline::is_dead(world, &original, world.now())
-                || original.protocol != Protocol::TCP && pipeline::alive(world, &original).is_none()
-        }
-    };
+fn insert<A: Addr, W: Tables<A>>(
+    world: &W,
+    entry: &mut Conntrack<A>,
+    other: &mut Conntrack<A>,
+    hash: u32,
+) -> Result<(), Counter> {
+    let bytes = entry.bytes;
+    // What the others count: no packet so far.
+    entry.packets = U64::ZERO;
+    entry.bytes = U64::ZERO;
+    let probes = entry.has_source();
+    // A host's masqueraded flow is answered at the port that probing finds.
+    if !(probes && entry.host != 0) {
+        insert_answer(world, entry, other)?;
+    }
+    let mut done = Ok(());
+    if probes {
+        done = insert_source(world, entry, hash);
+    }
+    if done.is_ok() {
+        entry.kind = EntryKind::ORIGINAL;
+        entry.packets = U64::new(1);
+        entry.bytes = bytes;
+        done = world.insert(&entry.original_key(), entry).map_err(reason);
+    }
+    if done.is_err() {
+        remove_others(world, entry);
+    }
+    done
+}
+
+fn reason(error: InsertError) -> Counter {
+    match error {
+        InsertError::Exists => Counter::TupleTaken,
+        InsertError::Full => Counter::ConntrackFull,
+    }
+}
+
+/// The entry for the backend's packets. It names client and backend, so whoever holds it already is equal to this flow
+/// between the NAT points; one that is over makes room.
+#[inline(always)]
+fn insert_answer<A: Addr, W: Tables<A>>(
+    world: &W,
+    entry: &mut Conntrack<A>,
+    other: &mut Conntrack<A>,
+) -> Result<(), Counter> {
+    entry.kind = if entry.host == 0 { EntryKind::REPLY } else { EntryKind::RETURN };
+    let key = entry.answer_key();
+    let mut done = world.insert(&key, entry);
+    if done == Err(InsertError::Exists) && evict(world, &key, other) {
+        done = world.insert(&key, entry);
+    }
+    done.map_err(reason)
+}
+
+/// Removes the flow behind an entry, if it has ended. `other`: room for it.
+#[inline(never)]
+fn evict<A: Addr, W: Tables<A>>(world: &W, key: &FlowKey<A>, other: &mut Conntrack<A>) -> bool {
+    if world.conntrack(key, |entry| *other = *entry).is_none() {
+        return true;
+    }
+    // Without its original entry, a flow is being removed.
+    let ended = world.conntrack(&other.original_key(), |original| *other = *original).is_none()
+        || pipeline::effective_phase(world, other).0 >= Phase::CLOSING.0
+        || pipeline::is_dead(world, other, world.now())
+        || other.protocol != Protocol::TCP && pipeline::alive(world, other).is_none();
     if ended {
-        remove_flow(world, &mut other);
+        remove_flow(world, other);
         world.count(Counter::FlowReplaced);
     }
     ended
 }
 
-/// The return entry, where the flow has one; allocates the source port (semantics.md 2.4.5, 2.10.9).
-#[inline(always)]
-fn insert_return<A: Addr, W: Tables<A>>(world: &W, entry: &mut Conntrack<A>, hash: u32) -> Result<(), Counter> {
+/// The entries that rewrite the source; allocates its port (semantics.md 2.4.5, 2.10.9). On failure the flow has no
+/// source any more.
+#[inline(never)]
+fn insert_source<A: Addr, W: Tables<A>>(world: &W, entry: &mut Conntrack<A>, hash: u32) -> Result<(), Counter> {
     entry.kind = EntryKind::RETURN;
-    if !entry.has_source() {
-        let Some(key) = entry.return_key() else { return Ok(()) };
-        return insert_once(world, &key, entry).map_err(|error| match error {
-            InsertError::Exists => Counter::TupleTaken,
-            InsertError::Full => Counter::ConntrackFull,
-        });
-    }
+    let mut failure = Counter::SnatExhausted;
     let range = world.setting(Setting::SnatPorts) as u32;
     let first = range & 0xffff;
-    let last = range >> 16;
-    if first == 0 || last < first {
-        return Err(Counter::SnatExhausted);
-    }
-    let size = last.wrapping_sub(first).wrapping_add(1);
-    let own = u32::from(entry.source.port.number());
-    let mut offset = if own >= first && own <= last { own.wrapping_sub(first) } else { scale(hash, size) };
-    let mut probe = 0;
-    while probe < SNAT_PROBES {
-        entry.source.port = Port::new(first.wrapping_add(offset) as u16);
-        if let Some(key) = entry.return_key() {
+    let size = (range >> 16).wrapping_add(1).wrapping_sub(first);
+    if first != 0 && size <= 0xffff {
+        let own = u32::from(entry.source.port.number()).wrapping_sub(first);
+        let mut offset = if own < size { own } else { scale(hash, size) };
+        let mut key = entry.return_key();
+        let mut probe = 0;
+        while probe < SNAT_PROBES {
+            let port = Port::new(first.wrapping_add(offset) as u16);
+            entry.source.port = port;
+            key.0.destination_port = port;
             match world.insert(&key, entry) {
-                Ok(()) => return Ok(()),
-                Err(InsertError::Full) => return Err(Counter::ConntrackFull),
+                Ok(()) => return insert_egress(world, entry),
+                Err(InsertError::Full) => {
+                    failure = Counter::ConntrackFull;
+                    break;
+                }
                 Err(InsertError::Exists) => {}
             }
+            // An odd step of the hash: neighbours do not probe the same ports in the same order.
+            offset = offset.wrapping_add((hash & 0xff) | 1);
+            if offset >= size {
+                offset = offset.wrapping_sub(size);
+            }
+            if offset >= size {
+                offset = 0;
+            }
+            probe = probe.wrapping_add(1);
         }
-        // An odd step of the hash: neighbours do not probe the same ports in the same order.
-        offset = offset.wrapping_add((hash & 0xff) | 1);
-        if offset >= size {
-            offset = offset.wrapping_sub(size);
-        }
-        if offset >= size {
-            offset = 0;
-        }
-        probe = probe.wrapping_add(1);
     }
-    Err(Counter::SnatExhausted)
+    entry.source = L4Addr::NONE;
+    Err(failure)
+}
+
+/// The entry of NAT point 2. Nobody else can have it: the answer entry is ours.
+#[inline(always)]
+fn insert_egress<A: Addr, W: Tables<A>>(world: &W, entry: &mut Conntrack<A>) -> Result<(), Counter> {
+    entry.kind = EntryKind::SOURCE;
+    match world.insert(&entry.source_key(), entry) {
+        Ok(()) => Ok(()),
+        // What a flow of the same pair left behind.
+        Err(InsertError::Exists) => {
+            world.remove(&entry.source_key());
+            world.insert(&entry.source_key(), entry).map_err(reason)
+        }
+        Err(InsertError::Full) => Err(Counter::ConntrackFull),
+    }
+}
+
+/// Removes all entries of a flow but the original one.
+#[inline(never)]
+fn remove_others<A: Addr, W: Tables<A>>(world: &W, entry: &Conntrack<A>) {
+    if entry.has_source() {
+        world.remove(&entry.source_key());
+        world.remove(&entry.return_key());
+    }
+    world.remove(&entry.answer_key());
 }
 
 /// Removes all entries of a flow and hands what they counted to its service.
 #[inline(never)]
-pub(crate) fn remove_flow<A: Addr, W: Tables<A>>(world: &W, entry: &mut Conntrack<A>) {
-    let original = entry.original_key();
-    let middle = entry.middle_key();
-    let numbers = |entry: &mut Conntrack<A>| (entry.packets.get(), entry.bytes.get());
-    let (packets, bytes) = world.conntrack(&original, numbers).unwrap_or_default();
-    let (more_packets, more_bytes) = world.conntrack(&middle, numbers).unwrap_or_default();
-    world.add_traffic(entry.service, packets.wrapping_add(more_packets), bytes.wrapping_add(more_bytes));
-    if let Some(key) = entry.return_key() {
-        world.remove(&key);
+pub(crate) fn remove_flow<A: Addr, W: Tables<A>>(world: &W, entry: &Conntrack<A>) {
+    count(world, entry.service, &entry.original_key());
+    count(world, entry.service, &entry.answer_key());
+    remove_others(world, entry);
+    world.remove(&entry.original_key());
+}
+
+/// Hands an entry's numbers over.
+#[inline(always)]
+fn count<A: Addr, W: Tables<A>>(world: &W, service: ServiceId, key: &FlowKey<A>) {
+    let counted = world.conntrack(key, |entry| (entry.packets.get(), entry.bytes.get()));
+    if let Some((packets, bytes)) = counted {
+        world.add_traffic(service, packets, bytes);
     }
-    world.remove(&original);
-    world.remove(&middle);
 }

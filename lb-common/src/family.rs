@@ -22,9 +22,6 @@ pub trait Addr: Abi + Unaligned + Eq + Ord + Hash + Debug + AsRef<[u8]> {
 
     /// The address as 32-bit words in memory order, folded into one, for hashing.
     fn fold(&self) -> u32;
-
-    /// A number that orders addresses; which order does not matter.
-    fn rank(&self) -> (u64, u64);
 }
 
 impl Addr for [u8; 4] {
@@ -33,11 +30,6 @@ impl Addr for [u8; 4] {
     #[inline(always)]
     fn fold(&self) -> u32 {
         u32::from_ne_bytes(*self)
-    }
-
-    #[inline(always)]
-    fn rank(&self) -> (u64, u64) {
-        (0, u64::from(u32::from_ne_bytes(*self)))
     }
 }
 
@@ -51,12 +43,6 @@ impl Addr for [u8; 16] {
             ^ u32::from_ne_bytes([e, f, g, h]).rotate_left(7)
             ^ u32::from_ne_bytes([i, j, k, l]).rotate_left(14)
             ^ u32::from_ne_bytes([m, n, o, p]).rotate_left(21)
-    }
-
-    #[inline(always)]
-    fn rank(&self) -> (u64, u64) {
-        let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = *self;
-        (u64::from_ne_bytes([a, b, c, d, e, f, g, h]), u64::from_ne_bytes([i, j, k, l, m, n, o, p]))
     }
 }
 

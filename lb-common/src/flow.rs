@@ -4,7 +4,7 @@ use crate::{
     family::Family,
     packet::Packet,
     protocol::Protocol,
-    tuple::{FlowTuple, L4Addr, Side},
+    tuple::{FlowKey, L4Addr, Side},
     verdict::Counter,
     wire::{
         eth::Eth,
@@ -15,12 +15,8 @@ use crate::{
 /// A packet whose lengths were all checked. Only [`Flow::parse`] makes one.
 #[derive(Clone, Copy, Debug)]
 pub struct Flow<A> {
-    /// Source.
-    pub source: L4Addr<A>,
-    /// Destination.
-    pub destination: L4Addr<A>,
-    /// Transport protocol: TCP, UDP or SCTP.
-    pub protocol: Protocol,
+    /// The packet's own addresses, ports and protocol (TCP, UDP or SCTP), as conntrack knows them.
+    pub key: FlowKey<A>,
     /// TCP flags; none for other protocols.
     pub flags: TcpFlags,
     /// Offset of the transport header in the frame.
@@ -30,9 +26,9 @@ pub struct Flow<A> {
 }
 
 impl<A: crate::family::Addr> Flow<A> {
-    /// Parses a frame of family `F`. The error is the reason to pass it up untouched.
+    /// Parses a frame of family `F`, seen at `side`. The error is the reason to pass it up untouched.
     #[inline(always)]
-    pub fn parse<F: Family<Addr = A>, P: Packet>(packet: &P) -> Result<Self, Counter> {
+    pub fn parse<F: Family<Addr = A>, P: Packet>(packet: &P, side: Side) -> Result<Self, Counter> {
         let network = F::parse(packet)?;
         let l4 = network.payload;
         let length = network.payload_length;
@@ -65,19 +61,34 @@ impl<A: crate::family::Addr> Flow<A> {
             _ => return Err(Counter::OtherProtocol),
         };
         Ok(Self {
-            source: L4Addr { addr: network.source, port: ports.source },
-            destination: L4Addr { addr: network.destination, port: ports.destination },
-            protocol: network.protocol,
+            key: FlowKey::new(
+                side,
+                network.protocol,
+                L4Addr { addr: network.source, port: ports.source },
+                L4Addr { addr: network.destination, port: ports.destination },
+            ),
             flags,
             l4,
             l4_length: length,
         })
     }
 
-    /// The key of this packet at a hook of `side`.
+    /// Source.
     #[inline(always)]
-    pub fn key(&self, side: Side) -> FlowTuple<A> {
-        FlowTuple::new(side, self.protocol, self.source, self.destination)
+    pub fn source(&self) -> L4Addr<A> {
+        L4Addr { addr: self.key.0.source, port: self.key.0.source_port }
+    }
+
+    /// Destination.
+    #[inline(always)]
+    pub fn destination(&self) -> L4Addr<A> {
+        L4Addr { addr: self.key.0.destination, port: self.key.0.destination_port }
+    }
+
+    /// Transport protocol.
+    #[inline(always)]
+    pub fn protocol(&self) -> Protocol {
+        self.key.0.protocol
     }
 
     /// Offset of the transport header.

@@ -6,13 +6,13 @@ use crate::{family::Addr, tuple::FlowTuple};
 /// golden test.
 #[inline(always)]
 pub fn flow_hash<A: Addr>(key: &FlowTuple<A>, seed: u64) -> u32 {
-    let [a, b] = key.source.port.0;
-    let [c, d] = key.destination.port.0;
+    let [a, b] = key.source_port.0;
+    let [c, d] = key.destination_port.0;
     let ports = u32::from_ne_bytes([a, b, c, d]);
     let seed_low = seed as u32;
     let seed_high = (seed >> 32) as u32;
-    let mut hash = (key.source.addr.fold() ^ seed_low).wrapping_mul(0x9E37_79B1);
-    hash ^= (key.destination.addr.fold() ^ seed_high).rotate_left(13).wrapping_mul(0x85EB_CA77);
+    let mut hash = (key.source.fold() ^ seed_low).wrapping_mul(0x9E37_79B1);
+    hash ^= (key.destination.fold() ^ seed_high).rotate_left(13).wrapping_mul(0x85EB_CA77);
     hash ^= ports.wrapping_mul(0xC2B2_AE3D) ^ u32::from(key.protocol.0);
     mix(hash)
 }

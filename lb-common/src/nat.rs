@@ -17,11 +17,11 @@ pub fn rewrite<F: Family, P: Packet>(
     packet: &mut P,
     flow: &Flow<F::Addr>,
     end: End,
-    new: L4Addr<F::Addr>,
+    new: &L4Addr<F::Addr>,
 ) -> Option<()> {
     let old = match end {
-        End::Source => flow.source,
-        End::Destination => flow.destination,
+        End::Source => flow.source(),
+        End::Destination => flow.destination(),
     };
     F::set_address(packet, end, new.addr)?;
     let ports: &mut Ports = packet.get_mut(flow.l4())?;
@@ -30,8 +30,8 @@ pub fn rewrite<F: Family, P: Packet>(
         End::Destination => ports.destination = new.port,
     }
     packet.replace_l4(L4Change {
-        field: flow.l4().wrapping_add(if flow.protocol == Protocol::TCP { Tcp::CHECKSUM } else { Udp::CHECKSUM }),
-        zero_is_none: flow.protocol == Protocol::UDP,
+        field: flow.l4().wrapping_add(if flow.protocol() == Protocol::TCP { Tcp::CHECKSUM } else { Udp::CHECKSUM }),
+        zero_is_none: flow.protocol() == Protocol::UDP,
         ipv6: F::IPV6,
         addresses: difference(&old.addr, &new.addr),
         ports: (old.port, new.port),

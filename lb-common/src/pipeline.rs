@@ -22,7 +22,7 @@ use crate::{
     settings::Setting,
     state,
     tables::Tables,
-    tuple::{FlowTuple, L4Addr, Side},
+    tuple::{L4Addr, Side},
     verdict::{Counter, Verdict},
     wire::eth::Eth,
 };
@@ -71,79 +71,110 @@ pub fn egress<P: Packet, W: AllTables>(packet: &mut P, world: &W) -> Verdict {
     }
 }
 
+#[inline(never)]
+fn inward<F: Family, P: Packet, W: Tables<F::Addr>>(packet: &mut P, world: &W, hook: Hook, local: bool) -> Verdict {
+    let flow = match Flow::parse::<F, P>(packet, Side::INGRESS) {
+        Ok(flow) => flow,
+        Err(reason) => return Verdict::Pass(reason),
+    };
+    let met = world.conntrack(&flow.key, |entry| {
+        let met = visit(world, entry, &flow);
+        match met.way {
+            Way::Doubt => None,
+            _ => Some(send::<F, P, W>(packet, world, &flow, hook, entry, met)),
+        }
+    });
+    let reason = match met {
+        Some(Some(verdict)) => return verdict,
+        Some(None) if reconsider(world, &flow) => Counter::ToBackend,
+        Some(None) | None => match create::new_flow(world, &flow, hook == Hook::Host && local) {
+            create::Outcome::Pass(reason) => return Verdict::Pass(reason),
+            create::Outcome::Drop(reason) => return Verdict::Drop(reason),
+            create::Outcome::Refuse(_) if hook == Hook::Xdp => return Verdict::Pass(Counter::Deferred),
+            create::Outcome::Refuse(reason) => return reply::refuse::<F, P>(packet, &flow, reason),
+            create::Outcome::Made => Counter::NewFlow,
+        },
+    };
+    let sent = world.conntrack(&flow.key, |entry| {
+        to_backend::<F, P>(packet, &flow, hook, reason, &entry.backend, entry.device.get())
+    });
+    // Only if another CPU removed it meanwhile.
+    sent.unwrap_or(Verdict::Drop(Counter::Inconsistent))
+}
+
 /// What a known flow asks for.
-enum Hit<A> {
-    /// Point 1; the device is for a host's flow.
-    ToBackend { backend: L4Addr<A>, device: u32 },
+#[derive(Clone, Copy)]
+struct Met {
+    way: Way,
+    /// Towards the backend, for a host's flow; else zero.
+    device: u32,
+}
+
+#[derive(Clone, Copy)]
+enum Way {
+    /// Point 1.
+    ToBackend,
     /// Point 3.
-    ToClient { client: L4Addr<A> },
+    ToClient,
     /// Points 3 and 4 at once, for a process of this host.
-    ToHost { client: L4Addr<A>, frontend: L4Addr<A> },
+    ToHost,
     /// Expired, begun anew, or its backend is gone: look closer.
     Doubt,
 }
 
+/// The common case: a known flow, refreshed in place.
 #[inline(always)]
-fn inward<F: Family, P: Packet, W: Tables<F::Addr>>(packet: &mut P, world: &W, hook: Hook, local: bool) -> Verdict {
-    let flow = match Flow::parse::<F, P>(packet) {
-        Ok(flow) => flow,
-        Err(reason) => return Verdict::Pass(reason),
-    };
-    let key = flow.key(Side::INGRESS);
-    let hit = match world.conntrack(&key, |entry| visit(world, entry, &flow)) {
-        Some(Hit::Doubt) => reconsider(world, &key, &flow),
-        other => other,
-    };
-    match hit {
-        Some(Hit::ToBackend { backend, device }) => {
-            to_backend::<F, P>(packet, &flow, hook, Counter::ToBackend, backend, device)
+fn visit<A: Addr, W: Tables<A>>(world: &W, entry: &mut Conntrack<A>, flow: &Flow<A>) -> Met {
+    let now = world.now();
+    let mut device = 0;
+    let way = if entry.kind == EntryKind::ORIGINAL {
+        if flow.flags.opens() || expired(world, entry, now) {
+            return Met { way: Way::Doubt, device };
         }
-        Some(Hit::ToClient { client }) => match nat::rewrite::<F, P>(packet, &flow, End::Destination, client) {
+        match alive(world, entry) {
+            Some(backend) if entry.host != 0 => {
+                device = world.next_hop(backend.next_hop).map_or_else(|| entry.device.get(), |hop| hop.ifindex.get());
+            }
+            Some(_) => {}
+            // TCP goes on to a backend that left the service (semantics.md 2.8.1), UDP must not.
+            None if entry.protocol == Protocol::TCP => device = entry.device.get(),
+            None => return Met { way: Way::Doubt, device },
+        }
+        Way::ToBackend
+    } else if entry.host == 0 {
+        // Its REPLY entry counts.
+        return Met { way: Way::ToClient, device };
+    } else {
+        Way::ToHost
+    };
+    state::touch(entry, flow.flags, flow.bytes(), now);
+    Met { way, device }
+}
+
+/// Rewrites a known flow's packet.
+#[inline(always)]
+fn send<F: Family, P: Packet, W: Tables<F::Addr>>(
+    packet: &mut P,
+    world: &W,
+    flow: &Flow<F::Addr>,
+    hook: Hook,
+    entry: &Conntrack<F::Addr>,
+    met: Met,
+) -> Verdict {
+    match met.way {
+        Way::ToBackend => to_backend::<F, P>(packet, flow, hook, Counter::ToBackend, &entry.backend, met.device),
+        Way::ToClient => match nat::rewrite::<F, P>(packet, flow, End::Destination, &entry.client) {
             Some(()) => Verdict::Pass(Counter::ToClient),
             None => Verdict::Drop(Counter::Malformed),
         },
-        Some(Hit::ToHost { client, frontend }) => {
-            if hook == Hook::Xdp {
-                Verdict::Pass(Counter::Deferred)
-            } else {
-                to_host::<F, P, W>(packet, world, &flow, client, frontend)
-            }
-        }
-        Some(Hit::Doubt) | None => begin::<F, P, W>(packet, world, &flow, hook, local),
-    }
-}
-
-/// The common case: a known flow, refreshed in place.
-#[inline(always)]
-fn visit<A: Addr, W: Tables<A>>(world: &W, entry: &mut Conntrack<A>, flow: &Flow<A>) -> Hit<A> {
-    let now = world.now();
-    if entry.kind == EntryKind::ORIGINAL {
-        let device = match alive(world, entry) {
-            Some(backend) if entry.host != 0 => {
-                world.next_hop(backend.next_hop).map_or_else(|| entry.device.get(), |hop| hop.ifindex.get())
-            }
-            Some(_) => 0,
-            // TCP goes on to a backend that left the service (semantics.md 2.8.1), UDP must not.
-            None if entry.protocol == Protocol::TCP => entry.device.get(),
-            None => return Hit::Doubt,
-        };
-        if flow.flags.opens() || expired(world, entry, now) {
-            return Hit::Doubt;
-        }
-        state::touch(entry, flow.flags, flow.bytes(), now);
-        return Hit::ToBackend { backend: entry.backend, device };
-    }
-    state::touch(entry, flow.flags, flow.bytes(), now);
-    if entry.host == 0 {
-        Hit::ToClient { client: entry.client }
-    } else {
-        Hit::ToHost { client: entry.client, frontend: entry.frontend }
+        Way::ToHost | Way::Doubt if hook == Hook::Xdp => Verdict::Pass(Counter::Deferred),
+        Way::ToHost | Way::Doubt => to_host::<F, P, W>(packet, world, flow, entry),
     }
 }
 
 /// The backend of an entry, if its slot still has the same owner (design.md section 4).
 #[inline(always)]
-pub(crate) fn alive<A: Addr, W: Tables<A>>(world: &W, entry: &Conntrack<A>) -> Option<Backend<A>> {
+pub(crate) fn alive<'w, A: Addr, W: Tables<A>>(world: &'w W, entry: &Conntrack<A>) -> Option<&'w Backend<A>> {
     world
         .backend(entry.backend_id)
         .filter(|backend| backend.generation == entry.generation && backend.service == entry.service)
@@ -155,25 +186,27 @@ fn expired<A: Addr, W: Tables<A>>(world: &W, entry: &Conntrack<A>, now: u32) -> 
     state::is_expired(entry.protocol, entry.phase, entry.stamp.get(), now, ticks)
 }
 
-/// A flow in doubt: both its directions are asked. It is kept, or removed so that the packet makes a new choice.
+/// A flow in doubt: both its directions are asked. It is kept (`true`), or removed so that the packet makes a new choice.
 #[inline(never)]
-fn reconsider<A: Addr, W: Tables<A>>(world: &W, key: &FlowTuple<A>, flow: &Flow<A>) -> Option<Hit<A>> {
-    let now = world.now();
-    let mut entry = world.conntrack(key, |entry| *entry)?;
-    let gone = alive(world, &entry).is_none();
-    let dead = is_dead(world, &entry, now);
-    let closing = effective_phase(world, &entry).0 >= Phase::CLOSING.0;
-    let renew =
-        dead || gone && (entry.protocol != Protocol::TCP || flow.flags.opens()) || flow.flags.opens() && closing;
-    if renew {
-        create::remove_flow(world, &mut entry);
-        world.count(Counter::FlowReplaced);
-        return None;
-    }
-    world.conntrack(key, |entry| {
-        state::touch(entry, flow.flags, flow.bytes(), now);
-        Hit::ToBackend { backend: entry.backend, device: entry.device.get() }
-    })
+fn reconsider<A: Addr, W: Tables<A>>(world: &W, flow: &Flow<A>) -> bool {
+    let kept = world.scratch(|scratch| {
+        let entry = &mut scratch.other;
+        if world.conntrack(&flow.key, |found| *entry = *found).is_none() {
+            return false;
+        }
+        let gone = alive(world, entry).is_none();
+        let closing = effective_phase(world, entry).0 >= Phase::CLOSING.0;
+        let renew = is_dead(world, entry, world.now())
+            || gone && (entry.protocol != Protocol::TCP || flow.flags.opens())
+            || flow.flags.opens() && closing;
+        if renew {
+            create::remove_flow(world, entry);
+            world.count(Counter::FlowReplaced);
+        }
+        !renew
+    });
+    kept == Some(true)
+        && world.conntrack(&flow.key, |entry| state::touch(entry, flow.flags, flow.bytes(), world.now())).is_some()
 }
 
 /// Whether neither direction of a flow was seen within its timeout.
@@ -186,7 +219,7 @@ pub(crate) fn is_dead<A: Addr, W: Tables<A>>(world: &W, original: &Conntrack<A>,
         return false;
     }
     world
-        .conntrack(&original.middle_key(), |middle| state::is_expired(protocol, phase, middle.stamp.get(), now, ticks))
+        .conntrack(&original.answer_key(), |answer| state::is_expired(protocol, phase, answer.stamp.get(), now, ticks))
         .unwrap_or(true)
 }
 
@@ -194,7 +227,7 @@ pub(crate) fn is_dead<A: Addr, W: Tables<A>>(world: &W, original: &Conntrack<A>,
 #[inline(always)]
 pub(crate) fn effective_phase<A: Addr, W: Tables<A>>(world: &W, original: &Conntrack<A>) -> Phase {
     world
-        .conntrack(&original.middle_key(), |middle| middle.phase)
+        .conntrack(&original.answer_key(), |answer| answer.phase)
         .map_or(original.phase, |other| original.phase.max(other))
 }
 
@@ -205,7 +238,7 @@ fn to_backend<F: Family, P: Packet>(
     flow: &Flow<F::Addr>,
     hook: Hook,
     reason: Counter,
-    backend: L4Addr<F::Addr>,
+    backend: &L4Addr<F::Addr>,
     device: u32,
 ) -> Verdict {
     match nat::rewrite::<F, P>(packet, flow, End::Destination, backend) {
@@ -222,14 +255,13 @@ fn to_host<F: Family, P: Packet, W: Tables<F::Addr>>(
     packet: &mut P,
     world: &W,
     flow: &Flow<F::Addr>,
-    client: L4Addr<F::Addr>,
-    frontend: L4Addr<F::Addr>,
+    entry: &Conntrack<F::Addr>,
 ) -> Verdict {
     let [a, b, c, d, e, f, ..] = world.setting(Setting::HostMac).to_le_bytes();
     let done = packet.get_mut::<Eth>(0).map(|eth| eth.destination = [a, b, c, d, e, f]);
-    let done = done.and_then(|()| nat::rewrite::<F, P>(packet, flow, End::Source, frontend));
+    let done = done.and_then(|()| nat::rewrite::<F, P>(packet, flow, End::Source, &entry.frontend));
     let done = match done {
-        Some(()) if client != flow.destination => nat::rewrite::<F, P>(packet, flow, End::Destination, client),
+        Some(()) if entry.has_source() => nat::rewrite::<F, P>(packet, flow, End::Destination, &entry.client),
         other => other,
     };
     match done {
@@ -238,45 +270,23 @@ fn to_host<F: Family, P: Packet, W: Tables<F::Addr>>(
     }
 }
 
-/// A packet of no known flow.
-#[inline(always)]
-fn begin<F: Family, P: Packet, W: Tables<F::Addr>>(
-    packet: &mut P,
-    world: &W,
-    flow: &Flow<F::Addr>,
-    hook: Hook,
-    local: bool,
-) -> Verdict {
-    match create::new_flow(world, flow, hook == Hook::Host && local) {
-        create::Outcome::Pass(reason) => Verdict::Pass(reason),
-        create::Outcome::Drop(reason) => Verdict::Drop(reason),
-        create::Outcome::Refuse(_) if hook == Hook::Xdp => Verdict::Pass(Counter::Deferred),
-        create::Outcome::Refuse(reason) => reply::refuse::<F, P>(packet, flow, reason),
-        create::Outcome::Made { backend, device } => {
-            to_backend::<F, P>(packet, flow, hook, Counter::NewFlow, backend, device)
-        }
-    }
-}
-
-#[inline(always)]
+#[inline(never)]
 fn outward<F: Family, P: Packet, W: Tables<F::Addr>>(packet: &mut P, world: &W) -> Verdict {
-    let flow = match Flow::parse::<F, P>(packet) {
+    let flow = match Flow::parse::<F, P>(packet, Side::EGRESS) {
         Ok(flow) => flow,
         Err(reason) => return Verdict::Pass(reason),
     };
-    let seen = world.conntrack(&flow.key(Side::EGRESS).canonical(), |entry| {
-        if flow.source == entry.client && flow.destination == entry.backend {
-            return if entry.has_source() { Some((entry.source, Counter::SourceNat)) } else { None };
-        }
-        state::touch(entry, flow.flags, flow.bytes(), world.now());
-        Some((entry.frontend, Counter::FromFrontend))
-    });
-    match seen {
-        None => Verdict::Pass(Counter::NotAService),
-        Some(None) => Verdict::Pass(Counter::Untranslated),
-        Some(Some((source, reason))) => match nat::rewrite::<F, P>(packet, &flow, End::Source, source) {
+    let seen = world.conntrack(&flow.key, |entry| {
+        let (source, reason) = if entry.kind == EntryKind::SOURCE {
+            (&entry.source, Counter::SourceNat)
+        } else {
+            state::touch(entry, flow.flags, flow.bytes(), world.now());
+            (&entry.frontend, Counter::FromFrontend)
+        };
+        match nat::rewrite::<F, P>(packet, &flow, End::Source, source) {
             Some(()) => Verdict::Pass(reason),
             None => Verdict::Drop(Counter::Malformed),
-        },
-    }
+        }
+    });
+    seen.unwrap_or(Verdict::Pass(Counter::NotAService))
 }

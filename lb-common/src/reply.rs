@@ -26,7 +26,7 @@ use crate::{
 /// answered.
 #[inline(never)]
 pub fn refuse<F: Family, P: Packet>(packet: &mut P, flow: &Flow<F::Addr>, reason: Counter) -> Verdict {
-    let built = if flow.protocol != Protocol::TCP {
+    let built = if flow.protocol() != Protocol::TCP {
         unreachable::<F, P>(packet, flow)
     } else if flow.flags.has(TcpFlags::RST) {
         return Verdict::Drop(Counter::StrayReset);
@@ -49,51 +49,46 @@ fn reset<F: Family, P: Packet>(packet: &mut P, flow: &Flow<F::Addr>) -> Option<(
         ([0; 4], u32::from_be_bytes(tcp.sequence).wrapping_add(taken).to_be_bytes(), TcpFlags::RST_ACK)
     };
     packet.resize(Eth::LENGTH.wrapping_add(size_of::<F::Header>()).wrapping_add(Tcp::LENGTH))?;
+    let partial = packet.is_partial(flow.l4().wrapping_add(Tcp::CHECKSUM));
+    // Written in place: a BPF stack has no room for it.
+    let answer: &mut Tcp = packet.get_mut(flow.l4())?;
+    answer.ports = Ports { source: flow.key.0.destination_port, destination: flow.key.0.source_port };
+    answer.sequence = sequence;
+    answer.acknowledgment = acknowledgment;
+    answer.data_offset = 5 << 4;
+    answer.flags = flags;
+    answer.window = [0; 2];
+    answer.checksum = Checksum::ZERO;
+    answer.urgent = [0; 2];
     let length = Tcp::LENGTH as u16;
-    turn::<F, P>(packet, flow, Protocol::TCP.0, length)?;
-    let mut answer = Tcp {
-        ports: Ports { source: flow.destination.port, destination: flow.source.port },
-        sequence,
-        acknowledgment,
-        data_offset: 5 << 4,
-        flags,
-        window: [0; 2],
-        checksum: Checksum::ZERO,
-        urgent: [0; 2],
-    };
-    let pseudo = F::pseudo(flow.destination.addr, flow.source.addr, Protocol::TCP.0, length);
-    answer.checksum = if packet.is_partial(flow.l4().wrapping_add(Tcp::CHECKSUM)) {
-        pseudo.partial()
-    } else {
-        pseudo.add(answer.as_bytes()).checksum()
-    };
-    *packet.get_mut(flow.l4())? = answer;
-    Some(())
+    let pseudo = F::pseudo(flow.key.0.destination, flow.key.0.source, Protocol::TCP.0, length);
+    answer.checksum = if partial { pseudo.partial() } else { pseudo.add(answer.as_bytes()).checksum() };
+    turn::<F, P>(packet, flow, Protocol::TCP.0, length)
 }
 
 /// RFC 792 and RFC 4443: port unreachable, with the header in question and eight bytes behind it.
 #[inline(always)]
 fn unreachable<F: Family, P: Packet>(packet: &mut P, flow: &Flow<F::Addr>) -> Option<()> {
     let (kind, code) = F::PORT_UNREACHABLE;
-    let mut answer = Unreachable::<F::Header> {
-        kind,
-        code,
-        checksum: Checksum::ZERO,
-        unused: [0; 4],
-        header: *packet.get(Eth::LENGTH)?,
-        start: *packet.get(flow.l4())?,
-    };
     let length = size_of::<Unreachable<F::Header>>();
+    // The answer is longer than what it quotes: that is still there afterwards.
     packet.resize(Eth::LENGTH.wrapping_add(size_of::<F::Header>()).wrapping_add(length))?;
-    turn::<F, P>(packet, flow, F::ICMP, length as u16)?;
+    let header: F::Header = *packet.get(Eth::LENGTH)?;
+    let start: [u8; 8] = *packet.get(flow.l4())?;
+    let answer: &mut Unreachable<F::Header> = packet.get_mut(flow.l4())?;
+    answer.header = header;
+    answer.start = start;
+    answer.kind = kind;
+    answer.code = code;
+    answer.checksum = Checksum::ZERO;
+    answer.unused = [0; 4];
     let sum = if F::IPV6 {
-        F::pseudo(flow.destination.addr, flow.source.addr, F::ICMP, length as u16)
+        F::pseudo(flow.key.0.destination, flow.key.0.source, F::ICMP, length as u16)
     } else {
         Sum::default()
     };
     answer.checksum = sum.add(answer.as_bytes()).checksum();
-    *packet.get_mut(flow.l4())? = answer;
-    Some(())
+    turn::<F, P>(packet, flow, F::ICMP, length as u16)
 }
 
 /// Swaps the MACs and writes a network header for the way back.
@@ -101,6 +96,6 @@ fn unreachable<F: Family, P: Packet>(packet: &mut P, flow: &Flow<F::Addr>) -> Op
 fn turn<F: Family, P: Packet>(packet: &mut P, flow: &Flow<F::Addr>, protocol: u8, payload: u16) -> Option<()> {
     let eth: &mut Eth = packet.get_mut(0)?;
     core::mem::swap(&mut eth.source, &mut eth.destination);
-    *packet.get_mut(Eth::LENGTH)? = F::header(flow.destination.addr, flow.source.addr, protocol, payload);
+    *packet.get_mut(Eth::LENGTH)? = F::header(flow.key.0.destination, flow.key.0.source, protocol, payload);
     Some(())
 }

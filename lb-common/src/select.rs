@@ -10,9 +10,9 @@ use crate::{
 };
 
 /// The outcome of a choice.
-pub enum Choice<A> {
+pub enum Choice<'w, A> {
     /// This backend.
-    Backend(BackendId, Backend<A>),
+    Backend(BackendId, &'w Backend<A>),
     /// Nobody there: what to do about it.
     Empty(WhenEmpty),
     /// The ring names a backend that does not exist or belongs to another service.
@@ -21,7 +21,7 @@ pub enum Choice<A> {
 
 /// The backend that `hash` falls on in a service's ring.
 #[inline(always)]
-pub fn backend<A: Addr, W: Tables<A>>(world: &W, service: ServiceId, scope: Scope, hash: u32) -> Choice<A> {
+pub fn backend<A: Addr, W: Tables<A>>(world: &W, service: ServiceId, scope: Scope, hash: u32) -> Choice<'_, A> {
     let ring = world.ring(service, scope);
     let length = ring.length();
     if length == 0 {

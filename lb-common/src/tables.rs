@@ -1,5 +1,7 @@
 //! What the pipeline needs of the world: tables, clock, counters.
 
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
 use crate::{
     backend::{Backend, BackendId, NextHop, NextHopId, ServiceId},
     conntrack::Conntrack,
@@ -7,7 +9,7 @@ use crate::{
     frontend::{Frontend, FrontendId, FrontendKey, FrontendWord, PrefixFlags, Scope},
     ring::RingWord,
     settings::Setting,
-    tuple::FlowTuple,
+    tuple::FlowKey,
     verdict::Counter,
 };
 
@@ -18,6 +20,16 @@ pub enum InsertError {
     Exists,
     /// No room, or no memory.
     Full,
+}
+
+/// Room for the entries of one flow while they are made or looked at: a BPF program's stack has 512 bytes.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Scratch<A> {
+    /// The entry being made.
+    pub entry: Conntrack<A>,
+    /// An entry of an earlier flow.
+    pub other: Conntrack<A>,
 }
 
 /// The parts of the world that know no address.
@@ -45,21 +57,24 @@ pub trait Tables<A: Addr>: World {
     /// Looks up a frontend.
     fn frontend(&self, key: &FrontendKey<A>) -> Option<FrontendWord>;
     /// Reads a frontend's record.
-    fn record(&self, id: FrontendId) -> Option<Frontend<A>>;
+    fn record(&self, id: FrontendId) -> Option<&Frontend<A>>;
     /// Whether the address is ours.
     fn is_vip(&self, addr: &A) -> bool;
     /// What the prefixes say about an address.
     fn prefix(&self, addr: &A) -> PrefixFlags;
     /// Reads a backend.
-    fn backend(&self, id: BackendId) -> Option<Backend<A>>;
+    fn backend(&self, id: BackendId) -> Option<&Backend<A>>;
     /// Reads a next hop.
-    fn next_hop(&self, id: NextHopId) -> Option<NextHop<A>>;
+    fn next_hop(&self, id: NextHopId) -> Option<&NextHop<A>>;
     /// Counts a new connection of a service and its backend.
     fn count_connection(&self, service: ServiceId, backend: BackendId);
+    /// Lends this CPU's scratch memory, contents unspecified. Not for hooks that may be preempted (the socket hooks), and
+    /// never twice at a time. `None` never happens; the kernel's verifier asks.
+    fn scratch<R>(&self, visit: impl FnOnce(&mut Scratch<A>) -> R) -> Option<R>;
     /// Looks up a flow's entry and lets `visit` read and change it in place.
-    fn conntrack<R>(&self, key: &FlowTuple<A>, visit: impl FnOnce(&mut Conntrack<A>) -> R) -> Option<R>;
+    fn conntrack<R>(&self, key: &FlowKey<A>, visit: impl FnOnce(&mut Conntrack<A>) -> R) -> Option<R>;
     /// Inserts an entry that must not exist.
-    fn insert(&self, key: &FlowTuple<A>, entry: &Conntrack<A>) -> Result<(), InsertError>;
+    fn insert(&self, key: &FlowKey<A>, entry: &Conntrack<A>) -> Result<(), InsertError>;
     /// Removes an entry, if it is there.
-    fn remove(&self, key: &FlowTuple<A>);
+    fn remove(&self, key: &FlowKey<A>);
 }

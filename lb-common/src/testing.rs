@@ -2,7 +2,7 @@
 
 use std::{cell::RefCell, collections::BTreeMap, vec::Vec};
 
-use zerocopy::IntoBytes;
+use zerocopy::{FromZeros, IntoBytes};
 
 use crate::{
     backend::{Backend, BackendId, NextHop, NextHopId, ServiceId},
@@ -13,8 +13,8 @@ use crate::{
     packet::{L4Change, Packet, Wire, replace_inline},
     ring::RingWord,
     settings::Setting,
-    tables::{InsertError, Tables, World},
-    tuple::FlowTuple,
+    tables::{InsertError, Scratch, Tables, World},
+    tuple::{FlowKey, FlowTuple},
     verdict::Counter,
 };
 
@@ -156,8 +156,8 @@ macro_rules! tables {
                 self.$field.frontends.get(key).copied()
             }
 
-            fn record(&self, id: FrontendId) -> Option<Frontend<$addr>> {
-                self.$field.records.get(&id.0).copied()
+            fn record(&self, id: FrontendId) -> Option<&Frontend<$addr>> {
+                self.$field.records.get(&id.0)
             }
 
             fn is_vip(&self, addr: &$addr) -> bool {
@@ -169,43 +169,43 @@ macro_rules! tables {
                 matching.max_by_key(|(length, ..)| *length).map_or(PrefixFlags::NONE, |(.., flags)| *flags)
             }
 
-            fn backend(&self, id: BackendId) -> Option<Backend<$addr>> {
-                self.$field.backends.get(&id.get()).copied()
+            fn backend(&self, id: BackendId) -> Option<&Backend<$addr>> {
+                self.$field.backends.get(&id.get())
             }
 
-            fn next_hop(&self, id: NextHopId) -> Option<NextHop<$addr>> {
-                self.$field.next_hops.get(&id.get()).copied()
+            fn next_hop(&self, id: NextHopId) -> Option<&NextHop<$addr>> {
+                self.$field.next_hops.get(&id.get())
             }
 
             fn count_connection(&self, service: ServiceId, backend: BackendId) {
                 *self.$field.connections.borrow_mut().entry((service.get(), backend.get())).or_default() += 1;
             }
 
-            fn conntrack<R>(
-                &self,
-                key: &FlowTuple<$addr>,
-                visit: impl FnOnce(&mut Conntrack<$addr>) -> R,
-            ) -> Option<R> {
-                let mut entry = *self.$field.conntrack.borrow().get(key)?;
+            fn scratch<R>(&self, visit: impl FnOnce(&mut Scratch<$addr>) -> R) -> Option<R> {
+                Some(visit(&mut Scratch::new_zeroed()))
+            }
+
+            fn conntrack<R>(&self, key: &FlowKey<$addr>, visit: impl FnOnce(&mut Conntrack<$addr>) -> R) -> Option<R> {
+                let mut entry = *self.$field.conntrack.borrow().get(&key.0)?;
                 let result = visit(&mut entry);
-                self.$field.conntrack.borrow_mut().insert(*key, entry);
+                self.$field.conntrack.borrow_mut().insert(key.0, entry);
                 Some(result)
             }
 
-            fn insert(&self, key: &FlowTuple<$addr>, entry: &Conntrack<$addr>) -> Result<(), InsertError> {
+            fn insert(&self, key: &FlowKey<$addr>, entry: &Conntrack<$addr>) -> Result<(), InsertError> {
                 let mut flows = self.$field.conntrack.borrow_mut();
-                if flows.contains_key(key) {
+                if flows.contains_key(&key.0) {
                     return Err(InsertError::Exists);
                 }
                 if flows.len() >= self.$field.conntrack_capacity {
                     return Err(InsertError::Full);
                 }
-                flows.insert(*key, *entry);
+                flows.insert(key.0, *entry);
                 Ok(())
             }
 
-            fn remove(&self, key: &FlowTuple<$addr>) {
-                self.$field.conntrack.borrow_mut().remove(key);
+            fn remove(&self, key: &FlowKey<$addr>) {
+                self.$field.conntrack.borrow_mut().remove(&key.0);
             }
         }
     };

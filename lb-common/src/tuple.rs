@@ -22,11 +22,6 @@ pub struct L4Addr<A> {
 impl<A: Addr> L4Addr<A> {
     /// "No address": in a map value only.
     pub const NONE: Self = Self { addr: A::UNSPECIFIED, port: Port::NONE };
-
-    #[inline(always)]
-    fn rank(&self) -> ((u64, u64), u16) {
-        (self.addr.rank(), self.port.number())
-    }
 }
 
 /// On which side of the stack a tuple is seen (design.md section 2.1): before it at ingress, where packets still or
@@ -45,8 +40,6 @@ impl Side {
 }
 
 /// The key of a flow in conntrack: the packet's own source and destination, its protocol, and where it is seen.
-///
-/// At [`Side::EGRESS`] both directions of a flow share one key: see [`FlowTuple::canonical`].
 /// 16 bytes for IPv4, 40 for IPv6, no alignment.
 #[derive(
     Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
@@ -54,9 +47,13 @@ impl Side {
 #[repr(C)]
 pub struct FlowTuple<A> {
     /// Source of the packet.
-    pub source: L4Addr<A>,
+    pub source: A,
     /// Destination of the packet.
-    pub destination: L4Addr<A>,
+    pub destination: A,
+    /// Its source port.
+    pub source_port: Port,
+    /// Its destination port.
+    pub destination_port: Port,
     /// Transport protocol.
     pub protocol: Protocol,
     /// Which hook sees it.
@@ -65,23 +62,24 @@ pub struct FlowTuple<A> {
     pub reserved: [u8; 2],
 }
 
-impl<A: Addr> FlowTuple<A> {
+/// A [`FlowTuple`] in memory of our own, where the compiler may store whole words: a map's type has no alignment.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(align(8))]
+pub struct FlowKey<A>(pub FlowTuple<A>);
+
+impl<A: Addr> FlowKey<A> {
     /// A tuple as the packet carries it.
     #[inline(always)]
     pub fn new(side: Side, protocol: Protocol, source: L4Addr<A>, destination: L4Addr<A>) -> Self {
-        Self { source, destination, protocol, side, reserved: [0; 2] }
-    }
-
-    /// The same flow with its ends in a fixed order, so that both directions find one entry.
-    #[inline(always)]
-    pub fn canonical(self) -> Self {
-        // Built field by field: LLVM 22 crashes on a copy of a whole IPv6 tuple between two stack slots.
-        let (source, destination) = if self.source.rank() <= self.destination.rank() {
-            (self.source, self.destination)
-        } else {
-            (self.destination, self.source)
-        };
-        Self::new(self.side, self.protocol, source, destination)
+        Self(FlowTuple {
+            source: source.addr,
+            destination: destination.addr,
+            source_port: source.port,
+            destination_port: destination.port,
+            protocol,
+            side,
+            reserved: [0; 2],
+        })
     }
 }
 

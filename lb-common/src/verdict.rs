@@ -78,8 +78,8 @@ pub enum Counter {
     FromFrontend = 14,
     /// Rewritten: a backend's answer to a process of this host.
     HostReply = 15,
-    /// Passed: the packet of a flow that needs nothing at egress.
-    Untranslated = 16,
+    /// Dropped: SCTP to a frontend, not rewritten yet.
+    Sctp = 16,
     /// Refused: the service has no endpoint (semantics.md 2.3.1).
     NoEndpoint = 17,
     /// Dropped: the policy is Local and no endpoint is here (semantics.md 2.3.2, 2.3.3).
@@ -118,8 +118,6 @@ pub enum Counter {
     SocketNoEndpoint = 34,
     /// Socket hook: refused, an address of ours but no such port.
     SocketNoSuchPort = 35,
-    /// Dropped: SCTP to a frontend, not rewritten yet.
-    Sctp = 36,
 }
 
 impl Counter {
@@ -127,7 +125,7 @@ impl Counter {
     pub const CAPACITY: u32 = 64;
 
     /// Every counter in index order.
-    pub const ALL: [Self; 37] = [
+    pub const ALL: [Self; 36] = [
         Self::OtherLink,
         Self::Vlan,
         Self::Malformed,
@@ -144,7 +142,7 @@ impl Counter {
         Self::ToClient,
         Self::FromFrontend,
         Self::HostReply,
-        Self::Untranslated,
+        Self::Sctp,
         Self::NoEndpoint,
         Self::NoLocalEndpoint,
         Self::NoSuchPort,
@@ -164,7 +162,6 @@ impl Counter {
         Self::SocketLeft,
         Self::SocketNoEndpoint,
         Self::SocketNoSuchPort,
-        Self::Sctp,
     ];
 }
 

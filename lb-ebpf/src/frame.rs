@@ -1,5 +1,7 @@
 //! The packet in the kernel: the only pointer arithmetic of the project.
 
+use core::hint::assert_unchecked;
+
 use aya_ebpf::{
     EbpfContext as _,
     bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR},
@@ -97,7 +99,14 @@ impl<C: Context> Frame<C> {
             return None;
         }
         let start = self.0.start() + offset;
-        if start + size_of::<T>() > self.0.end() { None } else { Some(start as *mut T) }
+        if start + size_of::<T>() > self.0.end() {
+            return None;
+        }
+        // Headers behind Ethernet's fourteen bytes stand at multiples of four: the kernel's NET_IP_ALIGN, which the
+        // verifier assumes as well. A machine that does not align them can load them unaligned.
+        // SAFETY: as said; nothing but the width of loads depends on it.
+        unsafe { assert_unchecked(start.is_multiple_of(if offset & 3 == 2 { 4 } else { 2 })) };
+        Some(start as *mut T)
     }
 
     #[inline(always)]

@@ -1,6 +1,9 @@
 //! The maps, and the pipeline's view of them.
 
-use core::intrinsics::{AtomicOrdering, atomic_xadd};
+use core::{
+    hint::assert_unchecked,
+    intrinsics::{AtomicOrdering, atomic_xadd},
+};
 
 use aya_ebpf::{
     bindings::BPF_NOEXIST,
@@ -15,8 +18,8 @@ use lb_common::{
     ring::RingWord,
     settings::Setting,
     socket::SOCKET_SLOTS,
-    tables::{InsertError, Tables, World},
-    tuple::FlowTuple,
+    tables::{InsertError, Scratch, Tables, World},
+    tuple::{FlowKey, FlowTuple},
     verdict::Counter,
 };
 
@@ -62,6 +65,10 @@ static LB_SETTINGS: Array<u64, { Setting::COUNT as usize }> = Array::new();
 static LB_COUNTERS: PerCpuArray<u64, { Counter::CAPACITY as usize }> = PerCpuArray::new();
 #[btf_map]
 static LB_SOCKETS: Array<u64, { SOCKET_SLOTS as usize }> = Array::new();
+#[btf_map]
+static LB4_SCRATCH: PerCpuArray<Scratch<A4>, 1> = PerCpuArray::new();
+#[btf_map]
+static LB6_SCRATCH: PerCpuArray<Scratch<A6>, 1> = PerCpuArray::new();
 /// New connections by service id (both families share the ids).
 #[btf_map]
 static LB_SVC_CONNS: Array<u64, 65_536> = Array::new();
@@ -77,11 +84,32 @@ static LB_SVC_TRAFFIC: Array<u64, 131_072> = Array::new();
 /// The kernel's tables.
 pub(crate) struct Kernel;
 
+/// A key on the stack where the compiler knows that whole words may be stored: the types of the maps have no alignment.
+#[repr(align(8))]
+struct Key8<T>(T);
+
+/// Tells the compiler what the kernel promises: map values begin at a multiple of eight.
+#[inline(always)]
+fn value<T>(pointer: *mut T) -> *mut T {
+    // SAFETY: array, hash and per-CPU values are all laid out that way (kernel: bpf_map_area_alloc, htab_elem, __percpu
+    // with alignment 8).
+    unsafe { assert_unchecked(pointer.addr().is_multiple_of(8)) };
+    pointer
+}
+
 /// Reads one word of an array whose entries are published by one store.
 #[inline(always)]
 fn word<const N: usize>(array: &Array<u64, N>, index: u32) -> u64 {
     // SAFETY: the pointer is a live map value of 8 aligned bytes; others may store to it, whole words at a time.
     array.get_ptr(index).map_or(0, |pointer| unsafe { pointer.read_volatile() })
+}
+
+/// A record of an array.
+#[inline(always)]
+fn read<T, const N: usize>(array: &Array<T, N>, index: u32) -> Option<&T> {
+    // SAFETY: a live map value, valid until the program ends. User space does not change a record while a published
+    // word leads to it, but for single words.
+    array.get_ptr_mut(index).map(|pointer| unsafe { &*value(pointer) })
 }
 
 #[inline(always)]
@@ -148,38 +176,40 @@ impl World for Kernel {
 
 macro_rules! tables {
     ($addr:ty, $frontends:ident, $records:ident, $vips:ident, $prefixes:ident, $backends:ident, $hops:ident,
-     $conntrack:ident, $connections:ident) => {
+     $conntrack:ident, $connections:ident, $scratch:ident) => {
         impl Tables<$addr> for Kernel {
             #[inline(always)]
             fn frontend(&self, key: &FrontendKey<$addr>) -> Option<FrontendWord> {
+                let key = Key8(*key);
                 // SAFETY: the word is read at once and nothing is inserted meanwhile.
-                unsafe { $frontends.get(key) }.copied()
+                unsafe { $frontends.get(&key.0) }.copied()
             }
 
             #[inline(always)]
-            fn record(&self, id: FrontendId) -> Option<Frontend<$addr>> {
-                $records.get(id.0).copied()
+            fn record(&self, id: FrontendId) -> Option<&Frontend<$addr>> {
+                read(&$records, id.0)
             }
 
             #[inline(always)]
             fn is_vip(&self, addr: &$addr) -> bool {
-                $vips.get_ptr(addr).is_some()
+                let key = Key8(*addr);
+                $vips.get_ptr(&key.0).is_some()
             }
 
             #[inline(always)]
             fn prefix(&self, addr: &$addr) -> PrefixFlags {
-                let key = Key::new(8 * size_of::<$addr>() as u32, *addr);
-                $prefixes.get(&key).copied().unwrap_or(PrefixFlags::NONE)
+                let key = Key8(Key::new(8 * size_of::<$addr>() as u32, *addr));
+                $prefixes.get(&key.0).copied().unwrap_or(PrefixFlags::NONE)
             }
 
             #[inline(always)]
-            fn backend(&self, id: BackendId) -> Option<Backend<$addr>> {
-                $backends.get(id.get()).copied()
+            fn backend(&self, id: BackendId) -> Option<&Backend<$addr>> {
+                read(&$backends, id.get())
             }
 
             #[inline(always)]
-            fn next_hop(&self, id: NextHopId) -> Option<NextHop<$addr>> {
-                $hops.get(id.get()).copied()
+            fn next_hop(&self, id: NextHopId) -> Option<&NextHop<$addr>> {
+                read(&$hops, id.get())
             }
 
             #[inline(always)]
@@ -189,27 +219,55 @@ macro_rules! tables {
             }
 
             #[inline(always)]
-            fn conntrack<R>(&self, key: &FlowTuple<$addr>, visit: impl FnOnce(&mut Conntrack<$addr>) -> R) -> Option<R> {
+            fn scratch<R>(&self, visit: impl FnOnce(&mut Scratch<$addr>) -> R) -> Option<R> {
+                // SAFETY: this CPU's own value, and packet programs run with bottom halves off, so not inside each other.
+                $scratch.get_ptr_mut(0).map(|scratch| visit(unsafe { &mut *value(scratch) }))
+            }
+
+            #[inline(always)]
+            fn conntrack<R>(&self, key: &FlowKey<$addr>, visit: impl FnOnce(&mut Conntrack<$addr>) -> R) -> Option<R> {
                 // SAFETY: a live map value without alignment. Another CPU may visit it as well: each field is one
                 // store, and a lost count is all that a race costs.
-                $conntrack.get_ptr_mut(key).map(|entry| visit(unsafe { &mut *entry }))
+                $conntrack.get_ptr_mut(&key.0).map(|entry| visit(unsafe { &mut *value(entry) }))
             }
 
             #[inline(always)]
-            fn insert(&self, key: &FlowTuple<$addr>, entry: &Conntrack<$addr>) -> Result<(), InsertError> {
-                $conntrack.insert(key, entry, u64::from(BPF_NOEXIST)).map_err(|error| {
-                    if error == -EEXIST { InsertError::Exists } else { InsertError::Full }
-                })
+            fn insert(&self, key: &FlowKey<$addr>, entry: &Conntrack<$addr>) -> Result<(), InsertError> {
+                $conntrack
+                    .insert(&key.0, entry, u64::from(BPF_NOEXIST))
+                    .map_err(|error| if error == -EEXIST { InsertError::Exists } else { InsertError::Full })
             }
 
             #[inline(always)]
-            fn remove(&self, key: &FlowTuple<$addr>) {
+            fn remove(&self, key: &FlowKey<$addr>) {
                 // Absent is as good as removed.
-                $conntrack.remove(key).unwrap_or_default();
+                $conntrack.remove(&key.0).unwrap_or_default();
             }
         }
     };
 }
 const EEXIST: i32 = 17;
-tables!(A4, LB4_FRONTENDS, LB4_RECORDS, LB4_VIPS, LB4_PREFIXES, LB4_BACKENDS, LB4_NEXT_HOPS, LB4_CONNTRACK, LB4_BKD_CONNS);
-tables!(A6, LB6_FRONTENDS, LB6_RECORDS, LB6_VIPS, LB6_PREFIXES, LB6_BACKENDS, LB6_NEXT_HOPS, LB6_CONNTRACK, LB6_BKD_CONNS);
+tables!(
+    A4,
+    LB4_FRONTENDS,
+    LB4_RECORDS,
+    LB4_VIPS,
+    LB4_PREFIXES,
+    LB4_BACKENDS,
+    LB4_NEXT_HOPS,
+    LB4_CONNTRACK,
+    LB4_BKD_CONNS,
+    LB4_SCRATCH
+);
+tables!(
+    A6,
+    LB6_FRONTENDS,
+    LB6_RECORDS,
+    LB6_VIPS,
+    LB6_PREFIXES,
+    LB6_BACKENDS,
+    LB6_NEXT_HOPS,
+    LB6_CONNTRACK,
+    LB6_BKD_CONNS,
+    LB6_SCRATCH
+);

@@ -82,7 +82,10 @@ pub(crate) fn peername6(context: &SockAddrContext) -> i32 {
 
 /// The backend for a TCP socket's destination, if it is a frontend; an error refuses the call.
 #[inline(always)]
-fn decide<A: lb_common::family::Addr>(context: &SockAddrContext, destination: L4Addr<A>) -> Result<Option<L4Addr<A>>, ()>
+fn decide<A: lb_common::family::Addr>(
+    context: &SockAddrContext,
+    destination: L4Addr<A>,
+) -> Result<Option<L4Addr<A>>, ()>
 where
     Kernel: lb_common::tables::Tables<A>,
 {
