@@ -22,7 +22,8 @@ use crate::{
 /// Probes for a free source port before giving up.
 const SNAT_PROBES: u32 = 32;
 
-/// What becomes of a packet that belongs to no flow.
+/// What becomes of a packet that belongs to no flow, or to one that may be over.
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Outcome {
     /// Not ours.
     Pass(Counter),
@@ -30,15 +31,51 @@ pub(crate) enum Outcome {
     Drop(Counter),
     /// Refused at once.
     Refuse(Counter),
-    /// The flow is in the tables.
-    Made,
+    /// Its flow is in the tables.
+    Flow(Counter),
 }
 
-/// Decides about a packet of no known flow, and creates the flow. `host`: the client is a process of this node.
+/// Finds or makes the flow of a packet. `host`: the client is a process of this node.
+///
+/// The steps are called one after the other, not one by the other, for the sake of the BPF stack.
+#[inline(always)]
+pub(crate) fn enter<A: Addr, W: Tables<A>>(world: &W, flow: &Flow<A>, host: bool) -> Outcome {
+    let outcome = world.scratch(|Scratch { entry, other }| {
+        if world.conntrack(&flow.key, |found| *other = *found).is_some() {
+            if goes_on(world, flow, other) {
+                return Outcome::Flow(Counter::ToBackend);
+            }
+            remove_flow(world, other);
+        }
+        match choose(world, flow, host, entry) {
+            Outcome::Flow(_) => {}
+            outcome => return outcome,
+        }
+        let hash = flow_hash(&flow.key.0, world.setting(Setting::HashSeed));
+        match insert(world, entry, other, hash) {
+            Ok(()) => Outcome::Flow(Counter::NewFlow),
+            Err(reason) => Outcome::Refuse(reason),
+        }
+    });
+    outcome.unwrap_or(Outcome::Drop(Counter::Inconsistent))
+}
+
+/// Whether a flow in doubt goes on: both its directions are asked. Otherwise its packet makes a new choice.
 #[inline(never)]
-pub(crate) fn new_flow<A: Addr, W: Tables<A>>(world: &W, flow: &Flow<A>, host: bool) -> Outcome {
+fn goes_on<A: Addr, W: Tables<A>>(world: &W, flow: &Flow<A>, entry: &Conntrack<A>) -> bool {
+    let gone = pipeline::alive(world, entry).is_none();
+    let closing = pipeline::effective_phase(world, entry).0 >= Phase::CLOSING.0;
+    let over = pipeline::is_dead(world, entry, world.now())
+        || gone && (entry.protocol != Protocol::TCP || flow.flags.opens())
+        || flow.flags.opens() && closing;
+    !over
+}
+
+/// Decides about a packet of no known flow: the frontend, the client's rule, a backend. Fills `entry` for a new flow.
+#[inline(never)]
+fn choose<A: Addr, W: Tables<A>>(world: &W, flow: &Flow<A>, host: bool, entry: &mut Conntrack<A>) -> Outcome {
     let Some(word) = world.frontend(&FrontendKey::new(flow.protocol(), flow.destination())) else {
-        return unknown(world, flow);
+        return no_frontend(world, flow);
     };
     if flow.protocol() == Protocol::SCTP {
         return Outcome::Drop(Counter::Sctp);
@@ -72,41 +109,30 @@ pub(crate) fn new_flow<A: Addr, W: Tables<A>>(world: &W, flow: &Flow<A>, host: b
     if host && hop.flags.get() & NextHop::<A>::LOCAL != 0 {
         return Outcome::Refuse(Counter::NoRoute);
     }
-    let made = world.scratch(|scratch| {
-        let Scratch { entry, other } = scratch;
-        *entry = Conntrack {
-            client: flow.source(),
-            frontend: flow.destination(),
-            backend: backend.address,
-            source: L4Addr::NONE,
-            service: frontend.service,
-            backend_id: id,
-            generation: backend.generation,
-            stamp: U32::new(world.now()),
-            packets: U64::new(1),
-            bytes: U64::new(flow.bytes()),
-            protocol: flow.protocol(),
-            kind: EntryKind::ORIGINAL,
-            phase: Phase::OPENING,
-            host: u8::from(host),
-            device: hop.ifindex,
-        };
-        if needs_source(entry, &hop, rule.masquerade()) {
-            if hop.prefsrc == A::UNSPECIFIED {
-                return Err(Counter::NoRoute);
-            }
-            entry.source = L4Addr { addr: hop.prefsrc, port: flow.key.0.source_port };
+    *entry = Conntrack {
+        client: flow.source(),
+        frontend: flow.destination(),
+        backend: backend.address,
+        source: L4Addr::NONE,
+        service: frontend.service,
+        backend_id: id,
+        generation: backend.generation,
+        stamp: U32::new(world.now()),
+        packets: U64::ZERO,
+        bytes: U64::ZERO,
+        protocol: flow.protocol(),
+        kind: EntryKind::ORIGINAL,
+        phase: Phase::OPENING,
+        host: u8::from(host),
+        device: hop.ifindex,
+    };
+    if needs_source(entry, hop, rule.masquerade()) {
+        if hop.prefsrc == A::UNSPECIFIED {
+            return Outcome::Refuse(Counter::NoRoute);
         }
-        insert(world, entry, other, hash)
-    });
-    match made {
-        Some(Ok(())) => {
-            world.count_connection(frontend.service, id);
-            Outcome::Made
-        }
-        Some(Err(reason)) => Outcome::Refuse(reason),
-        None => Outcome::Drop(Counter::Inconsistent),
+        entry.source = L4Addr { addr: hop.prefsrc, port: entry.client.port };
     }
+    Outcome::Flow(Counter::NewFlow)
 }
 
 /// Whether the backend must see this node as the source: by the rule (semantics.md 2.4.1 to 2.4.3), or because client and
@@ -120,7 +146,7 @@ fn needs_source<A: Addr>(entry: &Conntrack<A>, hop: &NextHop<A>, masquerade: boo
 
 /// An address and port without a frontend.
 #[inline(always)]
-fn unknown<A: Addr, W: Tables<A>>(world: &W, flow: &Flow<A>) -> Outcome {
+fn no_frontend<A: Addr, W: Tables<A>>(world: &W, flow: &Flow<A>) -> Outcome {
     if world.is_vip(&flow.key.0.destination) {
         return Outcome::Refuse(Counter::NoSuchPort);
     }
@@ -131,78 +157,75 @@ fn unknown<A: Addr, W: Tables<A>>(world: &W, flow: &Flow<A>) -> Outcome {
 }
 
 /// Writes the entries of a flow, the original one last, since it is what other packets find. Whatever fails is undone.
-#[inline(never)]
+#[inline(always)]
 fn insert<A: Addr, W: Tables<A>>(
     world: &W,
     entry: &mut Conntrack<A>,
     other: &mut Conntrack<A>,
     hash: u32,
 ) -> Result<(), Counter> {
-    let bytes = entry.bytes;
-    // What the others count: no packet so far.
-    entry.packets = U64::ZERO;
-    entry.bytes = U64::ZERO;
     let probes = entry.has_source();
+    let mut done = Ok(());
     // A host's masqueraded flow is answered at the port that probing finds.
     if !(probes && entry.host != 0) {
-        insert_answer(world, entry, other)?;
+        done = insert_answer(world, entry);
+        if done == Err(Counter::TupleTaken) && is_over(world, entry, other) {
+            remove_flow(world, other);
+            done = insert_answer(world, entry);
+        }
+        if done.is_err() {
+            return done;
+        }
     }
-    let mut done = Ok(());
     if probes {
         done = insert_source(world, entry, hash);
     }
     if done.is_ok() {
-        entry.kind = EntryKind::ORIGINAL;
-        entry.packets = U64::new(1);
-        entry.bytes = bytes;
-        done = world.insert(&entry.original_key(), entry).map_err(reason);
+        done = insert_original(world, entry);
     }
     if done.is_err() {
         remove_others(world, entry);
     }
+    if done.is_ok() {
+        world.count_connection(entry.service, entry.backend_id);
+    }
     done
 }
 
-fn reason(error: InsertError) -> Counter {
-    match error {
-        InsertError::Exists => Counter::TupleTaken,
-        InsertError::Full => Counter::ConntrackFull,
+#[inline(always)]
+fn put<A: Addr, W: Tables<A>>(world: &W, key: &FlowKey<A>, entry: &Conntrack<A>) -> Result<(), Counter> {
+    match world.insert(key, entry) {
+        Ok(()) => Ok(()),
+        Err(InsertError::Exists) => Err(Counter::TupleTaken),
+        Err(InsertError::Full) => Err(Counter::ConntrackFull),
     }
+}
+
+#[inline(never)]
+fn insert_original<A: Addr, W: Tables<A>>(world: &W, entry: &mut Conntrack<A>) -> Result<(), Counter> {
+    entry.kind = EntryKind::ORIGINAL;
+    put(world, &entry.original_key(), entry)
 }
 
 /// The entry for the backend's packets. It names client and backend, so whoever holds it already is equal to this flow
-/// between the NAT points; one that is over makes room.
-#[inline(always)]
-fn insert_answer<A: Addr, W: Tables<A>>(
-    world: &W,
-    entry: &mut Conntrack<A>,
-    other: &mut Conntrack<A>,
-) -> Result<(), Counter> {
+/// between the NAT points.
+#[inline(never)]
+fn insert_answer<A: Addr, W: Tables<A>>(world: &W, entry: &mut Conntrack<A>) -> Result<(), Counter> {
     entry.kind = if entry.host == 0 { EntryKind::REPLY } else { EntryKind::RETURN };
-    let key = entry.answer_key();
-    let mut done = world.insert(&key, entry);
-    if done == Err(InsertError::Exists) && evict(world, &key, other) {
-        done = world.insert(&key, entry);
-    }
-    done.map_err(reason)
+    put(world, &entry.answer_key(), entry)
 }
 
-/// Removes the flow behind an entry, if it has ended. `other`: room for it.
+/// Whether the flow that holds this one's answer entry has ended. `other` becomes that flow's entry.
 #[inline(never)]
-fn evict<A: Addr, W: Tables<A>>(world: &W, key: &FlowKey<A>, other: &mut Conntrack<A>) -> bool {
-    if world.conntrack(key, |entry| *other = *entry).is_none() {
-        return true;
+fn is_over<A: Addr, W: Tables<A>>(world: &W, entry: &Conntrack<A>, other: &mut Conntrack<A>) -> bool {
+    if world.conntrack(&entry.answer_key(), |found| *other = *found).is_none() {
+        return false;
     }
     // Without its original entry, a flow is being removed.
-    let ended = world.conntrack(&other.original_key(), |original| *other = *original).is_none()
+    world.conntrack(&other.original_key(), |original| *other = *original).is_none()
         || pipeline::effective_phase(world, other).0 >= Phase::CLOSING.0
         || pipeline::is_dead(world, other, world.now())
-        || other.protocol != Protocol::TCP && pipeline::alive(world, other).is_none();
-    if ended {
-        remove_flow(world, other);
-        world.count(Counter::FlowReplaced);
-    }
-    ended
+        || other.protocol != Protocol::TCP && pipeline::alive(world, other).is_none()
 }
 
 /// The entries that rewrite the source; allocates its port (semantics.md 2.4.5, 2.10.9). On failure the flow has no
@@ -246,19 +269,14 @@ fn insert_source<A: Addr, W: Tables<A>>(world: &W, entry: &mut Conntrack<A>, has
     Err(failure)
 }
 
-/// The entry of NAT point 2. Nobody else can have it: the answer entry is ours.
+/// The entry of NAT point 2. Nobody else can have it, the answer entry being ours; but a flow of the same pair may have
+/// left it behind.
 #[inline(always)]
 fn insert_egress<A: Addr, W: Tables<A>>(world: &W, entry: &mut Conntrack<A>) -> Result<(), Counter> {
     entry.kind = EntryKind::SOURCE;
-    match world.insert(&entry.source_key(), entry) {
-        Ok(()) => Ok(()),
-        // What a flow of the same pair left behind.
-        Err(InsertError::Exists) => {
-            world.remove(&entry.source_key());
-            world.insert(&entry.source_key(), entry).map_err(reason)
-        }
-        Err(InsertError::Full) => Err(Counter::ConntrackFull),
-    }
+    let key = entry.source_key();
+    world.remove(&key);
+    put(world, &key, entry)
 }
 
 /// Removes all entries of a flow but the original one.
@@ -274,6 +292,7 @@ fn remove_others<A: Addr, W: Tables<A>>(world: &W, entry: &Conntrack<A>) {
 /// Removes all entries of a flow and hands what they counted to its service.
 #[inline(never)]
 pub(crate) fn remove_flow<A: Addr, W: Tables<A>>(world: &W, entry: &Conntrack<A>) {
+    world.count(Counter::FlowReplaced);
     count(world, entry.service, &entry.original_key());
     count(world, entry.service, &entry.answer_key());
     remove_others(world, entry);

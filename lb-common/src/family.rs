@@ -57,11 +57,7 @@ pub enum End {
 
 /// What the network header says, its lengths checked against the frame.
 #[derive(Clone, Copy, Debug)]
-pub struct Network<A> {
-    /// Source address.
-    pub source: A,
-    /// Destination address.
-    pub destination: A,
+pub struct Network {
     /// Protocol of the payload.
     pub protocol: Protocol,
     /// Offset of the payload in the frame.
@@ -84,10 +80,13 @@ pub trait Family: Copy + 'static {
     const PORT_UNREACHABLE: (u8, u8);
 
     /// Reads the network header, every length checked. The error is the reason to pass the packet up.
-    fn parse<P: Packet>(packet: &P) -> Result<Network<Self::Addr>, Counter>;
+    fn parse<P: Packet>(packet: &P) -> Result<Network, Counter>;
+
+    /// Source and destination of a parsed frame.
+    fn addresses<P: Packet>(packet: &P) -> Option<(&Self::Addr, &Self::Addr)>;
 
     /// Writes an address; an IPv4 header checksum follows.
-    fn set_address<P: Packet>(packet: &mut P, end: End, new: Self::Addr) -> Option<()>;
+    fn set_address<P: Packet>(packet: &mut P, end: End, new: &Self::Addr) -> Option<()>;
 
     /// A header for a packet of our own, hop limit 64.
     fn header(source: Self::Addr, destination: Self::Addr, protocol: u8, payload: u16) -> Self::Header;
@@ -111,7 +110,7 @@ impl Family for V4 {
     const PORT_UNREACHABLE: (u8, u8) = icmp::PORT_UNREACHABLE_V4;
 
     #[inline(always)]
-    fn parse<P: Packet>(packet: &P) -> Result<Network<[u8; 4]>, Counter> {
+    fn parse<P: Packet>(packet: &P) -> Result<Network, Counter> {
         let ip: &Ipv4 = packet.get(Eth::LENGTH).ok_or(Counter::Malformed)?;
         if ip.version_ihl >> 4 != 4 {
             return Err(Counter::Malformed);
@@ -133,8 +132,6 @@ impl Family for V4 {
             return Err(Counter::Fragment);
         }
         Ok(Network {
-            source: ip.source,
-            destination: ip.destination,
             protocol: Protocol(ip.protocol),
             payload: Eth::LENGTH.wrapping_add(Ipv4::LENGTH),
             payload_length: total.wrapping_sub(header_length),
@@ -142,14 +139,19 @@ impl Family for V4 {
     }
 
     #[inline(always)]
-    fn set_address<P: Packet>(packet: &mut P, end: End, new: [u8; 4]) -> Option<()> {
+    fn addresses<P: Packet>(packet: &P) -> Option<(&[u8; 4], &[u8; 4])> {
+        packet.get::<Ipv4>(Eth::LENGTH).map(|ip| (&ip.source, &ip.destination))
+    }
+
+    #[inline(always)]
+    fn set_address<P: Packet>(packet: &mut P, end: End, new: &[u8; 4]) -> Option<()> {
         let ip: &mut Ipv4 = packet.get_mut(Eth::LENGTH)?;
         let field = match end {
             End::Source => &mut ip.source,
             End::Destination => &mut ip.destination,
         };
-        ip.checksum = ip.checksum.replace(Sum::default().remove(field).add(&new));
-        *field = new;
+        ip.checksum = ip.checksum.replace(Sum::default().remove(field).add(new));
+        *field = *new;
         Some(())
     }
 
@@ -185,7 +187,7 @@ impl Family for V6 {
     const PORT_UNREACHABLE: (u8, u8) = icmp::PORT_UNREACHABLE_V6;
 
     #[inline(always)]
-    fn parse<P: Packet>(packet: &P) -> Result<Network<[u8; 16]>, Counter> {
+    fn parse<P: Packet>(packet: &P) -> Result<Network, Counter> {
         let ip: &Ipv6 = packet.get(Eth::LENGTH).ok_or(Counter::Malformed)?;
         if ip.version_flow[0] >> 4 != 6 {
             return Err(Counter::Malformed);
@@ -202,21 +204,20 @@ impl Family for V6 {
             }
             _ => {}
         }
-        Ok(Network {
-            source: ip.source,
-            destination: ip.destination,
-            protocol: Protocol(ip.next_header),
-            payload,
-            payload_length,
-        })
+        Ok(Network { protocol: Protocol(ip.next_header), payload, payload_length })
     }
 
     #[inline(always)]
-    fn set_address<P: Packet>(packet: &mut P, end: End, new: [u8; 16]) -> Option<()> {
+    fn addresses<P: Packet>(packet: &P) -> Option<(&[u8; 16], &[u8; 16])> {
+        packet.get::<Ipv6>(Eth::LENGTH).map(|ip| (&ip.source, &ip.destination))
+    }
+
+    #[inline(always)]
+    fn set_address<P: Packet>(packet: &mut P, end: End, new: &[u8; 16]) -> Option<()> {
         let ip: &mut Ipv6 = packet.get_mut(Eth::LENGTH)?;
         match end {
-            End::Source => ip.source = new,
-            End::Destination => ip.destination = new,
+            End::Source => ip.source = *new,
+            End::Destination => ip.destination = *new,
         }
         Some(())
     }

@@ -3,8 +3,8 @@
 use crate::{
     family::Family,
     packet::Packet,
-    protocol::Protocol,
-    tuple::{FlowKey, L4Addr, Side},
+    protocol::{Port, Protocol},
+    tuple::{FlowKey, FlowTuple, L4Addr, Side},
     verdict::Counter,
     wire::{
         eth::Eth,
@@ -26,9 +26,24 @@ pub struct Flow<A> {
 }
 
 impl<A: crate::family::Addr> Flow<A> {
+    /// A flow to [parse](Self::parse) into: in place, for the sake of the BPF stack.
+    #[inline(always)]
+    pub const fn empty() -> Self {
+        let key = FlowTuple {
+            source: A::UNSPECIFIED,
+            destination: A::UNSPECIFIED,
+            source_port: Port::NONE,
+            destination_port: Port::NONE,
+            protocol: Protocol(0),
+            side: Side::INGRESS,
+            reserved: [0; 2],
+        };
+        Self { key: FlowKey(key), flags: TcpFlags::NONE, l4: 0, l4_length: 0 }
+    }
+
     /// Parses a frame of family `F`, seen at `side`. The error is the reason to pass it up untouched.
     #[inline(always)]
-    pub fn parse<F: Family<Addr = A>, P: Packet>(packet: &P, side: Side) -> Result<Self, Counter> {
+    pub fn parse<F: Family<Addr = A>, P: Packet>(&mut self, packet: &P, side: Side) -> Result<(), Counter> {
         let network = F::parse(packet)?;
         let l4 = network.payload;
         let length = network.payload_length;
@@ -60,17 +75,22 @@ impl<A: crate::family::Addr> Flow<A> {
             Protocol(number) if number == F::ICMP => return Err(Counter::Icmp),
             _ => return Err(Counter::OtherProtocol),
         };
-        Ok(Self {
-            key: FlowKey::new(
+        let (source, destination) = F::addresses(packet).ok_or(Counter::Malformed)?;
+        *self = Self {
+            key: FlowKey(FlowTuple {
+                source: *source,
+                destination: *destination,
+                source_port: ports.source,
+                destination_port: ports.destination,
+                protocol: network.protocol,
                 side,
-                network.protocol,
-                L4Addr { addr: network.source, port: ports.source },
-                L4Addr { addr: network.destination, port: ports.destination },
-            ),
+                reserved: [0; 2],
+            }),
             flags,
             l4,
             l4_length: length,
-        })
+        };
+        Ok(())
     }
 
     /// Source.

@@ -19,11 +19,12 @@ pub fn rewrite<F: Family, P: Packet>(
     end: End,
     new: &L4Addr<F::Addr>,
 ) -> Option<()> {
-    let old = match end {
-        End::Source => flow.source(),
-        End::Destination => flow.destination(),
+    let key = &flow.key.0;
+    let (old, old_port) = match end {
+        End::Source => (&key.source, key.source_port),
+        End::Destination => (&key.destination, key.destination_port),
     };
-    F::set_address(packet, end, new.addr)?;
+    F::set_address(packet, end, &new.addr)?;
     let ports: &mut Ports = packet.get_mut(flow.l4())?;
     match end {
         End::Source => ports.source = new.port,
@@ -33,8 +34,8 @@ pub fn rewrite<F: Family, P: Packet>(
         field: flow.l4().wrapping_add(if flow.protocol() == Protocol::TCP { Tcp::CHECKSUM } else { Udp::CHECKSUM }),
         zero_is_none: flow.protocol() == Protocol::UDP,
         ipv6: F::IPV6,
-        addresses: difference(&old.addr, &new.addr),
-        ports: (old.port, new.port),
+        addresses: difference(old, &new.addr),
+        ports: (old_port, new.port),
     })
 }
 

@@ -12,7 +12,7 @@
 use crate::{
     backend::Backend,
     conntrack::{Conntrack, EntryKind, Phase},
-    create,
+    create::{self, Outcome},
     family::{Addr, End, Family, V4, V6},
     flow::Flow,
     nat,
@@ -22,8 +22,8 @@ use crate::{
     settings::Setting,
     state,
     tables::Tables,
-    tuple::{L4Addr, Side},
-    verdict::{Counter, Verdict},
+    tuple::Side,
+    verdict::{Action, Counter, Verdict},
     wire::eth::Eth,
 };
 
@@ -46,60 +46,95 @@ impl<W: Tables<[u8; 4]> + Tables<[u8; 16]>> AllTables for W {}
 #[inline(always)]
 pub fn ingress<P: Packet, W: AllTables>(packet: &mut P, world: &W, hook: Hook, local: bool) -> Verdict {
     let verdict = match packet.get::<Eth>(0).map(|eth| eth.ethertype) {
-        None => Verdict::Pass(Counter::Malformed),
+        None => Verdict::pass(Counter::Malformed),
         Some(Eth::IPV4) => inward::<V4, P, W>(packet, world, hook, local),
         Some(Eth::IPV6) => inward::<V6, P, W>(packet, world, hook, local),
-        Some(Eth::VLAN | Eth::QINQ) => Verdict::Pass(Counter::Vlan),
-        Some(_) => Verdict::Pass(Counter::OtherLink),
+        Some(Eth::VLAN | Eth::QINQ) => Verdict::pass(Counter::Vlan),
+        Some(_) => Verdict::pass(Counter::OtherLink),
     };
     // What nobody translated would come back by the same route for ever.
-    match (hook, verdict) {
-        (Hook::Host, Verdict::Pass(_)) => Verdict::Drop(Counter::HostUntranslated),
-        _ => verdict,
+    if hook == Hook::Host && verdict.action == Action::Pass {
+        return Verdict::drop(Counter::HostUntranslated);
     }
+    verdict
 }
 
 /// NAT points 2 and 4.
 #[inline(always)]
 pub fn egress<P: Packet, W: AllTables>(packet: &mut P, world: &W) -> Verdict {
     match packet.get::<Eth>(0).map(|eth| eth.ethertype) {
-        None => Verdict::Pass(Counter::Malformed),
+        None => Verdict::pass(Counter::Malformed),
         Some(Eth::IPV4) => outward::<V4, P, W>(packet, world),
         Some(Eth::IPV6) => outward::<V6, P, W>(packet, world),
-        Some(Eth::VLAN | Eth::QINQ) => Verdict::Pass(Counter::Vlan),
-        Some(_) => Verdict::Pass(Counter::OtherLink),
+        Some(Eth::VLAN | Eth::QINQ) => Verdict::pass(Counter::Vlan),
+        Some(_) => Verdict::pass(Counter::OtherLink),
     }
 }
 
-#[inline(never)]
+/// The fast path is apart from the slow one: together they would not fit a BPF stack.
+#[inline(always)]
 fn inward<F: Family, P: Packet, W: Tables<F::Addr>>(packet: &mut P, world: &W, hook: Hook, local: bool) -> Verdict {
-    let flow = match Flow::parse::<F, P>(packet, Side::INGRESS) {
-        Ok(flow) => flow,
-        Err(reason) => return Verdict::Pass(reason),
-    };
-    let met = world.conntrack(&flow.key, |entry| {
-        let met = visit(world, entry, &flow);
-        match met.way {
-            Way::Doubt => None,
-            _ => Some(send::<F, P, W>(packet, world, &flow, hook, entry, met)),
+    let verdict = known::<F, P, W>(packet, world, hook, None);
+    if verdict.action != Action::Undecided {
+        return verdict;
+    }
+    let verdict = unknown::<F, P, W>(packet, world, hook, local);
+    if verdict.action != Action::Undecided {
+        return verdict;
+    }
+    known::<F, P, W>(packet, world, hook, Some(verdict.counter))
+}
+
+/// A packet of a flow in its normal course; any other stays undecided and untouched. `decided`: the slow path has just
+/// put the flow there, for this reason.
+#[inline(never)]
+fn known<F: Family, P: Packet, W: Tables<F::Addr>>(
+    packet: &mut P,
+    world: &W,
+    hook: Hook,
+    decided: Option<Counter>,
+) -> Verdict {
+    let mut flow = Flow::empty();
+    if let Err(reason) = flow.parse::<F, P>(packet, Side::INGRESS) {
+        return Verdict::pass(reason);
+    }
+    let verdict = world.conntrack(&flow.key, |entry| {
+        let met = visit(world, entry, &flow, decided.is_some());
+        let (new, reason) = match met.way {
+            Way::Doubt => return Verdict::undecided(Counter::Inconsistent),
+            Way::ToHost if hook == Hook::Xdp => return Verdict::pass(Counter::Deferred),
+            Way::ToHost => return to_host::<F, P, W>(packet, world, &flow, entry),
+            Way::ToBackend => (&entry.backend, decided.unwrap_or(Counter::ToBackend)),
+            Way::ToClient => (&entry.client, Counter::ToClient),
+        };
+        match nat::rewrite::<F, P>(packet, &flow, End::Destination, new) {
+            None => Verdict::drop(Counter::Malformed),
+            Some(()) if hook == Hook::Host => Verdict::forward(reason, met.device),
+            Some(()) => Verdict::pass(reason),
         }
     });
-    let reason = match met {
-        Some(Some(verdict)) => return verdict,
-        Some(None) if reconsider(world, &flow) => Counter::ToBackend,
-        Some(None) | None => match create::new_flow(world, &flow, hook == Hook::Host && local) {
-            create::Outcome::Pass(reason) => return Verdict::Pass(reason),
-            create::Outcome::Drop(reason) => return Verdict::Drop(reason),
-            create::Outcome::Refuse(_) if hook == Hook::Xdp => return Verdict::Pass(Counter::Deferred),
-            create::Outcome::Refuse(reason) => return reply::refuse::<F, P>(packet, &flow, reason),
-            create::Outcome::Made => Counter::NewFlow,
-        },
-    };
-    let sent = world.conntrack(&flow.key, |entry| {
-        to_backend::<F, P>(packet, &flow, hook, reason, &entry.backend, entry.device.get())
-    });
-    // Only if another CPU removed it meanwhile.
-    sent.unwrap_or(Verdict::Drop(Counter::Inconsistent))
+    verdict.unwrap_or(if decided.is_some() {
+        // Another CPU removed it meanwhile.
+        Verdict::drop(Counter::Inconsistent)
+    } else {
+        Verdict::undecided(Counter::Inconsistent)
+    })
+}
+
+/// A packet of no known flow, or of one that may be over. Undecided: the flow is in the tables now.
+#[inline(never)]
+fn unknown<F: Family, P: Packet, W: Tables<F::Addr>>(packet: &mut P, world: &W, hook: Hook, local: bool) -> Verdict {
+    let mut flow = Flow::empty();
+    if let Err(reason) = flow.parse::<F, P>(packet, Side::INGRESS) {
+        return Verdict::pass(reason);
+    }
+    match create::enter(world, &flow, hook == Hook::Host && local) {
+        Outcome::Pass(reason) => Verdict::pass(reason),
+        Outcome::Drop(reason) => Verdict::drop(reason),
+        Outcome::Refuse(_) if hook == Hook::Xdp => Verdict::pass(Counter::Deferred),
+        Outcome::Refuse(reason) => reply::refuse::<F, P>(packet, &flow, reason),
+        Outcome::Flow(reason) => Verdict::undecided(reason),
+    }
 }
 
 /// What a known flow asks for.
@@ -122,23 +157,23 @@ enum Way {
     Doubt,
 }
 
-/// The common case: a known flow, refreshed in place.
+/// The common case: a known flow, refreshed in place. `decided`: there is no doubt.
 #[inline(always)]
-fn visit<A: Addr, W: Tables<A>>(world: &W, entry: &mut Conntrack<A>, flow: &Flow<A>) -> Met {
+fn visit<A: Addr, W: Tables<A>>(world: &W, entry: &mut Conntrack<A>, flow: &Flow<A>, decided: bool) -> Met {
     let now = world.now();
     let mut device = 0;
     let way = if entry.kind == EntryKind::ORIGINAL {
-        if flow.flags.opens() || expired(world, entry, now) {
+        device = entry.device.get();
+        let backend = alive(world, entry);
+        // TCP goes on to a backend that left the service (semantics.md 2.8.1), UDP must not.
+        let gone = backend.is_none() && entry.protocol != Protocol::TCP;
+        if !decided && (gone || flow.flags.opens() || expired(world, entry, now)) {
             return Met { way: Way::Doubt, device };
         }
-        match alive(world, entry) {
-            Some(backend) if entry.host != 0 => {
-                device = world.next_hop(backend.next_hop).map_or_else(|| entry.device.get(), |hop| hop.ifindex.get());
-            }
-            Some(_) => {}
-            // TCP goes on to a backend that left the service (semantics.md 2.8.1), UDP must not.
-            None if entry.protocol == Protocol::TCP => device = entry.device.get(),
-            None => return Met { way: Way::Doubt, device },
+        if entry.host != 0
+            && let Some(hop) = backend.and_then(|backend| world.next_hop(backend.next_hop))
+        {
+            device = hop.ifindex.get();
         }
         Way::ToBackend
     } else if entry.host == 0 {
@@ -149,27 +184,6 @@ fn visit<A: Addr, W: Tables<A>>(world: &W, entry: &mut Conntrack<A>, flow: &Flow
     };
     state::touch(entry, flow.flags, flow.bytes(), now);
     Met { way, device }
-}
-
-/// Rewrites a known flow's packet.
-#[inline(always)]
-fn send<F: Family, P: Packet, W: Tables<F::Addr>>(
-    packet: &mut P,
-    world: &W,
-    flow: &Flow<F::Addr>,
-    hook: Hook,
-    entry: &Conntrack<F::Addr>,
-    met: Met,
-) -> Verdict {
-    match met.way {
-        Way::ToBackend => to_backend::<F, P>(packet, flow, hook, Counter::ToBackend, &entry.backend, met.device),
-        Way::ToClient => match nat::rewrite::<F, P>(packet, flow, End::Destination, &entry.client) {
-            Some(()) => Verdict::Pass(Counter::ToClient),
-            None => Verdict::Drop(Counter::Malformed),
-        },
-        Way::ToHost | Way::Doubt if hook == Hook::Xdp => Verdict::Pass(Counter::Deferred),
-        Way::ToHost | Way::Doubt => to_host::<F, P, W>(packet, world, flow, entry),
-    }
 }
 
 /// The backend of an entry, if its slot still has the same owner (design.md section 4).
@@ -184,29 +198,6 @@ pub(crate) fn alive<'w, A: Addr, W: Tables<A>>(world: &'w W, entry: &Conntrack<A
 fn expired<A: Addr, W: Tables<A>>(world: &W, entry: &Conntrack<A>, now: u32) -> bool {
     let ticks = world.setting(Setting::TicksPerSecond) as u32;
     state::is_expired(entry.protocol, entry.phase, entry.stamp.get(), now, ticks)
-}
-
-/// A flow in doubt: both its directions are asked. It is kept (`true`), or removed so that the packet makes a new choice.
-#[inline(never)]
-fn reconsider<A: Addr, W: Tables<A>>(world: &W, flow: &Flow<A>) -> bool {
-    let kept = world.scratch(|scratch| {
-        let entry = &mut scratch.other;
-        if world.conntrack(&flow.key, |found| *entry = *found).is_none() {
-            return false;
-        }
-        let gone = alive(world, entry).is_none();
-        let closing = effective_phase(world, entry).0 >= Phase::CLOSING.0;
-        let renew = is_dead(world, entry, world.now())
-            || gone && (entry.protocol != Protocol::TCP || flow.flags.opens())
-            || flow.flags.opens() && closing;
-        if renew {
-            create::remove_flow(world, entry);
-            world.count(Counter::FlowReplaced);
-        }
-        !renew
-    });
-    kept == Some(true)
-        && world.conntrack(&flow.key, |entry| state::touch(entry, flow.flags, flow.bytes(), world.now())).is_some()
 }
 
 /// Whether neither direction of a flow was seen within its timeout.
@@ -231,23 +222,6 @@ pub(crate) fn effective_phase<A: Addr, W: Tables<A>>(world: &W, original: &Connt
         .map_or(original.phase, |other| original.phase.max(other))
 }
 
-/// NAT point 1.
-#[inline(always)]
-fn to_backend<F: Family, P: Packet>(
-    packet: &mut P,
-    flow: &Flow<F::Addr>,
-    hook: Hook,
-    reason: Counter,
-    backend: &L4Addr<F::Addr>,
-    device: u32,
-) -> Verdict {
-    match nat::rewrite::<F, P>(packet, flow, End::Destination, backend) {
-        None => Verdict::Drop(Counter::Malformed),
-        Some(()) if hook == Hook::Host => Verdict::Forward(reason, device),
-        Some(()) => Verdict::Pass(reason),
-    }
-}
-
 /// An answer for a process of this host: it must look as if it came from the frontend by way of `ballast0`, where the
 /// route to the frontend points (strict rp_filter).
 #[inline(never)]
@@ -265,17 +239,17 @@ fn to_host<F: Family, P: Packet, W: Tables<F::Addr>>(
         other => other,
     };
     match done {
-        Some(()) => Verdict::ToHost(Counter::HostReply),
-        None => Verdict::Drop(Counter::Malformed),
+        Some(()) => Verdict::to_host(Counter::HostReply),
+        None => Verdict::drop(Counter::Malformed),
     }
 }
 
 #[inline(never)]
 fn outward<F: Family, P: Packet, W: Tables<F::Addr>>(packet: &mut P, world: &W) -> Verdict {
-    let flow = match Flow::parse::<F, P>(packet, Side::EGRESS) {
-        Ok(flow) => flow,
-        Err(reason) => return Verdict::Pass(reason),
-    };
+    let mut flow = Flow::empty();
+    if let Err(reason) = flow.parse::<F, P>(packet, Side::EGRESS) {
+        return Verdict::pass(reason);
+    }
     let seen = world.conntrack(&flow.key, |entry| {
         let (source, reason) = if entry.kind == EntryKind::SOURCE {
             (&entry.source, Counter::SourceNat)
@@ -284,9 +258,9 @@ fn outward<F: Family, P: Packet, W: Tables<F::Addr>>(packet: &mut P, world: &W) 
             (&entry.frontend, Counter::FromFrontend)
         };
         match nat::rewrite::<F, P>(packet, &flow, End::Source, source) {
-            Some(()) => Verdict::Pass(reason),
-            None => Verdict::Drop(Counter::Malformed),
+            Some(()) => Verdict::pass(reason),
+            None => Verdict::drop(Counter::Malformed),
         }
     });
-    seen.unwrap_or(Verdict::Pass(Counter::NotAService))
+    seen.unwrap_or(Verdict::pass(Counter::NotAService))
 }

@@ -29,11 +29,11 @@ pub fn refuse<F: Family, P: Packet>(packet: &mut P, flow: &Flow<F::Addr>, reason
     let built = if flow.protocol() != Protocol::TCP {
         unreachable::<F, P>(packet, flow)
     } else if flow.flags.has(TcpFlags::RST) {
-        return Verdict::Drop(Counter::StrayReset);
+        return Verdict::drop(Counter::StrayReset);
     } else {
         reset::<F, P>(packet, flow)
     };
-    if built.is_some() { Verdict::Reply(reason) } else { Verdict::Drop(Counter::ReplyFailed) }
+    if built.is_some() { Verdict::reply(reason) } else { Verdict::drop(Counter::ReplyFailed) }
 }
 
 /// RFC 9293 section 3.10.7.1: the reset for a segment that belongs to no connection.

@@ -246,11 +246,13 @@ pub fn l4_checksum_is_right(frame: &[u8]) -> Option<bool> {
     match buffer.get::<Eth>(0)?.ethertype {
         Eth::IPV4 => {
             let network = V4::parse(&buffer).ok()?;
-            check(&network.source, &network.destination, network.protocol.0, network.payload, network.payload_length)
+            let (source, destination) = V4::addresses(&buffer)?;
+            check(source, destination, network.protocol.0, network.payload, network.payload_length)
         }
         Eth::IPV6 => {
             let network = V6::parse(&buffer).ok()?;
-            check(&network.source, &network.destination, network.protocol.0, network.payload, network.payload_length)
+            let (source, destination) = V6::addresses(&buffer)?;
+            check(source, destination, network.protocol.0, network.payload, network.payload_length)
         }
         _ => None,
     }

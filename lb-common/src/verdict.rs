@@ -1,34 +1,82 @@
 //! Verdicts, and the counter behind each reason.
 
-/// What happens to a packet. The counter is the reason; the entry point counts it.
+/// What happens to a packet, and why. Every byte has a value: the BPF verifier refuses to return a register of which LLVM
+/// left a part undefined, as it does with an enum's unused payload.
 #[must_use]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Verdict {
+#[repr(C)]
+pub struct Verdict {
+    /// What happens.
+    pub action: Action,
+    /// The reason, for the entry point to count.
+    pub counter: Counter,
+    reserved: u16,
+    /// For [`Action::Forward`] the interface index; else zero.
+    pub device: u32,
+}
+
+/// What happens to a packet.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub enum Action {
     /// On to the next program and the stack, rewritten or untouched.
-    Pass(Counter),
+    Pass,
     /// Gone.
-    Drop(Counter),
+    Drop,
     /// The packet now holds our answer: back where it came from.
-    Reply(Counter),
+    Reply,
     /// An answer to a process of this host, rewritten: into the stack by way of `ballast0`.
-    ToHost(Counter),
-    /// From a process of this host, rewritten: out of the device with this index.
-    Forward(Counter, u32),
+    ToHost,
+    /// From a process of this host, rewritten: out of the device with [this index](Verdict::device).
+    Forward,
+    /// Not decided yet: the fast path leaves it to the slow one. Never leaves the pipeline.
+    Undecided,
 }
 
 impl Verdict {
-    /// The reason.
     #[inline(always)]
-    pub const fn counter(self) -> Counter {
-        match self {
-            Self::Pass(counter)
-            | Self::Drop(counter)
-            | Self::Reply(counter)
-            | Self::ToHost(counter)
-            | Self::Forward(counter, _) => counter,
-        }
+    const fn new(action: Action, counter: Counter, device: u32) -> Self {
+        Self { action, counter, reserved: 0, device }
+    }
+
+    /// [`Action::Pass`]
+    #[inline(always)]
+    pub const fn pass(reason: Counter) -> Self {
+        Self::new(Action::Pass, reason, 0)
+    }
+
+    /// [`Action::Drop`]
+    #[inline(always)]
+    pub const fn drop(reason: Counter) -> Self {
+        Self::new(Action::Drop, reason, 0)
+    }
+
+    /// [`Action::Reply`]
+    #[inline(always)]
+    pub const fn reply(reason: Counter) -> Self {
+        Self::new(Action::Reply, reason, 0)
+    }
+
+    /// [`Action::ToHost`]
+    #[inline(always)]
+    pub const fn to_host(reason: Counter) -> Self {
+        Self::new(Action::ToHost, reason, 0)
+    }
+
+    /// [`Action::Forward`]
+    #[inline(always)]
+    pub const fn forward(reason: Counter, device: u32) -> Self {
+        Self::new(Action::Forward, reason, device)
+    }
+
+    /// [`Action::Undecided`]
+    #[inline(always)]
+    pub(crate) const fn undecided(reason: Counter) -> Self {
+        Self::new(Action::Undecided, reason, 0)
     }
 }
+
+const _: () = assert!(size_of::<Verdict>() == 8);
 
 /// What a socket hook does to a connection.
 #[must_use]
@@ -44,7 +92,7 @@ pub enum SocketVerdict<A> {
 
 /// Index of a counter in `LB_COUNTERS` (per-CPU array of u64). One for each reason a verdict can have.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-#[repr(u32)]
+#[repr(u8)]
 pub enum Counter {
     /// Passed: neither IPv4 nor IPv6.
     OtherLink = 0,

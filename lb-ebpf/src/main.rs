@@ -20,7 +20,7 @@ use lb_common::{
     pipeline::{self, Hook},
     settings::Setting,
     tables::World as _,
-    verdict::Verdict,
+    verdict::{Action, Verdict},
 };
 
 use crate::{frame::Frame, maps::Kernel};
@@ -32,11 +32,11 @@ const TCX_NEXT: i32 = -1;
 #[xdp(frags)]
 pub(crate) fn lb_xdp(context: XdpContext) -> u32 {
     let verdict = pipeline::ingress(&mut Frame::new(context), &Kernel, Hook::Xdp, false);
-    Kernel.count(verdict.counter());
-    match verdict {
-        Verdict::Drop(_) => xdp_action::XDP_DROP,
+    Kernel.count(verdict.counter);
+    match verdict.action {
+        Action::Drop => xdp_action::XDP_DROP,
         // XDP makes no other verdict: see `Hook::Xdp`.
-        Verdict::Pass(_) | Verdict::Reply(_) | Verdict::ToHost(_) | Verdict::Forward(..) => xdp_action::XDP_PASS,
+        Action::Pass | Action::Reply | Action::ToHost | Action::Forward | Action::Undecided => xdp_action::XDP_PASS,
     }
 }
 
@@ -71,17 +71,17 @@ fn from_device(context: TcContext, hook: Hook) -> i32 {
 
 #[inline(always)]
 fn act(frame: &Frame<TcContext>, hook: Hook, verdict: Verdict) -> i32 {
-    Kernel.count(verdict.counter());
-    match verdict {
-        Verdict::Pass(_) => TCX_NEXT,
-        Verdict::Drop(_) => TC_ACT_SHOT,
+    Kernel.count(verdict.counter);
+    match verdict.action {
+        Action::Pass | Action::Undecided => TCX_NEXT,
+        Action::Drop => TC_ACT_SHOT,
         // From `ballast0` an answer goes up to the process that asked, from a device back out of it.
-        Verdict::Reply(_) => {
+        Action::Reply => {
             redirect(field(frame, |skb| skb.ifindex), if hook == Hook::Host { u64::from(BPF_F_INGRESS) } else { 0 })
         }
-        Verdict::ToHost(_) => redirect(Kernel.setting(Setting::HostDevice) as u32, u64::from(BPF_F_INGRESS)),
+        Action::ToHost => redirect(Kernel.setting(Setting::HostDevice) as u32, u64::from(BPF_F_INGRESS)),
         // SAFETY: no parameters: the kernel looks up the neighbour by the packet's own addresses.
-        Verdict::Forward(_, device) => unsafe { bpf_redirect_neigh(device, core::ptr::null_mut(), 0, 0) as i32 },
+        Action::Forward => unsafe { bpf_redirect_neigh(verdict.device, core::ptr::null_mut(), 0, 0) as i32 },
     }
 }
 
