@@ -60,6 +60,12 @@ pub(crate) fn lb_egress(context: TcContext) -> i32 {
     act(&frame, Hook::Tc, verdict)
 }
 
+/// The clock of conntrack's stamps, for user space's test runs: returns the low 32 bits of jiffies.
+#[classifier]
+pub(crate) fn lb_clock(_context: TcContext) -> i32 {
+    Kernel.now().cast_signed()
+}
+
 #[inline(always)]
 fn from_device(context: TcContext, hook: Hook) -> i32 {
     let mut frame = Frame::of_tc(context);

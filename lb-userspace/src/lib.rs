@@ -13,6 +13,7 @@ pub mod cli;
 pub mod config;
 pub mod describe;
 pub mod desired;
+pub mod engine;
 pub mod file_source;
 pub mod gc;
 pub mod ids;
