@@ -18,7 +18,9 @@ pub struct InstanceLock {
 #[derive(Debug, thiserror::Error)]
 pub enum LockError {
     /// Another agent has it.
-    #[error("another agent (pid {pid}) runs on {state_dir}; stop it, or give this one another --state-dir, --bpffs and --cgroup")]
+    #[error(
+        "another agent (pid {pid}) runs on {state_dir}; stop it, or give this one another --state-dir, --bpffs and --cgroup"
+    )]
     Held {
         /// Who.
         pid: String,

@@ -21,7 +21,8 @@ pub async fn cleanup(options: CleanupOptions) -> anyhow::Result<Vec<String>> {
     let _lock = if state_dir.is_dir() { Some(InstanceLock::take(&state_dir)?) } else { None };
     let verb = if dry_run { "would remove" } else { "removed" };
     let mut lines = Vec::new();
-    let removed = Pins::new(&bpffs).remove(dry_run).with_context(|| format!("cannot remove the pins in {}", bpffs.display()))?;
+    let removed =
+        Pins::new(&bpffs).remove(dry_run).with_context(|| format!("cannot remove the pins in {}", bpffs.display()))?;
     lines.extend(removed.iter().map(|path| format!("{verb} {}", path.display())));
     let netlink = Netlink::open().context("cannot speak to the kernel")?;
     let found = if dry_run { host_device::exists(&netlink).await } else { host_device::remove(&netlink).await };

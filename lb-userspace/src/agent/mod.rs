@@ -21,8 +21,8 @@ use tokio::{
     time::{MissedTickBehavior, interval},
 };
 
-use self::network::Network;
 pub use self::cleanup::cleanup;
+use self::network::Network;
 use crate::{
     bpf::Datapath,
     config::Config,
@@ -103,8 +103,9 @@ struct Agent {
 
 /// Runs until SIGTERM or SIGINT. What was pinned stays and keeps forwarding.
 pub async fn run(options: RunOptions) -> anyhow::Result<()> {
-    std::fs::create_dir_all(&options.state_dir)
-        .with_context(|| format!("cannot make the state directory {}; name another with --state-dir", options.state_dir.display()))?;
+    std::fs::create_dir_all(&options.state_dir).with_context(|| {
+        format!("cannot make the state directory {}; name another with --state-dir", options.state_dir.display())
+    })?;
     let _lock = InstanceLock::take(&options.state_dir)?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -318,7 +319,10 @@ impl Agent {
             tracing::warn!("cannot look for socket hooks of an earlier run: {error}");
         }
         if !self.socket_hooks.attached {
-            tracing::warn!("no socket hooks: {}; host processes do not reach this node's own nodePorts", self.socket_hooks.detail);
+            tracing::warn!(
+                "no socket hooks: {}; host processes do not reach this node's own nodePorts",
+                self.socket_hooks.detail
+            );
         }
     }
 
@@ -356,9 +360,9 @@ impl Agent {
     fn add_traffic(&self, service: u32, packets: u64, bytes: u64) {
         let maps = &self.datapath.maps;
         for (index, more) in [(service * 2, packets), (service * 2 + 1, bytes)] {
-            let written = maps.word("LB_SVC_TRAFFIC", index).and_then(|word| {
-                maps.set_word("LB_SVC_TRAFFIC", index, word.wrapping_add(more))
-            });
+            let written = maps
+                .word("LB_SVC_TRAFFIC", index)
+                .and_then(|word| maps.set_word("LB_SVC_TRAFFIC", index, word.wrapping_add(more)));
             if let Err(error) = written {
                 tracing::warn!("cannot keep the traffic of service {service}: {error}");
             }

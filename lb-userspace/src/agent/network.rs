@@ -42,7 +42,8 @@ impl Network {
         let host = host_device::ensure(&netlink).await.map_err(|error| Problem {
             object: format!("device {}", host_device::NAME),
             cause: error.to_string(),
-            fix: "processes of this node reach Services by the socket hooks alone; see `ip link` and the error".to_owned(),
+            fix: "processes of this node reach Services by the socket hooks alone; see `ip link` and the error"
+                .to_owned(),
         });
         if let Err(problem) = &host {
             tracing::error!("{}: {}", problem.object, problem.cause);
@@ -52,7 +53,8 @@ impl Network {
             let problem = Problem {
                 object: "sysctl net.ipv4.ip_local_reserved_ports".to_owned(),
                 cause: error.to_string(),
-                fix: "sockets of this node may use ports that masqueraded flows use: reserve the snatPorts by hand".to_owned(),
+                fix: "sockets of this node may use ports that masqueraded flows use: reserve the snatPorts by hand"
+                    .to_owned(),
             };
             problems.insert("ports", vec![problem]);
         }
@@ -86,11 +88,14 @@ impl Network {
             }
             Err(error) => {
                 tracing::warn!("cannot list the network: {error}; tried again soon");
-                self.problems.insert("devices", vec![Problem {
-                    object: "network".to_owned(),
-                    cause: format!("cannot be listed: {error}"),
-                    fix: "nothing: it is tried again, devices keep their hooks".to_owned(),
-                }]);
+                self.problems.insert(
+                    "devices",
+                    vec![Problem {
+                        object: "network".to_owned(),
+                        cause: format!("cannot be listed: {error}"),
+                        fix: "nothing: it is tried again, devices keep their hooks".to_owned(),
+                    }],
+                );
             }
         }
         // Routes are resolved anew: an event does not say which.
@@ -101,7 +106,9 @@ impl Network {
     pub(super) fn attach(&mut self, datapath: &mut Datapath) {
         for device in self.devices.iter().filter(|device| device.role != Role::Ignored) {
             let known = self.attached.get(&device.ifindex);
-            if known.is_some_and(|known| known.as_ref().is_ok_and(|known| known.xdp == device.xdp || known.degraded.is_some())) {
+            if known.is_some_and(|known| {
+                known.as_ref().is_ok_and(|known| known.xdp == device.xdp || known.degraded.is_some())
+            }) {
                 continue;
             }
             let result = datapath.attach_device(&device.name, device.ifindex, device.xdp);
@@ -152,11 +159,14 @@ impl Network {
             }
             Err(error) => {
                 tracing::warn!("cannot resolve the ways to the backends: {error}; the last ones stay");
-                self.problems.insert("hops", vec![Problem {
-                    object: "routes".to_owned(),
-                    cause: format!("the ways to the backends cannot be resolved: {error}"),
-                    fix: "nothing: it is tried again with the next change".to_owned(),
-                }]);
+                self.problems.insert(
+                    "hops",
+                    vec![Problem {
+                        object: "routes".to_owned(),
+                        cause: format!("the ways to the backends cannot be resolved: {error}"),
+                        fix: "nothing: it is tried again with the next change".to_owned(),
+                    }],
+                );
             }
         }
     }
@@ -195,9 +205,7 @@ impl Network {
             self.devices.iter().any(of)
         };
         let suits = |address: &&Address| {
-            address.usable
-                && net::is_global(address.net.addr())
-                && address.net.addr().is_ipv4() == net.addr().is_ipv4()
+            address.usable && net::is_global(address.net.addr()) && address.net.addr().is_ipv4() == net.addr().is_ipv4()
         };
         let mut candidates: Vec<&Address> = self.addresses.iter().filter(suits).collect();
         candidates.sort_by_key(|address| !uplink(address));

@@ -101,9 +101,7 @@ impl Agent {
                 status.used = mirror.table(table).count() as u64;
             }
         }
-        for (name, used) in
-            [("LB4_CONNTRACK", self.rounds.0.entries), ("LB6_CONNTRACK", self.rounds.1.entries)]
-        {
+        for (name, used) in [("LB4_CONNTRACK", self.rounds.0.entries), ("LB6_CONNTRACK", self.rounds.1.entries)] {
             if let Some(status) = maps.get_mut(name) {
                 *status = MapStatus { used, ..*status };
             }

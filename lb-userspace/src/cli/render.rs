@@ -77,7 +77,9 @@ pub(super) fn services(rows: &[ServiceRow]) -> String {
 /// `ballast service describe`.
 pub(super) fn detail(detail: &ServiceDetail) -> String {
     let row = &detail.row;
-    let pairs = |map: &std::collections::BTreeMap<String, String>| list(map.iter().map(|(key, value)| format!("{key}={value}")));
+    let pairs = |map: &std::collections::BTreeMap<String, String>| {
+        list(map.iter().map(|(key, value)| format!("{key}={value}")))
+    };
     let mut text = String::new();
     for (name, value) in [
         ("Name", row.name.clone()),

@@ -83,12 +83,10 @@ const FIELDS: &[(&str, Class)] = &[
             ("udpTimeout", NoEffect),
         ]),
     ),
-    ("logging", Section(&[
-        ("flushFrequency", NoEffect),
-        ("format", NoEffect),
-        ("options", NoEffect),
-        ("verbosity", NoEffect),
-    ])),
+    (
+        "logging",
+        Section(&[("flushFrequency", NoEffect), ("format", NoEffect), ("options", NoEffect), ("verbosity", NoEffect)]),
+    ),
     ("metricsBindAddress", NotYet),
     ("mode", NoEffect),
     (
@@ -160,7 +158,8 @@ pub(super) fn read(document: &Document, loaded: &mut Loaded) -> Result<(), Confi
                 }
                 _ => {
                     let fix = "write a range such as 192.0.2.0/24";
-                    let net = network(text).ok_or_else(|| wrong(document, field, &format!("{entry} is no range"), fix))?;
+                    let net =
+                        network(text).ok_or_else(|| wrong(document, field, &format!("{entry} is no range"), fix))?;
                     config.node_port_addresses.push(net);
                 }
             }
@@ -182,9 +181,10 @@ fn visit(
             .map_or_else(|| "remove it".to_owned(), |close| format!("did you mean {close}?"));
         return Err(wrong(document, path, &format!("no field of {KIND}"), &fix));
     };
-    let set = !is_zero(value) && !DEFAULTS.iter().any(|(field, values)| {
-        *field == path && value.as_str().is_some_and(|value| values.contains(&value))
-    });
+    let set = !is_zero(value)
+        && !DEFAULTS
+            .iter()
+            .any(|(field, values)| *field == path && value.as_str().is_some_and(|value| values.contains(&value)));
     match class {
         Section(inner) => match value {
             Value::Object(fields) => {
@@ -198,8 +198,12 @@ fn visit(
         Refused if set => {
             return Err(wrong(document, path, "is for Windows", "remove it: this program runs on Linux"));
         }
-        NotYet if set => loaded.warnings.push(warning(document, path, "is not honoured yet", "remove it, or expect the default")),
-        NoEffect if set => loaded.warnings.push(warning(document, path, "has no effect here", "nothing; remove it to silence this")),
+        NotYet if set => {
+            loaded.warnings.push(warning(document, path, "is not honoured yet", "remove it, or expect the default"))
+        }
+        NoEffect if set => {
+            loaded.warnings.push(warning(document, path, "has no effect here", "nothing; remove it to silence this"))
+        }
         Honoured | NotYet | NoEffect | Refused => {}
     }
     Ok(())

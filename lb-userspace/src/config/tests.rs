@@ -85,7 +85,10 @@ fn what_is_not_honoured_is_told() {
 #[test]
 fn errors_name_place_cause_and_fix() {
     for (result, expected) in [
-        (kube_proxy("hostNameOverride: x\n"), "c.yaml:3: hostNameOverride: no field of KubeProxyConfiguration; did you mean hostnameOverride?"),
+        (
+            kube_proxy("hostNameOverride: x\n"),
+            "c.yaml:3: hostNameOverride: no field of KubeProxyConfiguration; did you mean hostnameOverride?",
+        ),
         (kube_proxy("conntrack: {maxperCore: 1}\n"), "did you mean maxPerCore?"),
         (kube_proxy("winkernel: {sourceVip: 10.0.0.1}\n"), "winkernel: is for Windows"),
         (kube_proxy("detectLocalMode: ClusterCIDR\n"), "ClusterCIDR is not honoured yet; use NodeCIDR"),

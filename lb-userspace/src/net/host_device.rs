@@ -115,7 +115,8 @@ pub async fn sync_routes(
             problems.push(Problem {
                 object: format!("route {net}"),
                 cause: format!("another route to it exists (protocol {})", foreign.protocol),
-                fix: "processes of this node use that route instead of the Service; remove it if it is not meant".to_owned(),
+                fix: "processes of this node use that route instead of the Service; remove it if it is not meant"
+                    .to_owned(),
             });
             continue;
         }

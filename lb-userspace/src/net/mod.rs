@@ -7,12 +7,7 @@ mod netlink;
 pub mod reserved_ports;
 pub mod roles;
 
-use std::{
-    io,
-    net::IpAddr,
-    os::fd::AsRawFd as _,
-    path::PathBuf,
-};
+use std::{io, net::IpAddr, os::fd::AsRawFd as _, path::PathBuf};
 
 use ipnet::IpNet;
 

@@ -138,12 +138,8 @@ impl Netlink {
     /// The way to an address; `None` when there is none.
     pub async fn next_hop(&self, addr: IpAddr) -> io::Result<Option<NextHopInfo>> {
         let query = match addr {
-            IpAddr::V4(addr) => {
-                RouteMessageBuilder::<std::net::Ipv4Addr>::new().destination_prefix(addr, 32).build()
-            }
-            IpAddr::V6(addr) => {
-                RouteMessageBuilder::<std::net::Ipv6Addr>::new().destination_prefix(addr, 128).build()
-            }
+            IpAddr::V4(addr) => RouteMessageBuilder::<std::net::Ipv4Addr>::new().destination_prefix(addr, 32).build(),
+            IpAddr::V6(addr) => RouteMessageBuilder::<std::net::Ipv6Addr>::new().destination_prefix(addr, 128).build(),
         };
         let mut query = query;
         // A question, not a route: the kernel's answer is what counts.
@@ -249,4 +245,3 @@ fn route(message: RouteMessage, any: IpNet) -> Route {
     }
     Route { net, ifindex, prefsrc, protocol: message.header.protocol.into(), message }
 }
-
