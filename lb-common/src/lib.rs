@@ -11,6 +11,10 @@
 //! inside a function.
 #![no_std]
 #![forbid(unsafe_code)]
+#![expect(
+    clippy::inline_always,
+    reason = "the BPF stack and the verifier decide what may be a call, not the compiler's taste"
+)]
 #![warn(clippy::indexing_slicing, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 #[cfg(feature = "testing")]
