@@ -173,9 +173,7 @@ fn insert<A: Addr, W: Tables<A>>(
             remove_flow(world, other);
             done = insert_answer(world, entry);
         }
-        if done.is_err() {
-            return done;
-        }
+        done?;
     }
     if probes {
         done = insert_source(world, entry, hash);

@@ -16,7 +16,7 @@ const BURST: Duration = Duration::from_millis(5);
 /// Subscribes to changes of links, addresses and routes. What is reported is only that something changed: the state is
 /// listed, so that a lost event costs time and nothing else.
 pub fn watch() -> io::Result<mpsc::Receiver<Changed>> {
-    let (connection, _handle, mut messages) = new_multicast_connection(&[
+    let (connection, handle, mut messages) = new_multicast_connection(&[
         MulticastGroup::Link,
         MulticastGroup::Ipv4Ifaddr,
         MulticastGroup::Ipv6Ifaddr,
@@ -26,7 +26,6 @@ pub fn watch() -> io::Result<mpsc::Receiver<Changed>> {
     tokio::spawn(connection);
     let (sender, receiver) = mpsc::channel(1);
     tokio::spawn(async move {
-        let _handle = _handle;
         while messages.next().await.is_some() {
             tokio::time::sleep(BURST).await;
             // What came meanwhile belongs to the burst.
@@ -36,6 +35,8 @@ pub fn watch() -> io::Result<mpsc::Receiver<Changed>> {
                 return;
             }
         }
+        // The connection ends with its last handle.
+        drop(handle);
     });
     Ok(receiver)
 }
