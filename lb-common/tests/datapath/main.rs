@@ -27,4 +27,7 @@ mod checksum;
 mod flows;
 mod ip;
 mod node;
+mod parse;
+mod refusal;
+mod rules;
 mod segment;

@@ -143,6 +143,11 @@ impl<A: Ip> Node<A> {
         Self { memory, family: PhantomData }
     }
 
+    /// The same world over again, with flows and counters of its own.
+    pub(crate) fn copy_of(node: &Self) -> Self {
+        Self { memory: node.memory.clone(), family: PhantomData }
+    }
+
     /// A node with service 1 at [`vip`] and its one backend, in both scopes.
     pub(crate) fn with_backend(protocol: Protocol, rules: Rules, backend: L4Addr<A>, place: Place) -> Self {
         let mut node = Self::new();
