@@ -31,3 +31,4 @@ mod parse;
 mod refusal;
 mod rules;
 mod segment;
+mod snat;
