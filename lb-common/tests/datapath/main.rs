@@ -25,10 +25,13 @@ macro_rules! both {
 
 mod checksum;
 mod flows;
+mod hash;
 mod ip;
+mod lifetime;
 mod node;
 mod parse;
 mod refusal;
 mod rules;
 mod segment;
 mod snat;
+mod socket;
