@@ -99,7 +99,7 @@ fn known<F: Family, P: Packet, W: Tables<F::Addr>>(
         return Verdict::pass(reason);
     }
     let verdict = world.conntrack(&flow.key, |entry| {
-        let met = visit(world, entry, &flow, decided.is_some());
+        let met = visit(world, entry, &flow, hook, decided.is_some());
         let (new, reason) = match met.way {
             Way::Doubt => return Verdict::undecided(Counter::Inconsistent),
             Way::ToHost if hook == Hook::Xdp => return Verdict::pass(Counter::Deferred),
@@ -158,7 +158,7 @@ enum Way {
 
 /// The common case: a known flow, refreshed in place. `decided`: there is no doubt.
 #[inline(always)]
-fn visit<A: Addr, W: Tables<A>>(world: &W, entry: &mut Conntrack<A>, flow: &Flow<A>, decided: bool) -> Met {
+fn visit<A: Addr, W: Tables<A>>(world: &W, entry: &mut Conntrack<A>, flow: &Flow<A>, hook: Hook, decided: bool) -> Met {
     let now = world.now();
     let mut device = 0;
     let way = if entry.kind == EntryKind::ORIGINAL {
@@ -178,6 +178,9 @@ fn visit<A: Addr, W: Tables<A>>(world: &W, entry: &mut Conntrack<A>, flow: &Flow
     } else if entry.host == 0 {
         // Its REPLY entry counts.
         return Met { way: Way::ToClient, device };
+    } else if hook == Hook::Xdp {
+        // tcx will count it.
+        return Met { way: Way::ToHost, device };
     } else {
         Way::ToHost
     };
