@@ -61,7 +61,8 @@ impl Engine {
                     let problem = Problem {
                         object: format!("file {}", ids_file.display()),
                         cause: error.to_string(),
-                        fix: "nothing: the numbers were recovered from the maps and the file is written anew".to_owned(),
+                        fix: "nothing: the numbers were recovered from the maps and the file is written anew"
+                            .to_owned(),
                     };
                     (Ids::default(), Some(problem))
                 }
@@ -69,8 +70,7 @@ impl Engine {
             Err(error) if error.kind() == io::ErrorKind::NotFound => (Ids::default(), None),
             Err(error) => return Err(error),
         };
-        let engine =
-            Self { ids, mirror, ids_file, adopted: false, desired: Desired::default(), refused: Vec::new() };
+        let engine = Self { ids, mirror, ids_file, adopted: false, desired: Desired::default(), refused: Vec::new() };
         Ok((engine, problem))
     }
 

@@ -154,9 +154,9 @@ fn next_hops_tell_device_source_and_what_is_local() {
         .expect("ip");
     let client = world.client().ips();
     let nodes = world.node(0).place().ips();
-    let none: [IpAddr; 4] =
+    let unreachable: [IpAddr; 4] =
         ["198.51.100.1", "198.51.100.2", "2001:db8::1", "10.244.1.200"].map(|addr| addr.parse().expect("an address"));
-    let mut asked: BTreeSet<IpAddr> = none.into();
+    let mut asked: BTreeSet<IpAddr> = unreachable.into();
     asked.extend(client);
     asked.extend(pod.ips());
     asked.extend(nodes);
@@ -208,6 +208,13 @@ fn a_nodes_devices_get_their_roles() {
     assert_eq!(multipath, uplinks);
 }
 
+/// Messages the kernel could not deliver to netlink sockets of this thread's namespace.
+fn lost_messages() -> u64 {
+    let table = fs::read_to_string("/proc/thread-self/net/netlink").expect("procfs");
+    // sk Eth Pid Groups Rmem Wmem Dump Locks Drops Inode
+    table.lines().filter_map(|line| line.split_whitespace().nth(8)?.parse::<u64>().ok()).sum()
+}
+
 #[test]
 fn a_new_interface_is_told_at_once_and_a_lost_event_too() {
     needs_root!();
@@ -228,6 +235,7 @@ fn a_new_interface_is_told_at_once_and_a_lost_event_too() {
             batch.push_str("link set late0 up\nlink set late1 up\nlink set late0 down\nlink set late1 down\n");
         }
         node.ip(&batch).expect("ip");
+        assert!(lost_messages() > 0, "the storm must overrun the socket");
         events.recv().await.expect("an event after the storm");
         add("later0", "later1");
         loop {

@@ -89,7 +89,8 @@ impl Datapath {
             if adopt(&pin, program.fd()) {
                 continue;
             }
-            let result = program.attach(&file, CgroupAttachMode::AllowMultiple).and_then(|id| program.take_link(id));
+            // A link always allows others beside it; the kernel refuses a flag that says so.
+            let result = program.attach(&file, CgroupAttachMode::Single).and_then(|id| program.take_link(id));
             let link = result.map_err(|error| failed(name, chain(&error)))?;
             let link: FdLink = link.try_into().map_err(|_| failed(name, "the kernel made no link".to_owned()))?;
             link.pin(&pin).map_err(|error| failed(name, chain(&error)))?;

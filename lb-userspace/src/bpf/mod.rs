@@ -133,7 +133,7 @@ pub struct Datapath {
 }
 
 /// The programs by name, in the order they are loaded.
-const CLASSIFIERS: [&str; 3] = ["lb_ingress", "lb_egress", "lb_host"];
+const CLASSIFIERS: [&str; 4] = ["lb_ingress", "lb_egress", "lb_host", "lb_clock"];
 
 impl Datapath {
     /// Loads everything. Maps that are pinned already are used again if they are what this program needs; nothing is
@@ -181,6 +181,18 @@ impl Datapath {
         programs
             .filter_map(|(name, program)| Some((name.to_owned(), program.info().ok()?.verified_instruction_count()?)))
             .collect()
+    }
+
+    /// The clock of conntrack's stamps: the low 32 bits of jiffies.
+    pub fn clock(&mut self) -> io::Result<u32> {
+        use aya::programs::{TestRun as _, TestRunOptions};
+        let program = self.ebpf.program_mut("lb_clock").and_then(|program| program.try_into().ok());
+        let program: &mut SchedClassifier =
+            program.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "no program lb_clock"))?;
+        let frame = [0; 14];
+        let options = TestRunOptions { data_in: Some(&frame), ..TestRunOptions::default() };
+        let run = program.test_run(options).map_err(|error| io::Error::other(chain(&error)))?;
+        Ok(run.return_value)
     }
 
     /// A loaded program, for test runs.

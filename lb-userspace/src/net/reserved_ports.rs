@@ -39,9 +39,11 @@ pub fn restore(state_dir: &Path, dry_run: bool) -> io::Result<bool> {
         if changed {
             write_sysctl(&rest)?;
         }
-        match fs::remove_file(memory(state_dir)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(at(&memory(state_dir), &error)),
-            Ok(()) | Err(_) => {}
+        for path in [memory(state_dir), fresh_memory(state_dir)] {
+            match fs::remove_file(&path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(at(&path, &error)),
+                Ok(()) | Err(_) => {}
+            }
         }
     }
     Ok(changed)
@@ -62,6 +64,11 @@ fn reserving(current: &BTreeSet<u16>, remembered: &BTreeSet<u16>, range: &RangeI
 
 fn memory(state_dir: &Path) -> PathBuf {
     state_dir.join("reserved-ports")
+}
+
+/// The next memory, until it is whole.
+fn fresh_memory(state_dir: &Path) -> PathBuf {
+    state_dir.join("reserved-ports.new")
 }
 
 /// What we reserved since this boot: a reboot empties the kernel's list, what stands there now is others'.
@@ -86,9 +93,8 @@ fn remember(state_dir: &Path, before: &BTreeSet<u16>, ports: &BTreeSet<u16>) -> 
     if before == ports {
         return Ok(());
     }
-    let path = memory(state_dir);
+    let (path, fresh) = (memory(state_dir), fresh_memory(state_dir));
     // A file cut short would make our ports others' for good.
-    let fresh = path.with_extension("new");
     fs::write(&fresh, format!("{}\n{}\n", boot_id()?, format(ports))).map_err(|error| at(&fresh, &error))?;
     fs::rename(&fresh, &path).map_err(|error| at(&path, &error))
 }
