@@ -173,16 +173,23 @@ fn insert<A: Addr, W: Tables<A>>(
             remove_flow(world, other);
             done = insert_answer(world, entry);
         }
-        if done.is_err() {
-            return done;
-        }
+        done?;
     }
     if probes {
         done = insert_source(world, entry, hash);
+        if done == Err(Counter::TupleTaken) && is_over(world, entry, other) {
+            remove_flow(world, other);
+            done = insert_source(world, entry, hash);
+        }
+        if done.is_err() {
+            // What insert_source began it undid.
+            if entry.host == 0 {
+                world.remove(&entry.answer_key());
+            }
+            return done;
+        }
     }
-    if done.is_ok() {
-        done = insert_original(world, entry);
-    }
+    done = insert_original(world, entry);
     if done.is_err() {
         remove_others(world, entry);
     }
@@ -215,10 +222,11 @@ fn insert_answer<A: Addr, W: Tables<A>>(world: &W, entry: &mut Conntrack<A>) -> 
     put(world, &entry.answer_key(), entry)
 }
 
-/// Whether the flow that holds this one's answer entry has ended. `other` becomes that flow's entry.
+/// Whether the flow that is equal to this one between the NAT points has ended. `other` becomes that flow's entry.
 #[inline(never)]
 fn is_over<A: Addr, W: Tables<A>>(world: &W, entry: &Conntrack<A>, other: &mut Conntrack<A>) -> bool {
-    if world.conntrack(&entry.answer_key(), |found| *other = *found).is_none() {
+    let key = if entry.host != 0 && entry.has_source() { entry.source_key() } else { entry.answer_key() };
+    if world.conntrack(&key, |found| *other = *found).is_none() {
         return false;
     }
     // Without its original entry, a flow is being removed.
@@ -228,8 +236,7 @@ fn is_over<A: Addr, W: Tables<A>>(world: &W, entry: &Conntrack<A>, other: &mut C
         || other.protocol != Protocol::TCP && pipeline::alive(world, other).is_none()
 }
 
-/// The entries that rewrite the source; allocates its port (semantics.md 2.4.5, 2.10.9). On failure the flow has no
-/// source any more.
+/// The entries that rewrite the source; allocates its port (semantics.md 2.4.5, 2.10.9). On failure there is neither.
 #[inline(never)]
 fn insert_source<A: Addr, W: Tables<A>>(world: &W, entry: &mut Conntrack<A>, hash: u32) -> Result<(), Counter> {
     entry.kind = EntryKind::RETURN;
@@ -237,7 +244,7 @@ fn insert_source<A: Addr, W: Tables<A>>(world: &W, entry: &mut Conntrack<A>, has
     let range = world.setting(Setting::SnatPorts) as u32;
     let first = range & 0xffff;
     let size = (range >> 16).wrapping_add(1).wrapping_sub(first);
-    if first != 0 && size <= 0xffff {
+    if first != 0 && size != 0 && size <= 0xffff {
         let own = u32::from(entry.source.port.number()).wrapping_sub(first);
         let mut offset = if own < size { own } else { scale(hash, size) };
         let mut key = entry.return_key();
@@ -247,7 +254,13 @@ fn insert_source<A: Addr, W: Tables<A>>(world: &W, entry: &mut Conntrack<A>, has
             entry.source.port = port;
             key.0.destination_port = port;
             match world.insert(&key, entry) {
-                Ok(()) => return insert_egress(world, entry),
+                Ok(()) => {
+                    let done = insert_egress(world, entry);
+                    if done.is_err() {
+                        world.remove(&key);
+                    }
+                    return done;
+                }
                 Err(InsertError::Full) => {
                     failure = Counter::ConntrackFull;
                     break;
@@ -265,17 +278,19 @@ fn insert_source<A: Addr, W: Tables<A>>(world: &W, entry: &mut Conntrack<A>, has
             probe = probe.wrapping_add(1);
         }
     }
-    entry.source = L4Addr::NONE;
     Err(failure)
 }
 
-/// The entry of NAT point 2. Nobody else can have it, the answer entry being ours; but a flow of the same pair may have
-/// left it behind.
+/// The entry of NAT point 2. Where the answer entry names client and backend and is ours, nobody else can have this one,
+/// but a flow of the same pair may have left it behind. A host's answer entry names the rewritten source: this entry is
+/// then what tells that another flow is equal between the NAT points.
 #[inline(always)]
 fn insert_egress<A: Addr, W: Tables<A>>(world: &W, entry: &mut Conntrack<A>) -> Result<(), Counter> {
     entry.kind = EntryKind::SOURCE;
     let key = entry.source_key();
-    world.remove(&key);
+    if entry.host == 0 {
+        world.remove(&key);
+    }
     put(world, &key, entry)
 }
 

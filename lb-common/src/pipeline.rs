@@ -99,7 +99,7 @@ fn known<F: Family, P: Packet, W: Tables<F::Addr>>(
         return Verdict::pass(reason);
     }
     let verdict = world.conntrack(&flow.key, |entry| {
-        let met = visit(world, entry, &flow, decided.is_some());
+        let met = visit(world, entry, &flow, hook, decided.is_some());
         let (new, reason) = match met.way {
             Way::Doubt => return Verdict::undecided(Counter::Inconsistent),
             Way::ToHost if hook == Hook::Xdp => return Verdict::pass(Counter::Deferred),
@@ -113,11 +113,10 @@ fn known<F: Family, P: Packet, W: Tables<F::Addr>>(
             Some(()) => Verdict::pass(reason),
         }
     });
-    verdict.unwrap_or(if decided.is_some() {
+    verdict.unwrap_or(match decided {
         // Another CPU removed it meanwhile.
-        Verdict::drop(Counter::Inconsistent)
-    } else {
-        Verdict::undecided(Counter::Inconsistent)
+        Some(_) => Verdict::drop(Counter::Inconsistent),
+        None => Verdict::undecided(Counter::Inconsistent),
     })
 }
 
@@ -159,7 +158,7 @@ enum Way {
 
 /// The common case: a known flow, refreshed in place. `decided`: there is no doubt.
 #[inline(always)]
-fn visit<A: Addr, W: Tables<A>>(world: &W, entry: &mut Conntrack<A>, flow: &Flow<A>, decided: bool) -> Met {
+fn visit<A: Addr, W: Tables<A>>(world: &W, entry: &mut Conntrack<A>, flow: &Flow<A>, hook: Hook, decided: bool) -> Met {
     let now = world.now();
     let mut device = 0;
     let way = if entry.kind == EntryKind::ORIGINAL {
@@ -179,6 +178,9 @@ fn visit<A: Addr, W: Tables<A>>(world: &W, entry: &mut Conntrack<A>, flow: &Flow
     } else if entry.host == 0 {
         // Its REPLY entry counts.
         return Met { way: Way::ToClient, device };
+    } else if hook == Hook::Xdp {
+        // tcx will count it.
+        return Met { way: Way::ToHost, device };
     } else {
         Way::ToHost
     };
@@ -223,7 +225,7 @@ pub(crate) fn effective_phase<A: Addr, W: Tables<A>>(world: &W, original: &Connt
 }
 
 /// An answer for a process of this host: it must look as if it came from the frontend by way of `ballast0`, where the
-/// route to the frontend points (strict rp_filter).
+/// route to the frontend points (strict `rp_filter`).
 #[inline(never)]
 fn to_host<F: Family, P: Packet, W: Tables<F::Addr>>(
     packet: &mut P,

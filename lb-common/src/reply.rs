@@ -3,8 +3,9 @@
 //! On the checksums of an answer that leaves a tc hook: the packet it is made of may have a partial checksum, and the
 //! kernel will then still complete it. For an RST the field is written accordingly ([`Packet::is_partial`]). For an ICMP
 //! error made of a UDP packet the place where the kernel would write (byte 6 of the UDP header) is byte 6 of the ICMP
-//! header, which is unused; since the message is complete, what it writes is a (negative) zero, and the message stays
-//! valid.
+//! header, which is unused. The kernel puts the complement of the message's sum there, without a pseudo header. An ICMP
+//! message adds up to zero by itself, so that it writes a (negative) zero. An ICMPv6 message does so only with its pseudo
+//! header: the pseudo header's sum stands in for it until it is overwritten.
 
 use zerocopy::IntoBytes;
 
@@ -18,7 +19,7 @@ use crate::{
     wire::{
         eth::Eth,
         icmp::Unreachable,
-        l4::{Ports, Tcp, TcpFlags},
+        l4::{Ports, Tcp, TcpFlags, Udp},
     },
 };
 
@@ -75,6 +76,8 @@ fn unreachable<F: Family, P: Packet>(packet: &mut P, flow: &Flow<F::Addr>) -> Op
     packet.resize(Eth::LENGTH.wrapping_add(size_of::<F::Header>()).wrapping_add(length))?;
     let header: F::Header = *packet.get(Eth::LENGTH)?;
     let start: [u8; 8] = *packet.get(flow.l4())?;
+    let field = flow.l4().wrapping_add(Udp::CHECKSUM);
+    let partial = F::IPV6 && flow.protocol() == Protocol::UDP && packet.is_partial(field);
     let answer: &mut Unreachable<F::Header> = packet.get_mut(flow.l4())?;
     answer.header = header;
     answer.start = start;
@@ -88,6 +91,10 @@ fn unreachable<F: Family, P: Packet>(packet: &mut P, flow: &Flow<F::Addr>) -> Op
         Sum::default()
     };
     answer.checksum = sum.add(answer.as_bytes()).checksum();
+    if partial {
+        let [high, low] = sum.partial().0;
+        answer.unused = [0, 0, high, low];
+    }
     turn::<F, P>(packet, flow, F::ICMP, length as u16)
 }
 

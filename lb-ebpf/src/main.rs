@@ -3,6 +3,10 @@
 #![no_std]
 #![no_main]
 #![feature(core_intrinsics)]
+#![expect(clippy::inline_always, reason = "the stack and the verifier decide what may be a call")]
+#![expect(clippy::cast_possible_truncation, reason = "helpers and contexts speak in other widths than programs return")]
+#![expect(clippy::multiple_unsafe_ops_per_block, reason = "a field of the context is reached and read in one go")]
+#![expect(clippy::needless_pass_by_value, reason = "aya's entry points take their context by value")]
 #![expect(internal_features, reason = "core's atomics hide fetch_add on targets without compare and swap")]
 
 mod frame;

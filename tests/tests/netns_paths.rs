@@ -138,6 +138,7 @@ fn check(answer: &Answer, expect: &Expect<'_>) -> Result<(), String> {
     Ok(())
 }
 
+#[expect(clippy::too_many_lines, reason = "a table, one row a line")]
 fn run(setup: &Setup) {
     let mut matrix = Matrix::new(setup);
     let pods: Vec<Place> = matrix.world.pods().map(|pod| pod.place().clone()).collect();
@@ -155,9 +156,9 @@ fn run(setup: &Setup) {
     for any in [IpAddr::from([0, 0, 0, 0]), IpAddr::from([0_u16; 8])] {
         let at = |place: &Place| place.ip_like(any);
         let vip = |matrix: &Matrix, service: &str, backends| SocketAddr::new(matrix.vip(service, backends, any), 80);
-        let lb = |last: u16| {
-            let v6 = IpAddr::from([0xfd00, 0x203, 0, 0x113, 0, 0, 0, last - 10 + 0x10]);
-            SocketAddr::new(if any.is_ipv4() { IpAddr::from([203, 0, 113, last as u8]) } else { v6 }, 80)
+        let lb = |last: u8| {
+            let v6 = IpAddr::from([0xfd00, 0x203, 0, 0x113, 0, 0, 0, u16::from(last) - 10 + 0x10]);
+            SocketAddr::new(if any.is_ipv4() { IpAddr::from([203, 0, 113, last]) } else { v6 }, 80)
         };
         let unallocated = SocketAddr::new(
             if any.is_ipv4() {

@@ -23,8 +23,8 @@ pub struct Unreachable<H> {
     pub code: u8,
     /// Checksum.
     pub checksum: Checksum,
-    /// Zero. A device that completes a UDP packet's partial checksum writes into the last two of these bytes, which is
-    /// harmless: see `reply`.
+    /// Zero when it is sent. A device that completes a UDP packet's partial checksum writes into the last two of these
+    /// bytes: see `reply`.
     pub unused: [u8; 4],
     /// The header of the packet in question.
     pub header: H,

@@ -303,16 +303,17 @@ impl Agent {
             (Some(path), _) => Ok(path.clone()),
             (None, found) => found,
         };
-        self.socket_hooks = if !self.options.config.socket_hooks {
-            HookStatus { attached: false, detail: "switched off by socketHooks: false".to_owned() }
+        let attached = if self.options.config.socket_hooks {
+            cgroup.map_err(|error| error.to_string()).and_then(|path| {
+                self.datapath.attach_cgroup(&path).map_err(|error| error.to_string())?;
+                Ok(path.display().to_string())
+            })
         } else {
-            match cgroup {
-                Ok(path) => match self.datapath.attach_cgroup(&path) {
-                    Ok(()) => HookStatus { attached: true, detail: path.display().to_string() },
-                    Err(error) => HookStatus { attached: false, detail: error.to_string() },
-                },
-                Err(error) => HookStatus { attached: false, detail: error.to_string() },
-            }
+            Err("switched off by socketHooks: false".to_owned())
+        };
+        self.socket_hooks = match attached {
+            Ok(detail) => HookStatus { attached: true, detail },
+            Err(detail) => HookStatus { attached: false, detail },
         };
         let keep = self.socket_hooks.attached.then(|| PathBuf::from(&self.socket_hooks.detail));
         if let Err(error) = self.datapath.detach_cgroups(keep.as_deref()) {

@@ -187,7 +187,7 @@ impl Maps {
     pub fn flows<A: FlowFamily>(&self) -> io::Result<Vec<(FlowTuple<A>, Conntrack<A>)>> {
         let mut flows = Vec::new();
         self.get(A::CONNTRACK)?.for_each(|key, value| {
-            if let (Ok(key), Ok(value)) = (A::tuple(key), A::entry(value)) {
+            if let (Some(key), Some(value)) = (A::tuple(key), A::entry(value)) {
                 flows.push((key, value));
             }
         })?;
@@ -197,7 +197,7 @@ impl Maps {
     /// One conntrack entry.
     pub fn flow<A: FlowFamily>(&self, key: &FlowTuple<A>) -> io::Result<Option<Conntrack<A>>> {
         let bytes = self.get(A::CONNTRACK)?.lookup(A::bytes(key), 1)?;
-        Ok(bytes.and_then(|bytes| A::entry(&bytes).ok()))
+        Ok(bytes.and_then(|bytes| A::entry(&bytes)))
     }
 
     /// Removes a conntrack entry.
@@ -222,9 +222,9 @@ pub trait FlowFamily: lb_common::family::Addr {
     /// Name of the map.
     const CONNTRACK: &'static str;
     /// Key from bytes.
-    fn tuple(bytes: &[u8]) -> Result<FlowTuple<Self>, ()>;
+    fn tuple(bytes: &[u8]) -> Option<FlowTuple<Self>>;
     /// Value from bytes.
-    fn entry(bytes: &[u8]) -> Result<Conntrack<Self>, ()>;
+    fn entry(bytes: &[u8]) -> Option<Conntrack<Self>>;
     /// Key to bytes.
     fn bytes(key: &FlowTuple<Self>) -> &[u8];
 }
@@ -234,11 +234,11 @@ macro_rules! flow_family {
         impl FlowFamily for $addr {
             const CONNTRACK: &'static str = $name;
 
-            fn tuple(bytes: &[u8]) -> Result<FlowTuple<Self>, ()> {
+            fn tuple(bytes: &[u8]) -> Option<FlowTuple<Self>> {
                 read(bytes)
             }
 
-            fn entry(bytes: &[u8]) -> Result<Conntrack<Self>, ()> {
+            fn entry(bytes: &[u8]) -> Option<Conntrack<Self>> {
                 read(bytes)
             }
 
@@ -251,8 +251,8 @@ macro_rules! flow_family {
 flow_family!([u8; 4], "LB4_CONNTRACK");
 flow_family!([u8; 16], "LB6_CONNTRACK");
 
-fn read<T: Abi>(bytes: &[u8]) -> Result<T, ()> {
-    T::read_from_bytes(bytes).map_err(|_| ())
+fn read<T: Abi>(bytes: &[u8]) -> Option<T> {
+    T::read_from_bytes(bytes).ok()
 }
 
 fn words(bytes: &[u8]) -> impl Iterator<Item = u64> + '_ {

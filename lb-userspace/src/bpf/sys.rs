@@ -44,8 +44,8 @@ struct Element {
 #[repr(C)]
 #[derive(Clone, Copy)]
 struct Batch {
-    in_batch: u64,
-    out_batch: u64,
+    from: u64,
+    to: u64,
     keys: u64,
     values: u64,
     count: u32,
@@ -163,8 +163,8 @@ impl RawMap {
         loop {
             let mut attr = Attr { zero: [0; 16] };
             attr.batch = Batch {
-                in_batch: if started { cursor.as_ptr() as u64 } else { 0 },
-                out_batch: cursor.as_mut_ptr() as u64,
+                from: if started { cursor.as_ptr() as u64 } else { 0 },
+                to: cursor.as_mut_ptr() as u64,
                 keys: keys.as_mut_ptr() as u64,
                 values: values.as_mut_ptr() as u64,
                 count: room,

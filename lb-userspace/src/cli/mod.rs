@@ -70,7 +70,7 @@ struct Run {
     /// File, folder or - for standard input: Service, Pod, Node, Namespace, Endpoints, EndpointSlice documents
     #[arg(short, long = "filename", value_name = "PATH")]
     file: PathBuf,
-    /// Name of this node [default: hostnameOverride, $NODE_NAME, the host name]
+    /// Name of this node [default: hostnameOverride, $`NODE_NAME`, the host name]
     #[arg(long, alias = "hostname-override", value_name = "NAME")]
     node: Option<String>,
     /// KubeProxyConfiguration and/or BallastConfiguration

@@ -19,7 +19,7 @@ enum Class {
     /// Cannot be right here; refused if set.
     Refused,
     /// A section: its fields have classes of their own.
-    Section(&'static [(&'static str, Class)]),
+    Section(&'static [(&'static str, Self)]),
 }
 
 use Class::{Honoured, NoEffect, NotYet, Refused, Section};
@@ -199,10 +199,10 @@ fn visit(
             return Err(wrong(document, path, "is for Windows", "remove it: this program runs on Linux"));
         }
         NotYet if set => {
-            loaded.warnings.push(warning(document, path, "is not honoured yet", "remove it, or expect the default"))
+            loaded.warnings.push(warning(document, path, "is not honoured yet", "remove it, or expect the default"));
         }
         NoEffect if set => {
-            loaded.warnings.push(warning(document, path, "has no effect here", "nothing; remove it to silence this"))
+            loaded.warnings.push(warning(document, path, "has no effect here", "nothing; remove it to silence this"));
         }
         Honoured | NotYet | NoEffect | Refused => {}
     }

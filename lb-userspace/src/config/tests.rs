@@ -14,7 +14,7 @@ fn error(result: Result<Loaded, ConfigError>) -> String {
     result.expect_err("refused").to_string()
 }
 
-/// What kubeadm 1.33 puts into its ConfigMap.
+/// What kubeadm 1.33 puts into its `ConfigMap`.
 const KUBEADM: &str = "bindAddress: 0.0.0.0
 bindAddressHardFail: false
 clientConnection:

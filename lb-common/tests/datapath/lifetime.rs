@@ -1,0 +1,342 @@
+//! The life of a flow: phases, timeouts, and what ends it.
+
+use lb_common::{
+    conntrack::{EntryKind, Phase},
+    frontend::Scope,
+    protocol::Protocol,
+    ring::WhenEmpty,
+    state::{is_expired, next_phase, timeout_seconds},
+    tuple::L4Addr,
+    verdict::{Action, Counter},
+    wire::l4::TcpFlags,
+};
+
+use crate::{
+    ip::{Ip, net},
+    node::{BACKEND, From, HZ, KEEP, MASQUERADE, Node, Place, Rules, SERVICE, host, outside, remote_backend, vip},
+    segment::{ACK, FIN_ACK, SYN, SYN_ACK, Segment, first, tcp, udp},
+};
+
+both! {
+    phases_follow_the_packets,
+    an_answer_keeps_a_flow_alive,
+    a_silent_flow_ends,
+    timeouts_survive_the_wrap_of_the_clock,
+    a_syn_on_a_closing_flow_makes_a_new_choice,
+    a_repeated_syn_stays_with_its_backend,
+    rule_2_8_1_tcp_goes_on_to_a_backend_that_left,
+    rule_2_8_1_udp_leaves_a_backend_that_is_gone,
+    rule_2_8_1_udp_stays_with_a_backend_that_left_the_ring_only,
+    a_slot_with_a_new_owner_is_another_backend,
+    a_slot_of_another_service_is_another_backend,
+    a_replaced_flow_hands_its_numbers_over,
+    udp_to_a_service_without_endpoints_is_refused_again,
+    a_hosts_flow_ends_as_any_other,
+}
+
+const KINDS: [EntryKind; 2] = [EntryKind::ORIGINAL, EntryKind::REPLY];
+
+#[test]
+fn tcp_phases_by_every_flag() {
+    for kind in KINDS {
+        for phase in [Phase::OPENING, Phase::OPEN, Phase::CLOSING, Phase::CLOSED] {
+            for bits in 0..=u8::MAX {
+                let flags = TcpFlags(bits);
+                let got = next_phase(Protocol::TCP, kind, phase, flags);
+                assert!(got >= phase, "{kind:?} {phase:?} {bits:#x}: phases only move forward");
+                let expected = if flags.has(TcpFlags::RST) {
+                    Phase::CLOSED
+                } else if phase >= Phase::CLOSING {
+                    phase
+                } else if flags.has(TcpFlags::FIN) {
+                    Phase::CLOSING
+                } else if phase == Phase::OPENING && kind == EntryKind::ORIGINAL && flags.has(SYN) {
+                    Phase::OPENING
+                } else {
+                    Phase::OPEN
+                };
+                assert_eq!(got, expected, "{kind:?} {phase:?} {bits:#x}");
+            }
+        }
+    }
+}
+
+#[test]
+fn udp_is_open_once_it_was_answered() {
+    let next = |kind, phase| next_phase(Protocol::UDP, kind, phase, TcpFlags::NONE);
+    assert_eq!(next(EntryKind::ORIGINAL, Phase::OPENING), Phase::OPENING);
+    for kind in [EntryKind::REPLY, EntryKind::RETURN] {
+        assert_eq!(next(kind, Phase::OPENING), Phase::OPEN);
+    }
+    assert_eq!(next(EntryKind::ORIGINAL, Phase::OPEN), Phase::OPEN);
+}
+
+#[test]
+fn timeouts_are_those_of_the_table() {
+    let tcp = |phase| timeout_seconds(Protocol::TCP, phase);
+    assert_eq!([Phase::OPENING, Phase::OPEN, Phase::CLOSING, Phase::CLOSED].map(tcp), [60, 86_400, 120, 10]);
+    // RFC 5382: not less than 2 hours 4 minutes.
+    assert!(tcp(Phase::OPEN) >= 7_440);
+    assert_eq!(timeout_seconds(Protocol::UDP, Phase::OPENING), 30);
+    assert_eq!(timeout_seconds(Protocol::UDP, Phase::OPEN), 180);
+}
+
+#[test]
+fn expiry_counts_the_distance_of_jiffies() {
+    for hz in [100, 250, 1_000] {
+        for stamp in [0, 1, 5_000, u32::MAX, u32::MAX - 30 * hz, 0x7fff_ffff] {
+            let expired = |ticks: u32| is_expired(Protocol::UDP, Phase::OPENING, stamp, stamp.wrapping_add(ticks), hz);
+            assert!(!expired(0));
+            assert!(!expired(30 * hz), "{stamp} at {hz}");
+            assert!(expired(30 * hz + 1), "{stamp} at {hz}");
+        }
+        // The longest timeout fits the clock.
+        assert!(!is_expired(Protocol::TCP, Phase::OPEN, 0, 86_400 * hz, hz));
+        assert!(is_expired(Protocol::TCP, Phase::OPEN, 0, 86_400 * hz + 1, hz));
+    }
+}
+
+fn node<A: Ip>(protocol: Protocol) -> Node<A> {
+    Node::with_backend(protocol, Rules::all(KEEP), remote_backend(), Place::Remote)
+}
+
+/// A second backend: which of the two a new choice would fall on is told by the ring.
+fn other_backend<A: Ip>() -> L4Addr<A> {
+    A::at(net::REMOTE, 8, 8_080)
+}
+
+/// Opens a connection, answered.
+fn open<A: Ip>(node: &Node<A>, protocol: Protocol) {
+    let (got, _) = node.send(From::Device, &first(protocol, outside(), vip()));
+    node.send(From::Device, &got.answer(SYN_ACK));
+    if protocol == Protocol::TCP {
+        node.send(From::Device, &tcp(outside(), vip(), ACK));
+    }
+}
+
+/// Makes every new choice fall on backend 2.
+fn turn_to_other<A: Ip>(node: &mut Node<A>) {
+    node.backend(2, SERVICE, other_backend(), Place::Remote);
+    node.ring(SERVICE, Scope::Cluster, &[2], WhenEmpty::Reject);
+}
+
+#[track_caller]
+fn goes_to<A: Ip>(node: &Node<A>, segment: &Segment<A>, backend: L4Addr<A>, reason: Counter) {
+    let (got, reasons) = node.send(From::Device, segment);
+    assert_eq!((got.destination, reasons[0]), (backend, reason));
+}
+
+fn phases_follow_the_packets<A: Ip>() {
+    let node = node::<A>(Protocol::TCP);
+    let phases = || (node.entry(EntryKind::ORIGINAL).phase, node.entry(EntryKind::REPLY).phase);
+    let client = |flags| node.send(From::Device, &tcp(outside(), vip(), flags));
+    let server = |flags| node.send(From::Device, &tcp(remote_backend(), outside(), flags));
+    client(SYN);
+    assert_eq!(phases(), (Phase::OPENING, Phase::OPENING));
+    server(SYN_ACK);
+    assert_eq!(phases(), (Phase::OPENING, Phase::OPEN));
+    client(ACK);
+    assert_eq!(phases(), (Phase::OPEN, Phase::OPEN));
+    server(FIN_ACK);
+    assert_eq!(phases(), (Phase::OPEN, Phase::CLOSING));
+    client(FIN_ACK);
+    assert_eq!(phases(), (Phase::CLOSING, Phase::CLOSING));
+    server(ACK);
+    assert_eq!(phases(), (Phase::CLOSING, Phase::CLOSING));
+    client(TcpFlags::RST);
+    assert_eq!(phases(), (Phase::CLOSED, Phase::CLOSING));
+}
+
+/// A download: the client may be silent for long (UDP), and the reverse.
+fn an_answer_keeps_a_flow_alive<A: Ip>() {
+    let mut node = node::<A>(Protocol::UDP);
+    open(&node, Protocol::UDP);
+    turn_to_other(&mut node);
+    for _ in 0..5 {
+        node.pass_seconds(150);
+        node.send(From::Device, &udp(remote_backend(), outside()));
+    }
+    goes_to(&node, &udp(outside(), vip()), remote_backend(), Counter::ToBackend);
+    for _ in 0..5 {
+        node.pass_seconds(150);
+        goes_to(&node, &udp(outside(), vip()), remote_backend(), Counter::ToBackend);
+    }
+}
+
+fn a_silent_flow_ends<A: Ip>() {
+    for (protocol, opened, seconds) in [
+        (Protocol::UDP, false, 30),
+        (Protocol::UDP, true, 180),
+        (Protocol::TCP, false, 60),
+        (Protocol::TCP, true, 86_400),
+    ] {
+        for late in [false, true] {
+            let mut node = node::<A>(protocol);
+            node.send(From::Device, &first(protocol, outside(), vip()));
+            if opened {
+                open(&node, protocol);
+            }
+            turn_to_other(&mut node);
+            node.pass_seconds(seconds + u32::from(late));
+            let (expected, reason) =
+                if late { (other_backend(), Counter::NewFlow) } else { (remote_backend(), Counter::ToBackend) };
+            goes_to(&node, &first(protocol, outside(), vip()), expected, reason);
+            assert_eq!(node.entries().len(), 2);
+            assert_eq!(node.counted(Counter::FlowReplaced), u64::from(late));
+        }
+    }
+    // In the middle of a connection that ended there is nothing to choose.
+    let mut node = node::<A>(Protocol::TCP);
+    open(&node, Protocol::TCP);
+    node.pass_seconds(86_401);
+    let (action, reason, _) = node.refused(From::Device, &tcp(outside(), vip(), ACK));
+    assert_eq!((action, reason), (Action::Reply, Counter::NoState));
+    assert_eq!(node.entries(), []);
+}
+
+fn timeouts_survive_the_wrap_of_the_clock<A: Ip>() {
+    for protocol in [Protocol::TCP, Protocol::UDP] {
+        let mut node = node::<A>(protocol);
+        // Jiffies begin five minutes before their wrap.
+        node.memory.now = 0_u32.wrapping_sub(10 * HZ);
+        open(&node, protocol);
+        turn_to_other(&mut node);
+        node.pass_seconds(20);
+        assert!(node.memory.now < 11 * HZ);
+        let sent = if protocol == Protocol::TCP { tcp(outside(), vip(), ACK) } else { udp(outside(), vip()) };
+        goes_to(&node, &sent, remote_backend(), Counter::ToBackend);
+        assert_eq!(node.entry(EntryKind::ORIGINAL).stamp.get(), node.memory.now);
+        node.pass_seconds(86_401);
+        goes_to(&node, &first(protocol, outside(), vip()), other_backend(), Counter::NewFlow);
+    }
+}
+
+fn a_syn_on_a_closing_flow_makes_a_new_choice<A: Ip>() {
+    for (from_client, flags) in [(true, FIN_ACK), (false, FIN_ACK), (true, TcpFlags::RST), (false, TcpFlags::RST_ACK)] {
+        let mut node = node::<A>(Protocol::TCP);
+        open(&node, Protocol::TCP);
+        turn_to_other(&mut node);
+        let last = if from_client { tcp(outside(), vip(), flags) } else { tcp(remote_backend(), outside(), flags) };
+        node.send(From::Device, &last);
+        // What is still on its way goes where it belongs.
+        goes_to(&node, &tcp(outside(), vip(), ACK), remote_backend(), Counter::ToBackend);
+        goes_to(&node, &tcp(outside(), vip(), SYN), other_backend(), Counter::NewFlow);
+        assert_eq!(node.entries().len(), 2);
+        assert_eq!(node.entry(EntryKind::ORIGINAL).phase, Phase::OPENING);
+        assert_eq!(node.connections(SERVICE, 2), 1);
+    }
+}
+
+fn a_repeated_syn_stays_with_its_backend<A: Ip>() {
+    let mut node = node::<A>(Protocol::TCP);
+    node.send(From::Device, &tcp(outside(), vip(), SYN));
+    turn_to_other(&mut node);
+    goes_to(&node, &tcp(outside(), vip(), SYN), remote_backend(), Counter::ToBackend);
+    open(&node, Protocol::TCP);
+    goes_to(&node, &tcp(outside(), vip(), SYN), remote_backend(), Counter::ToBackend);
+    assert_eq!((node.connections(SERVICE, BACKEND), node.connections(SERVICE, 2)), (1, 0));
+}
+
+/// Empties the slot of the first backend, as user space does once nothing refers to it.
+fn remove_backend<A: Ip>(node: &mut Node<A>) {
+    turn_to_other(node);
+    A::tables_mut(&mut node.memory).backends.remove(&BACKEND);
+}
+
+fn rule_2_8_1_tcp_goes_on_to_a_backend_that_left<A: Ip>() {
+    let mut node = node::<A>(Protocol::TCP);
+    open(&node, Protocol::TCP);
+    remove_backend(&mut node);
+    let sent = tcp(outside(), vip(), ACK);
+    goes_to(&node, &sent, remote_backend(), Counter::ToBackend);
+    let (back, _) = node.send(From::Device, &tcp(remote_backend(), outside(), ACK));
+    assert_eq!(back.source, vip());
+    // A new connection does not.
+    goes_to(&node, &tcp(outside(), vip(), SYN), other_backend(), Counter::NewFlow);
+}
+
+fn rule_2_8_1_udp_leaves_a_backend_that_is_gone<A: Ip>() {
+    let mut node = node::<A>(Protocol::UDP);
+    open(&node, Protocol::UDP);
+    remove_backend(&mut node);
+    goes_to(&node, &udp(outside(), vip()), other_backend(), Counter::NewFlow);
+    assert_eq!(node.counted(Counter::FlowReplaced), 1);
+    let (back, _) = node.send(From::Device, &udp(other_backend(), outside()));
+    assert_eq!(back.source, vip());
+    assert_eq!(node.entries().len(), 2);
+}
+
+/// Policy, topology and terminating: established flows survive those changes.
+fn rule_2_8_1_udp_stays_with_a_backend_that_left_the_ring_only<A: Ip>() {
+    let mut node = node::<A>(Protocol::UDP);
+    open(&node, Protocol::UDP);
+    turn_to_other(&mut node);
+    goes_to(&node, &udp(outside(), vip()), remote_backend(), Counter::ToBackend);
+}
+
+fn a_slot_with_a_new_owner_is_another_backend<A: Ip>() {
+    for protocol in [Protocol::UDP, Protocol::TCP] {
+        let mut node = node::<A>(protocol);
+        open(&node, protocol);
+        // The same slot, the next generation.
+        node.backend(BACKEND, SERVICE, other_backend(), Place::Remote);
+        assert_eq!(node.entry(EntryKind::ORIGINAL).generation.get(), 1);
+        goes_to(&node, &first(protocol, outside(), vip()), other_backend(), Counter::NewFlow);
+        assert_eq!(node.entry(EntryKind::ORIGINAL).generation.get(), 2);
+        assert_eq!(node.entry(EntryKind::REPLY).backend, other_backend());
+    }
+}
+
+fn a_slot_of_another_service_is_another_backend<A: Ip>() {
+    let mut node = node::<A>(Protocol::UDP);
+    open(&node, Protocol::UDP);
+    turn_to_other(&mut node);
+    let backends = &mut A::tables_mut(&mut node.memory).backends;
+    backends.get_mut(&BACKEND).expect("slot 1 is filled").service = lb_common::backend::ServiceId::new(9);
+    goes_to(&node, &udp(outside(), vip()), other_backend(), Counter::NewFlow);
+}
+
+fn a_replaced_flow_hands_its_numbers_over<A: Ip>() {
+    for rule in [KEEP, MASQUERADE] {
+        let mut node = Node::with_backend(Protocol::UDP, Rules::all(rule), remote_backend::<A>(), Place::Remote);
+        let sent = udp(outside(), vip());
+        let (got, _) = node.send(From::Device, &sent);
+        node.send(From::Device, &sent);
+        let answer = got.answer(ACK);
+        node.send(From::Device, &answer);
+        let bytes = 2 * (sent.frame().0.len() - 14) + answer.frame().0.len() - 14;
+        remove_backend(&mut node);
+        node.send(From::Device, &sent);
+        let traffic = node.memory.traffic.borrow().get(&SERVICE).copied();
+        assert_eq!(traffic, Some((3, u64::try_from(bytes).expect("few bytes"))));
+        // The new flow begins at one.
+        assert_eq!(node.entry(EntryKind::ORIGINAL).packets.get(), 1);
+    }
+}
+
+/// kubernetes/kubernetes#139628: scaled to zero, the sender must hear of it, and find the next endpoint at once.
+fn udp_to_a_service_without_endpoints_is_refused_again<A: Ip>() {
+    let mut node = node::<A>(Protocol::UDP);
+    open(&node, Protocol::UDP);
+    remove_backend(&mut node);
+    node.ring(SERVICE, Scope::Cluster, &[], WhenEmpty::Reject);
+    for _ in 0..2 {
+        let (action, reason, _) = node.refused(From::Device, &udp(outside(), vip()));
+        assert_eq!((action, reason), (Action::Reply, Counter::NoEndpoint));
+        assert_eq!(node.entries(), []);
+    }
+    turn_to_other(&mut node);
+    goes_to(&node, &udp(outside(), vip()), other_backend(), Counter::NewFlow);
+}
+
+fn a_hosts_flow_ends_as_any_other<A: Ip>() {
+    let mut node = node::<A>(Protocol::UDP);
+    node.send(From::Host, &udp(host(), vip()));
+    remove_backend(&mut node);
+    let (got, reasons) = node.send(From::Host, &udp(host(), vip()));
+    assert_eq!((got.destination, reasons[0]), (other_backend(), Counter::NewFlow));
+    node.pass_seconds(31);
+    let (_, reasons) = node.send(From::Host, &udp(host(), vip()));
+    assert_eq!(reasons[0], Counter::NewFlow);
+    assert_eq!(node.kinds(), [EntryKind::ORIGINAL, EntryKind::RETURN]);
+}
