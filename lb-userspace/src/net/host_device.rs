@@ -8,13 +8,13 @@ use std::{collections::BTreeMap, io, net::IpAddr};
 use ipnet::IpNet;
 use netlink_packet_route::{
     link::LinkMessage,
-    route::{RouteMessage, RouteProtocol},
+    route::{RouteMessage, RouteProtocol, RouteScope},
 };
 use rtnetlink::{LinkUnspec, LinkVeth, RouteMessageBuilder};
 
 use super::{
     Link, Netlink,
-    netlink::{Route, failed},
+    netlink::{Route, failed, failed_to},
 };
 use crate::report::Problem;
 
@@ -34,44 +34,63 @@ pub struct HostDevice {
     pub ifindex: u32,
     /// MAC.
     pub mac: [u8; 6],
+    /// Interface index of its peer.
+    pub peer_ifindex: u32,
 }
 
-/// Makes the pair, or takes over the one that is there.
+/// Makes the pair, or takes over the one that is there. A device of that name that is not our pair is left alone: an
+/// error that says so.
 pub async fn ensure(netlink: &Netlink) -> io::Result<HostDevice> {
-    if find(&netlink.links().await?, NAME).is_none() {
+    let mut links = netlink.links().await?;
+    if find(&links, NAME).is_none() && find(&links, PEER).is_none() {
         let pair = LinkVeth::new(NAME, PEER).mtu(MTU).arp(false).build();
-        netlink.handle.link().add(pair).execute().await.map_err(failed)?;
+        netlink.handle.link().add(pair).execute().await.map_err(failed_to("make the veth pair ballast0, ballast1"))?;
+        links = netlink.links().await?;
     }
-    let links = netlink.links().await?;
-    for name in [PEER, NAME] {
-        let link = find(&links, name)
-            .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, format!("{name} is missing; delete {NAME}")))?;
-        if name == NAME && link.kind.as_deref() != Some("veth") {
-            let text = format!("a device {NAME} exists that is no veth pair; rename or delete it");
-            return Err(io::Error::new(io::ErrorKind::AlreadyExists, text));
-        }
+    let (device, peer) = pair(&links)?;
+    for link in [peer, device] {
         // No link-local address and no router solicitations: it is nobody's network.
-        quiet(name)?;
-        if !link.up || link.mtu != MTU {
+        quiet(&link.name)?;
+        if !link.up || !link.noarp || link.mtu != MTU {
             let up: LinkMessage = LinkUnspec::new_with_index(link.ifindex).mtu(MTU).arp(false).up().build();
-            netlink.handle.link().set(up).execute().await.map_err(failed)?;
+            netlink.handle.link().set(up).execute().await.map_err(failed_to("set ballast0 and ballast1 up"))?;
         }
     }
-    let links = netlink.links().await?;
-    let link = find(&links, NAME).ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "ballast0 vanished"))?;
-    Ok(HostDevice { ifindex: link.ifindex, mac: link.mac })
+    Ok(HostDevice { ifindex: device.ifindex, mac: device.mac, peer_ifindex: peer.ifindex })
 }
 
-/// Whether it exists.
+/// Our two devices, if these links hold the pair we would make.
+fn pair(links: &[Link]) -> io::Result<(&Link, &Link)> {
+    let (device, peer) = (find(links, NAME), find(links, PEER));
+    match (device, peer) {
+        (Some(device), Some(peer)) if is_veth(device) && is_veth(peer) && device.peer == Some(peer.ifindex) => {
+            Ok((device, peer))
+        }
+        (Some(_), _) | (_, Some(_)) => {
+            let text = format!("a device {NAME} or {PEER} exists that is not our veth pair: rename or delete it");
+            Err(io::Error::new(io::ErrorKind::AlreadyExists, text))
+        }
+        (None, None) => {
+            let text = format!("{NAME} vanished as soon as it was made: is another agent being cleaned up?");
+            Err(io::Error::new(io::ErrorKind::NotFound, text))
+        }
+    }
+}
+
+fn is_veth(link: &Link) -> bool {
+    link.kind.as_deref() == Some("veth")
+}
+
+/// Whether our pair exists.
 pub async fn exists(netlink: &Netlink) -> io::Result<bool> {
-    Ok(find(&netlink.links().await?, NAME).is_some())
+    Ok(pair(&netlink.links().await?).is_ok())
 }
 
-/// Removes the pair and with it all routes into it; whether there was one.
+/// Removes our pair and with it all routes into it; whether there was one.
 pub async fn remove(netlink: &Netlink) -> io::Result<bool> {
     let links = netlink.links().await?;
-    let Some(link) = find(&links, NAME) else { return Ok(false) };
-    netlink.handle.link().del(link.ifindex).execute().await.map_err(failed)?;
+    let Ok((device, _)) = pair(&links) else { return Ok(false) };
+    netlink.handle.link().del(device.ifindex).execute().await.map_err(failed_to("remove ballast0"))?;
     Ok(true)
 }
 
@@ -92,45 +111,104 @@ fn quiet(name: &str) -> io::Result<()> {
     write("accept_ra", "0")
 }
 
-/// Makes exactly these routes lead into the device; the value is the source address to prefer. Other programs' routes
-/// are never touched: one to the same prefix is told as a problem.
+/// Makes exactly these routes lead into the device; the value is the source address to prefer, which must be one of
+/// this node: it is where answers come back to. Nothing is written when nothing changed, and a route is never away
+/// while it changes. Other programs' routes are never touched: one to the same prefix is told as a problem.
 pub async fn sync_routes(
     netlink: &Netlink,
     device: HostDevice,
     wanted: &BTreeMap<IpNet, Option<IpAddr>>,
 ) -> io::Result<Vec<Problem>> {
     let routes = netlink.routes().await?;
-    let ours = |route: &&Route| route.protocol == PROTOCOL && route.ifindex == Some(device.ifindex);
-    let mut present: BTreeMap<IpNet, &Route> = BTreeMap::new();
-    for route in routes.iter().filter(ours) {
-        if wanted.get(&route.net) == Some(&route.prefsrc) {
-            present.insert(route.net, route);
-        } else {
-            netlink.handle.route().del(route.message.clone()).execute().await.map_err(failed)?;
-        }
-    }
-    let mut problems = Vec::new();
-    for (net, prefsrc) in wanted.iter().filter(|(net, _)| !present.contains_key(net)) {
-        if let Some(foreign) = routes.iter().find(|route| route.net == *net && !ours(route)) {
+    let changes = changes(&routes, device.ifindex, wanted);
+    let mut problems: Vec<_> = changes.foreign.iter().map(|route| foreign_route(route)).collect();
+    for (net, prefsrc, write) in changes.writes {
+        let request = netlink.handle.route().add(message(net, prefsrc, device.ifindex));
+        let request = match write {
+            Write::Add => request,
+            Write::Replace => request.replace(),
+        };
+        if let Err(error) = request.execute().await {
             problems.push(Problem {
-                object: format!("route {net}"),
-                cause: format!("another route to it exists (protocol {})", foreign.protocol),
-                fix: "processes of this node use that route instead of the Service; remove it if it is not meant"
-                    .to_owned(),
-            });
-            continue;
-        }
-        let message = message(*net, *prefsrc, device.ifindex);
-        if let Err(error) = netlink.handle.route().add(message).execute().await {
-            let cause = failed(error).to_string();
-            problems.push(Problem {
-                object: format!("route {net}"),
-                cause: format!("cannot be added: {cause}"),
+                object: format!("route {net} dev {NAME}"),
+                cause: format!("cannot be added: {}", failed(error)),
                 fix: "processes of this node reach these addresses only by the socket hooks; see `ip route`".to_owned(),
             });
         }
     }
+    for route in changes.stale {
+        if let Err(error) = netlink.handle.route().del(route.message.clone()).execute().await {
+            let error = failed(error);
+            // It went by itself, for example with its source address.
+            if error.raw_os_error() != Some(libc::ESRCH) {
+                problems.push(Problem {
+                    object: format!("route {} dev {NAME}", route.net),
+                    cause: format!("it is no longer wanted and cannot be removed: {error}"),
+                    fix: format!("ip route del {} dev {NAME}", route.net),
+                });
+            }
+        }
+    }
     Ok(problems)
+}
+
+/// How a route is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Write {
+    /// There must be none to the prefix.
+    Add,
+    /// The one there is ours.
+    Replace,
+}
+
+/// What makes the routes as they are into those that are wanted.
+#[derive(Debug, Default)]
+struct Changes<'a> {
+    writes: Vec<(IpNet, Option<IpAddr>, Write)>,
+    stale: Vec<&'a Route>,
+    foreign: Vec<&'a Route>,
+}
+
+fn changes<'a>(routes: &'a [Route], device: u32, wanted: &BTreeMap<IpNet, Option<IpAddr>>) -> Changes<'a> {
+    // The kernel drops host bits: a prefix with some would never be found again.
+    let wanted: BTreeMap<IpNet, Option<IpAddr>> = wanted.iter().map(|(net, source)| (net.trunc(), *source)).collect();
+    let (ours, foreign): (Vec<_>, Vec<_>) =
+        routes.iter().partition(|route| route.protocol == PROTOCOL && route.devices == [device]);
+    let mut changes = Changes::default();
+    let mut present: BTreeMap<IpNet, &Route> = BTreeMap::new();
+    for route in ours {
+        if wanted.contains_key(&route.net) {
+            present.insert(route.net, route);
+        } else {
+            changes.stale.push(route);
+        }
+    }
+    for (net, source) in wanted {
+        match (present.get(&net), foreign.iter().find(|route| route.net == net)) {
+            (Some(route), _) if route.prefsrc == source => {}
+            (Some(route), Some(other)) => {
+                // Which of the two the kernel would replace is not ours to guess.
+                changes.stale.push(route);
+                changes.foreign.push(other);
+            }
+            (Some(_), None) => changes.writes.push((net, source, Write::Replace)),
+            (None, Some(other)) => changes.foreign.push(other),
+            (None, None) => changes.writes.push((net, source, Write::Add)),
+        }
+    }
+    changes
+}
+
+fn foreign_route(route: &Route) -> Problem {
+    let to = match route.devices.first() {
+        Some(ifindex) => format!("to the device with index {ifindex}"),
+        None => format!("of type {:?}", route.message.header.kind).to_lowercase(),
+    };
+    Problem {
+        object: format!("route {} dev {NAME}", route.net),
+        cause: format!("not added: another program's route to it exists (protocol {}, {to})", route.protocol),
+        fix: "processes of this node use that route instead of the Service; remove it if it is not meant".to_owned(),
+    }
 }
 
 fn message(net: IpNet, prefsrc: Option<IpAddr>, ifindex: u32) -> RouteMessage {
@@ -140,7 +218,7 @@ fn message(net: IpNet, prefsrc: Option<IpAddr>, ifindex: u32) -> RouteMessage {
             let route = RouteMessageBuilder::<std::net::Ipv4Addr>::new()
                 .destination_prefix(net.network(), net.prefix_len())
                 .output_interface(ifindex)
-                .scope(netlink_packet_route::route::RouteScope::Link)
+                .scope(RouteScope::Link)
                 .protocol(protocol);
             match prefsrc {
                 Some(IpAddr::V4(source)) => route.pref_source(source).build(),
@@ -157,5 +235,108 @@ fn message(net: IpNet, prefsrc: Option<IpAddr>, ifindex: u32) -> RouteMessage {
                 _ => route.build(),
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DEVICE: u32 = 9;
+
+    fn net(text: &str) -> IpNet {
+        text.parse().expect("a prefix")
+    }
+
+    fn route(prefix: &str, prefsrc: Option<&str>, devices: &[u32], protocol: u8) -> Route {
+        let prefsrc = prefsrc.map(|addr| addr.parse().expect("an address"));
+        Route { net: net(prefix), devices: devices.to_vec(), prefsrc, protocol, message: RouteMessage::default() }
+    }
+
+    /// `+` added, `~` replaced, `-` removed, `!` foreign.
+    fn lines(routes: &[Route], wanted: &[(&str, Option<&str>)]) -> Vec<String> {
+        let wanted = wanted.iter().map(|(prefix, source)| {
+            (prefix.parse().expect("a prefix"), source.map(|source| source.parse().expect("an address")))
+        });
+        let changes = changes(routes, DEVICE, &wanted.collect());
+        let write = |(net, _, write): &(IpNet, Option<IpAddr>, Write)| match write {
+            Write::Add => format!("+{net}"),
+            Write::Replace => format!("~{net}"),
+        };
+        let mut lines: Vec<_> = changes.writes.iter().map(write).collect();
+        lines.extend(changes.stale.iter().map(|route| format!("-{}", route.net)));
+        lines.extend(changes.foreign.iter().map(|route| format!("!{}", route.net)));
+        lines
+    }
+
+    #[test]
+    fn only_what_differs_is_written() {
+        let routes = [
+            route("10.96.0.0/16", Some("192.0.2.1"), &[DEVICE], PROTOCOL),
+            route("fd00:10:96::/112", None, &[DEVICE], PROTOCOL),
+            route("203.0.113.1/32", None, &[DEVICE], PROTOCOL),
+        ];
+        let wanted = [("10.96.7.7/16", Some("192.0.2.1")), ("fd00:10:96::/112", None), ("203.0.113.1/32", None)];
+        assert_eq!(lines(&routes, &wanted), [""; 0]);
+        assert_eq!(lines(&routes, &[]), ["-10.96.0.0/16", "-fd00:10:96::/112", "-203.0.113.1/32"]);
+        assert_eq!(lines(&routes[1..], &wanted), ["+10.96.0.0/16"]);
+        let moved = [("10.96.0.0/16", Some("192.0.2.2")), wanted[1], wanted[2]];
+        assert_eq!(lines(&routes, &moved), ["~10.96.0.0/16"]);
+    }
+
+    #[test]
+    fn other_programs_routes_stay_and_are_told() {
+        let routes = [
+            route("0.0.0.0/0", None, &[2], 3),
+            route("10.96.0.0/16", None, &[2], 4),
+            // Our protocol number, another device; and our device, another protocol.
+            route("203.0.113.1/32", None, &[3], PROTOCOL),
+            route("203.0.113.2/32", None, &[DEVICE], 4),
+            // A blackhole.
+            route("203.0.113.3/32", None, &[], 4),
+        ];
+        let wanted = [
+            ("10.96.0.0/16", None),
+            ("203.0.113.1/32", None),
+            ("203.0.113.2/32", None),
+            ("203.0.113.3/32", None),
+            ("203.0.113.4/32", None),
+        ];
+        let expected = ["+203.0.113.4/32", "!10.96.0.0/16", "!203.0.113.1/32", "!203.0.113.2/32", "!203.0.113.3/32"];
+        assert_eq!(lines(&routes, &wanted), expected);
+        assert_eq!(lines(&routes, &[]), [""; 0]);
+        let problem = foreign_route(&routes[1]);
+        assert!(problem.object.contains("10.96.0.0/16") && problem.cause.contains("index 2"), "{problem:?}");
+    }
+
+    #[test]
+    fn a_route_that_got_company_is_given_up_when_it_must_change() {
+        let routes =
+            [route("10.96.0.0/16", Some("192.0.2.1"), &[DEVICE], PROTOCOL), route("10.96.0.0/16", None, &[2], 4)];
+        assert_eq!(lines(&routes, &[("10.96.0.0/16", Some("192.0.2.1"))]), [""; 0]);
+        assert_eq!(lines(&routes, &[("10.96.0.0/16", Some("192.0.2.2"))]), ["-10.96.0.0/16", "!10.96.0.0/16"]);
+    }
+
+    #[test]
+    fn only_our_own_pair_is_taken_over() {
+        let veth = |ifindex, name: &str, peer| Link {
+            ifindex,
+            name: name.to_owned(),
+            kind: Some("veth".to_owned()),
+            peer: Some(peer),
+            ..Link::default()
+        };
+        let pair_of = |links: &[Link]| pair(links).map(|(device, peer)| (device.ifindex, peer.ifindex));
+        assert_eq!(pair_of(&[veth(4, PEER, 5), veth(5, NAME, 4)]).expect("a pair"), (5, 4));
+        let dummy = Link { kind: Some("dummy".to_owned()), ..veth(5, NAME, 4) };
+        for links in [
+            vec![veth(4, PEER, 6), veth(5, NAME, 7)],
+            vec![veth(5, NAME, 7)],
+            vec![veth(4, PEER, 6)],
+            vec![veth(4, PEER, 5), dummy],
+        ] {
+            assert_eq!(pair_of(&links).expect_err("foreign").kind(), io::ErrorKind::AlreadyExists, "{links:?}");
+        }
+        assert_eq!(pair_of(&[]).expect_err("none").kind(), io::ErrorKind::NotFound);
     }
 }

@@ -9,8 +9,8 @@ use std::{
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use ipnet::IpNet;
 use netlink_packet_route::{
-    address::{AddressAttribute, AddressHeaderFlags},
-    link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage},
+    address::{AddressAttribute, AddressHeaderFlags, AddressMessage, AddressScope},
+    link::{LinkAttribute, LinkFlags, LinkInfo, LinkMessage},
     route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteType},
 };
 use rtnetlink::{Handle, IpVersion, RouteMessageBuilder};
@@ -19,6 +19,7 @@ use crate::image::NextHopInfo;
 
 /// A network device.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "independent flags, as the kernel reports them")]
 pub struct Link {
     /// Interface index.
     pub ifindex: u32,
@@ -34,6 +35,10 @@ pub struct Link {
     pub master: Option<u32>,
     /// Whether its peer is in another network namespace.
     pub foreign_peer: bool,
+    /// The device at its other end or below it, in this namespace: the peer of a veth, the parent of a VLAN.
+    pub peer: Option<u32>,
+    /// Neither ARP nor neighbour discovery.
+    pub noarp: bool,
     /// MAC; zeroes where it has none.
     pub mac: [u8; 6],
     /// MTU in bytes.
@@ -49,13 +54,16 @@ pub struct Address {
     pub net: IpNet,
     /// Not tentative, and no duplicate was found.
     pub usable: bool,
+    /// Valid everywhere (`scope global` in `ip address`), not on one link or host only.
+    pub universe: bool,
 }
 
 /// A route of ours.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Route {
     pub(super) net: IpNet,
-    pub(super) ifindex: Option<u32>,
+    /// The devices it leads to: several for a multipath route, none for a blackhole.
+    pub(super) devices: Vec<u32>,
     pub(super) prefsrc: Option<IpAddr>,
     pub(super) protocol: u8,
     pub(super) message: RouteMessage,
@@ -74,6 +82,25 @@ pub(super) fn failed(error: rtnetlink::Error) -> io::Error {
     }
 }
 
+/// The same for a request whose errno nobody asks for, with what was asked of the kernel.
+pub(super) fn failed_to(what: &str) -> impl Fn(rtnetlink::Error) -> io::Error {
+    move |error| {
+        let error = failed(error);
+        io::Error::new(error.kind(), format!("cannot {what} (netlink): {error}"))
+    }
+}
+
+/// Errors that mean "no way there": no route, `unreachable`, `prohibit` and `blackhole` routes, a kernel without IPv6.
+const NO_ROUTE: [i32; 7] = [
+    libc::ENETUNREACH,
+    libc::EHOSTUNREACH,
+    libc::ESRCH,
+    libc::EACCES,
+    libc::EINVAL,
+    libc::EAFNOSUPPORT,
+    libc::EOPNOTSUPP,
+];
+
 impl Netlink {
     /// Connects; to be called inside the runtime.
     pub fn open() -> io::Result<Self> {
@@ -84,37 +111,25 @@ impl Netlink {
 
     /// Every device.
     pub async fn links(&self) -> io::Result<Vec<Link>> {
-        let messages: Vec<LinkMessage> = self.handle.link().get().execute().try_collect().await.map_err(failed)?;
+        let messages: Vec<LinkMessage> =
+            self.handle.link().get().execute().try_collect().await.map_err(failed_to("list network devices"))?;
         Ok(messages.iter().map(link).collect())
     }
 
     /// Every address.
     pub async fn addresses(&self) -> io::Result<Vec<Address>> {
-        let messages: Vec<_> = self.handle.address().get().execute().try_collect().await.map_err(failed)?;
-        let address = |message: &netlink_packet_route::address::AddressMessage| {
-            let mut found = None;
-            for attribute in &message.attributes {
-                match attribute {
-                    // On a point-to-point device `Address` is the other end's.
-                    AddressAttribute::Local(addr) => found = Some(*addr),
-                    AddressAttribute::Address(addr) => found = found.or(Some(*addr)),
-                    _ => {}
-                }
-            }
-            let net = IpNet::new(found?, message.header.prefix_len).ok()?;
-            let bad = AddressHeaderFlags::Tentative | AddressHeaderFlags::Dadfailed;
-            Some(Address { ifindex: message.header.index, net, usable: !message.header.flags.intersects(bad) })
-        };
+        let messages: Vec<_> =
+            self.handle.address().get().execute().try_collect().await.map_err(failed_to("list addresses"))?;
         Ok(messages.iter().filter_map(address).collect())
     }
 
     /// Devices that carry a default route.
     pub async fn default_route_devices(&self) -> io::Result<BTreeSet<u32>> {
         let routes = self.routes().await?;
-        Ok(routes.into_iter().filter(|route| route.net.prefix_len() == 0).filter_map(|route| route.ifindex).collect())
+        Ok(routes.into_iter().filter(|route| route.net.prefix_len() == 0).flat_map(|route| route.devices).collect())
     }
 
-    /// The routes of the main table, both families.
+    /// The routes of the main table, both families, blackholes and the like too.
     pub(super) async fn routes(&self) -> io::Result<Vec<Route>> {
         let mut routes = Vec::new();
         for (version, any) in [(IpVersion::V4, "0.0.0.0/0"), (IpVersion::V6, "::/0")] {
@@ -125,10 +140,15 @@ impl Netlink {
             let any: IpNet = any.parse().map_err(io::Error::other)?;
             let mut stream = std::pin::pin!(self.handle.route().get(query).execute());
             while let Some(message) = stream.next().await {
-                let message = message.map_err(failed)?;
-                let main = message.header.table == RouteHeader::RT_TABLE_MAIN;
-                if main && message.header.kind == RouteType::Unicast {
-                    routes.push(route(message, any));
+                match message {
+                    Ok(message) if message.header.table == RouteHeader::RT_TABLE_MAIN => {
+                        routes.push(route(message, any));
+                    }
+                    Ok(_) => {}
+                    // A kernel without IPv6 has no IPv6 routes.
+                    Err(rtnetlink::Error::NetlinkError(message))
+                        if matches!(-message.raw_code(), libc::EOPNOTSUPP | libc::EAFNOSUPPORT) => {}
+                    Err(error) => return Err(failed_to("list routes")(error)),
                 }
             }
         }
@@ -152,12 +172,9 @@ impl Netlink {
             Some(Ok(message)) => message,
             Some(Err(error)) => {
                 let error = failed(error);
-                let none = [libc::ENETUNREACH, libc::EHOSTUNREACH, libc::EINVAL, libc::EACCES, libc::ESRCH];
-                return if error.raw_os_error().is_some_and(|errno| none.contains(&errno)) {
-                    Ok(None)
-                } else {
-                    Err(error)
-                };
+                let no_route = error.raw_os_error().is_some_and(|errno| NO_ROUTE.contains(&errno));
+                let cause = format!("cannot look up the route to {addr} (netlink): {error}");
+                return if no_route { Ok(None) } else { Err(io::Error::new(error.kind(), cause)) };
             }
         };
         let local = match message.header.kind {
@@ -197,29 +214,47 @@ fn link(message: &LinkMessage) -> Link {
         ifindex: message.header.index,
         up: flags.contains(LinkFlags::Up),
         loopback: flags.contains(LinkFlags::Loopback),
+        noarp: flags.contains(LinkFlags::Noarp),
         ..Link::default()
     };
+    let mut peer_index = None;
     for attribute in &message.attributes {
         match attribute {
             LinkAttribute::IfName(name) => link.name.clone_from(name),
             LinkAttribute::Controller(master) => link.master = Some(*master),
             LinkAttribute::LinkNetNsId(_) => link.foreign_peer = true,
+            LinkAttribute::Link(peer) => peer_index = Some(*peer),
             LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
             LinkAttribute::Address(mac) => link.mac = mac.as_slice().try_into().unwrap_or_default(),
             LinkAttribute::LinkInfo(infos) => {
                 link.kind = infos.iter().find_map(|info| match info {
-                    LinkInfo::Kind(kind) => Some(kind_name(kind)),
+                    LinkInfo::Kind(kind) => Some(kind.to_string()),
                     _ => None,
                 });
             }
             _ => {}
         }
     }
+    // An index of another namespace says nothing here.
+    link.peer = peer_index.filter(|_| !link.foreign_peer);
     link
 }
 
-fn kind_name(kind: &InfoKind) -> String {
-    kind.to_string()
+fn address(message: &AddressMessage) -> Option<Address> {
+    let mut found = None;
+    for attribute in &message.attributes {
+        match attribute {
+            // On a point-to-point device `Address` is the other end's.
+            AddressAttribute::Local(addr) => found = Some(*addr),
+            AddressAttribute::Address(addr) => found = found.or(Some(*addr)),
+            _ => {}
+        }
+    }
+    let header = &message.header;
+    let net = IpNet::new(found?, header.prefix_len).ok()?;
+    let bad = AddressHeaderFlags::Tentative | AddressHeaderFlags::Dadfailed;
+    let usable = !header.flags.intersects(bad);
+    Some(Address { ifindex: header.index, net, usable, universe: header.scope == AddressScope::Universe })
 }
 
 fn address_of(addr: &RouteAddress) -> Option<IpAddr> {
@@ -231,17 +266,18 @@ fn address_of(addr: &RouteAddress) -> Option<IpAddr> {
 }
 
 fn route(message: RouteMessage, any: IpNet) -> Route {
-    let (mut net, mut ifindex, mut prefsrc) = (any, None, None);
+    let (mut net, mut devices, mut prefsrc) = (any, Vec::new(), None);
     for attribute in &message.attributes {
         match attribute {
             RouteAttribute::Destination(addr) => {
                 let prefix = message.header.destination_prefix_length;
                 net = address_of(addr).and_then(|addr| IpNet::new(addr, prefix).ok()).unwrap_or(any);
             }
-            RouteAttribute::Oif(index) => ifindex = Some(*index),
+            RouteAttribute::Oif(index) if message.header.kind == RouteType::Unicast => devices.push(*index),
+            RouteAttribute::MultiPath(hops) => devices.extend(hops.iter().map(|hop| hop.interface_index)),
             RouteAttribute::PrefSource(addr) => prefsrc = address_of(addr),
             _ => {}
         }
     }
-    Route { net, ifindex, prefsrc, protocol: message.header.protocol.into(), message }
+    Route { net, devices, prefsrc, protocol: message.header.protocol.into(), message }
 }
