@@ -165,10 +165,9 @@ fn insert<A: Addr, W: Tables<A>>(
     hash: u32,
 ) -> Result<(), Counter> {
     let probes = entry.has_source();
-    let mut done = Ok(());
     // A host's masqueraded flow is answered at the port that probing finds.
     if !(probes && entry.host != 0) {
-        done = insert_answer(world, entry);
+        let mut done = insert_answer(world, entry);
         if done == Err(Counter::TupleTaken) && is_over(world, entry, other) {
             remove_flow(world, other);
             done = insert_answer(world, entry);
@@ -176,7 +175,7 @@ fn insert<A: Addr, W: Tables<A>>(
         done?;
     }
     if probes {
-        done = insert_source(world, entry, hash);
+        let mut done = insert_source(world, entry, hash);
         if done == Err(Counter::TupleTaken) && is_over(world, entry, other) {
             remove_flow(world, other);
             done = insert_source(world, entry, hash);
@@ -189,7 +188,7 @@ fn insert<A: Addr, W: Tables<A>>(
             return done;
         }
     }
-    done = insert_original(world, entry);
+    let done = insert_original(world, entry);
     if done.is_err() {
         remove_others(world, entry);
     }

@@ -36,18 +36,23 @@ pub(super) struct Network {
     problems: BTreeMap<&'static str, Vec<Problem>>,
 }
 
+/// Makes `ballast0`, or takes over the one that is there.
+async fn make_host(netlink: &Netlink) -> Result<HostDevice, Problem> {
+    let host = host_device::ensure(netlink).await.map_err(|error| Problem {
+        object: format!("device {}", host_device::NAME),
+        cause: error.to_string(),
+        fix: "processes of this node reach Services by the socket hooks alone; see `ip link` and the error".to_owned(),
+    });
+    if let Err(problem) = &host {
+        tracing::error!("{}: {}", problem.object, problem.cause);
+    }
+    host
+}
+
 impl Network {
     pub(super) async fn open(options: &RunOptions) -> io::Result<Self> {
         let netlink = Netlink::open()?;
-        let host = host_device::ensure(&netlink).await.map_err(|error| Problem {
-            object: format!("device {}", host_device::NAME),
-            cause: error.to_string(),
-            fix: "processes of this node reach Services by the socket hooks alone; see `ip link` and the error"
-                .to_owned(),
-        });
-        if let Err(problem) = &host {
-            tracing::error!("{}: {}", problem.object, problem.cause);
-        }
+        let host = make_host(&netlink).await;
         let mut problems = BTreeMap::new();
         if let Err(error) = reserved_ports::reserve(&options.config.snat_ports, &options.state_dir) {
             let problem = Problem {
@@ -85,6 +90,10 @@ impl Network {
                 self.problems.insert("devices", problems);
                 self.devices = devices;
                 self.addresses = addresses;
+                let present = |host: &HostDevice| links.iter().any(|link| link.ifindex == host.ifindex);
+                if !self.host.as_ref().is_ok_and(present) {
+                    self.host = make_host(&self.netlink).await;
+                }
             }
             Err(error) => {
                 tracing::warn!("cannot list the network: {error}; tried again soon");
@@ -123,7 +132,7 @@ impl Network {
             self.attached.insert(device.ifindex, result.map_err(|error| error.to_string()));
         }
         if let Ok(host) = &self.host
-            && !self.attached.contains_key(&host.ifindex)
+            && !self.attached.get(&host.ifindex).is_some_and(Result::is_ok)
         {
             let result = datapath.attach_host(host_device::NAME, host.ifindex);
             if let Err(error) = &result {
@@ -205,7 +214,10 @@ impl Network {
             self.devices.iter().any(of)
         };
         let suits = |address: &&Address| {
-            address.usable && net::is_global(address.net.addr()) && address.net.addr().is_ipv4() == net.addr().is_ipv4()
+            address.usable
+                && address.universe
+                && net::is_global(address.net.addr())
+                && address.net.addr().is_ipv4() == net.addr().is_ipv4()
         };
         let mut candidates: Vec<&Address> = self.addresses.iter().filter(suits).collect();
         candidates.sort_by_key(|address| !uplink(address));
@@ -266,7 +278,7 @@ impl Network {
                 name: device.name.clone(),
                 ifindex: device.ifindex,
                 role: device.role.to_string(),
-                why: device.why.clone(),
+                why: format!("{}; {}", device.why, device.xdp_why),
                 hooks: hooks.to_owned(),
                 degraded,
             }
