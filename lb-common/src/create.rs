@@ -169,7 +169,7 @@ fn insert<A: Addr, W: Tables<A>>(
     hash: u32,
 ) -> Result<(), Counter> {
     let probes = entry.has_source();
-    let mut done = Ok(());
+    let mut done;
     // A host's masqueraded flow is answered at the port that probing finds.
     if !(probes && entry.host != 0) {
         done = insert_answer(world, entry);
@@ -190,7 +190,8 @@ fn insert<A: Addr, W: Tables<A>>(
         if done.is_err() {
             // What insert_source began it undid.
             if entry.host == 0 {
-                world.remove(&entry.answer_key());
+                entry.source = L4Addr::NONE;
+                remove_others(world, entry);
             }
             return done;
         }
