@@ -177,9 +177,7 @@ fn insert<A: Addr, W: Tables<A>>(
             remove_flow(world, other);
             done = insert_answer(world, entry);
         }
-        if done.is_err() {
-            return done;
-        }
+        done?;
     }
     if probes {
         done = insert_source(world, entry, hash);
@@ -317,14 +315,21 @@ fn remove_others<A: Addr, W: Tables<A>>(world: &W, entry: &Conntrack<A>) {
     world.remove(&entry.answer_key());
 }
 
-/// Removes all entries of a flow and hands what they counted to its service.
+/// Removes all entries of a flow and hands what they counted to its service. It calls nothing, for the sake of the BPF
+/// stack: it is the deepest call there is.
 #[inline(never)]
 pub(crate) fn remove_flow<A: Addr, W: Tables<A>>(world: &W, entry: &Conntrack<A>) {
     world.count(Counter::FlowReplaced);
-    count(world, entry.service, &entry.original_key());
-    count(world, entry.service, &entry.answer_key());
-    remove_others(world, entry);
-    world.remove(&entry.original_key());
+    let original = entry.original_key();
+    count(world, entry.service, &original);
+    world.remove(&original);
+    let answer = entry.answer_key();
+    count(world, entry.service, &answer);
+    world.remove(&answer);
+    if entry.has_source() {
+        world.remove(&entry.source_key());
+        world.remove(&entry.return_key());
+    }
 }
 
 /// Hands an entry's numbers over.

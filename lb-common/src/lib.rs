@@ -11,6 +11,15 @@
 //! inside a function.
 #![no_std]
 #![forbid(unsafe_code)]
+#![expect(
+    clippy::cast_possible_truncation,
+    reason = "words of maps and packets are taken apart by width, and lengths of headers are small constants"
+)]
+#![expect(clippy::should_implement_trait, reason = "`Sum::add` takes bytes; an operator would hide that")]
+#![expect(
+    clippy::inline_always,
+    reason = "the BPF stack and the verifier decide what may be a call, not the compiler's taste"
+)]
 #![warn(clippy::indexing_slicing, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 #[cfg(feature = "testing")]

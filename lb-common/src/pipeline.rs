@@ -113,11 +113,10 @@ fn known<F: Family, P: Packet, W: Tables<F::Addr>>(
             Some(()) => Verdict::pass(reason),
         }
     });
-    verdict.unwrap_or(if decided.is_some() {
+    verdict.unwrap_or(match decided {
         // Another CPU removed it meanwhile.
-        Verdict::drop(Counter::Inconsistent)
-    } else {
-        Verdict::undecided(Counter::Inconsistent)
+        Some(_) => Verdict::drop(Counter::Inconsistent),
+        None => Verdict::undecided(Counter::Inconsistent),
     })
 }
 
@@ -226,7 +225,7 @@ pub(crate) fn effective_phase<A: Addr, W: Tables<A>>(world: &W, original: &Connt
 }
 
 /// An answer for a process of this host: it must look as if it came from the frontend by way of `ballast0`, where the
-/// route to the frontend points (strict rp_filter).
+/// route to the frontend points (strict `rp_filter`).
 #[inline(never)]
 fn to_host<F: Family, P: Packet, W: Tables<F::Addr>>(
     packet: &mut P,

@@ -9,7 +9,7 @@ use crate::{
 
 /// How long a flow lives without a packet, in seconds.
 ///
-/// TCP established: a day, as kube-proxy sets nf_conntrack (RFC 5382 asks for 2 h 4 min or more). UDP: as nf_conntrack's
+/// TCP established: a day, as kube-proxy sets `nf_conntrack` (RFC 5382 asks for 2 h 4 min or more). UDP: as its
 /// `udp_timeout` and `udp_timeout_stream`.
 pub const fn timeout_seconds(protocol: Protocol, phase: Phase) -> u32 {
     match (protocol, phase) {

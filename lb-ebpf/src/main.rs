@@ -3,6 +3,10 @@
 #![no_std]
 #![no_main]
 #![feature(core_intrinsics)]
+#![expect(clippy::inline_always, reason = "the stack and the verifier decide what may be a call")]
+#![expect(clippy::cast_possible_truncation, reason = "helpers and contexts speak in other widths than programs return")]
+#![expect(clippy::multiple_unsafe_ops_per_block, reason = "a field of the context is reached and read in one go")]
+#![expect(clippy::needless_pass_by_value, reason = "aya's entry points take their context by value")]
 #![expect(internal_features, reason = "core's atomics hide fetch_add on targets without compare and swap")]
 
 mod frame;
@@ -58,6 +62,12 @@ pub(crate) fn lb_egress(context: TcContext) -> i32 {
     let mut frame = Frame::of_tc(context);
     let verdict = pipeline::egress(&mut frame, &Kernel);
     act(&frame, Hook::Tc, verdict)
+}
+
+/// The clock of conntrack's stamps, for user space's test runs: returns the low 32 bits of jiffies.
+#[classifier]
+pub(crate) fn lb_clock(_context: TcContext) -> i32 {
+    Kernel.now().cast_signed()
 }
 
 #[inline(always)]

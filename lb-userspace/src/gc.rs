@@ -1,1 +1,191 @@
-//! To come.
+//! Garbage collection of flows: those that ended without a packet to say so.
+//!
+//! The kernel side expires lazily, when a packet meets an old entry. What no packet meets any more is collected here in
+//! two rounds: a flow that is over is marked, and removed one round later if nothing touched it meanwhile.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+};
+
+use lb_common::{
+    conntrack::{Conntrack, EntryKind},
+    state::is_expired,
+    tuple::FlowTuple,
+};
+
+use crate::bpf::{FlowFamily, Maps};
+
+/// The clock of the stamps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Clock {
+    /// Low 32 bits of jiffies.
+    pub now: u32,
+    /// Ticks in a second.
+    pub ticks_per_second: u32,
+}
+
+/// Marks of the last round: entries by key, with the stamps they had.
+#[derive(Debug, Default)]
+pub struct Collector<A> {
+    marked: BTreeMap<FlowTuple<A>, u32>,
+}
+
+/// What a round found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Round {
+    /// Entries there are.
+    pub entries: u64,
+    /// Flows there are.
+    pub flows: u64,
+    /// Entries removed.
+    pub removed: u64,
+    /// Packets and bytes of removed flows, by service.
+    pub ended: BTreeMap<u32, (u64, u64)>,
+    /// Packets and bytes of the flows that are left, by service.
+    pub live: BTreeMap<u32, (u64, u64)>,
+}
+
+impl<A: FlowFamily> Collector<A> {
+    /// One round over the conntrack map of a family.
+    pub fn round(&mut self, maps: &Maps, clock: Clock) -> io::Result<Round> {
+        let entries: BTreeMap<_, _> = maps.flows::<A>()?.into_iter().collect();
+        let mut round = Round { entries: entries.len() as u64, ..Round::default() };
+        let over = over(&entries, clock);
+        let previous = std::mem::take(&mut self.marked);
+        for (key, entry) in &entries {
+            round.flows += u64::from(entry.kind == EntryKind::ORIGINAL);
+            let counts = counts(entry).then(|| (entry.packets.get(), entry.bytes.get()));
+            let add = |totals: &mut BTreeMap<u32, (u64, u64)>| {
+                if let Some((packets, bytes)) = counts {
+                    let total = totals.entry(entry.service.get()).or_default();
+                    *total = (total.0.wrapping_add(packets), total.1.wrapping_add(bytes));
+                }
+            };
+            let stamp = entry.stamp.get();
+            if !over.contains(key) {
+                add(&mut round.live);
+            } else if previous.get(key) == Some(&stamp) {
+                // Seen untouched twice; a packet that came since the listing still saves it.
+                let current = maps.flow(key)?.map(|entry| entry.stamp.get());
+                if current == Some(stamp) && maps.remove_flow(key)? {
+                    round.removed += 1;
+                    add(&mut round.ended);
+                }
+            } else {
+                self.marked.insert(*key, stamp);
+                add(&mut round.live);
+            }
+        }
+        Ok(round)
+    }
+}
+
+/// Whether an entry's numbers count (design: the client's side and the backend's side are each counted once).
+fn counts<A: FlowFamily>(entry: &Conntrack<A>) -> bool {
+    entry.kind == EntryKind::ORIGINAL
+        || entry.kind == EntryKind::REPLY
+        || entry.kind == EntryKind::RETURN && entry.host != 0
+}
+
+/// The entries of flows that are over: both directions are silent for longer than the flow's phase allows, or the
+/// original entry is gone.
+pub fn over<A: FlowFamily>(entries: &BTreeMap<FlowTuple<A>, Conntrack<A>>, clock: Clock) -> BTreeSet<FlowTuple<A>> {
+    let ended = |original: &Conntrack<A>| {
+        let answer = entries.get(&original.answer_key().0);
+        let phase = answer.map_or(original.phase, |answer| answer.phase.max(original.phase));
+        let silent = |entry: &Conntrack<A>| {
+            is_expired(entry.protocol, phase, entry.stamp.get(), clock.now, clock.ticks_per_second)
+        };
+        silent(original) && answer.is_none_or(silent)
+    };
+    entries
+        .iter()
+        .filter(|(_, entry)| {
+            // Another flow may have taken over the original key: its entries name another backend.
+            let original = entries.get(&entry.original_key().0);
+            original.is_none_or(|original| original.backend != entry.backend || ended(original))
+        })
+        .map(|(key, _)| *key)
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use lb_common::{
+        backend::{BackendId, ServiceId},
+        conntrack::Phase,
+        protocol::{Port, Protocol},
+        tuple::L4Addr,
+    };
+    use zerocopy::native_endian::{U32, U64};
+
+    use super::*;
+
+    type Entries = BTreeMap<FlowTuple<[u8; 4]>, Conntrack<[u8; 4]>>;
+
+    const CLOCK: Clock = Clock { now: 100_000, ticks_per_second: 100 };
+
+    fn entry(stamp: u32, phase: Phase) -> Conntrack<[u8; 4]> {
+        let at = |host, port| L4Addr { addr: [10, 0, 0, host], port: Port::new(port) };
+        Conntrack {
+            client: at(1, 1000),
+            frontend: at(2, 80),
+            backend: at(3, 8080),
+            source: L4Addr::NONE,
+            service: ServiceId::new(1),
+            backend_id: BackendId::new(1),
+            generation: U32::new(1),
+            stamp: U32::new(stamp),
+            packets: U64::new(1),
+            bytes: U64::new(60),
+            protocol: Protocol::TCP,
+            kind: EntryKind::ORIGINAL,
+            phase,
+            host: 0,
+            device: U32::ZERO,
+        }
+    }
+
+    fn flow(original: (u32, Phase), reply: (u32, Phase)) -> Entries {
+        let original = entry(original.0, original.1);
+        let reply = Conntrack { kind: EntryKind::REPLY, ..entry(reply.0, reply.1) };
+        [(original.original_key().0, original), (reply.answer_key().0, reply)].into()
+    }
+
+    #[test]
+    fn a_flow_is_over_when_both_directions_are_silent() {
+        let old = CLOCK.now - 100 * 121;
+        assert_eq!(over(&flow((old, Phase::CLOSING), (old, Phase::CLOSING)), CLOCK).len(), 2);
+        assert!(over(&flow((old, Phase::CLOSING), (CLOCK.now, Phase::CLOSING)), CLOCK).is_empty());
+        assert!(over(&flow((CLOCK.now, Phase::CLOSING), (old, Phase::CLOSING)), CLOCK).is_empty());
+    }
+
+    #[test]
+    fn the_later_phase_of_either_direction_counts() {
+        let old = CLOCK.now - 100 * 121;
+        // Established for a day, unless the backend said goodbye.
+        assert!(over(&flow((old, Phase::OPEN), (old, Phase::OPEN)), CLOCK).is_empty());
+        assert_eq!(over(&flow((old, Phase::OPEN), (old, Phase::CLOSED)), CLOCK).len(), 2);
+    }
+
+    #[test]
+    fn entries_without_their_flow_are_over() {
+        let mut entries = flow((CLOCK.now, Phase::OPEN), (CLOCK.now, Phase::OPEN));
+        let original = entry(CLOCK.now, Phase::OPEN).original_key().0;
+        entries.remove(&original);
+        assert_eq!(over(&entries, CLOCK).len(), 1);
+        // The same client and frontend, now with another backend.
+        let mut other = entry(CLOCK.now, Phase::OPEN);
+        other.backend.addr = [10, 0, 0, 4];
+        entries.insert(original, other);
+        assert_eq!(over(&entries, CLOCK).len(), 1);
+    }
+
+    #[test]
+    fn the_clock_may_wrap() {
+        let clock = Clock { now: 50, ..CLOCK };
+        let just_before = u32::MAX - 50;
+        assert!(over(&flow((just_before, Phase::CLOSING), (just_before, Phase::CLOSING)), clock).is_empty());
+    }
+}

@@ -1,1 +1,7 @@
-fn main() {}
+//! The `ballast` command.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    lb_userspace::cli::main()
+}

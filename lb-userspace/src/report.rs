@@ -78,7 +78,7 @@ pub struct DeviceStatus {
 pub struct MapStatus {
     /// Entries in use.
     pub used: u64,
-    /// max_entries.
+    /// `max_entries`.
     pub capacity: u64,
 }
 

@@ -18,6 +18,7 @@ mod cgroup;
 pub mod client;
 pub mod kube;
 
+mod bpffs;
 mod leftovers;
 mod netns;
 mod place;
@@ -33,6 +34,7 @@ mod wiring;
 mod world;
 
 pub use agent::{Agent, Setup};
+pub use bpffs::Bpffs;
 pub use netns::Namespace;
 pub use place::Place;
 pub use process::{Echo, Process};

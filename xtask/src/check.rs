@@ -138,6 +138,13 @@ fn deny(tally: &mut Tally, online: bool) -> Result<()> {
             return Ok(());
         }
     }
+    // cargo-deny looks at the crates of every platform, of which a build has fetched only some.
+    let mut fetch = step::cargo();
+    fetch.args(["fetch", "--locked"]);
+    if !step::run("fetch the crates of every platform", &mut fetch)?.ok {
+        tally.fail(&name, "the crates could not be fetched");
+        return Ok(());
+    }
     let mut command = step::cargo();
     command.arg("deny");
     if !online {

@@ -1,1 +1,231 @@
-//! To come.
+//! The kernel side: load the programs, pin maps and links, attach. The only module that knows aya.
+//!
+//! ```text
+//! <bpffs>/ballast/v1/maps/LB4_FRONTENDS ...
+//! <bpffs>/ballast/v1/links/{ingress,egress,xdp,host}-<ifindex>  cgroup-<cgroup id>-{connect4,...}
+//! ```
+//! Links outlive the agent; a new agent puts its programs behind them, one atomic update each.
+
+mod attach;
+mod maps;
+mod spec;
+mod sys;
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use aya::{
+    Ebpf, EbpfLoader, VerifierLogLevel,
+    programs::{CgroupSockAddr, ProgramError, SchedClassifier, Xdp},
+};
+
+pub use self::{
+    attach::{AttachError, Attached, SOCKET_PROGRAMS},
+    maps::{FlowFamily, MapSizes, Maps, PinError},
+    spec::SCHEMA,
+};
+
+/// The BPF object, as `cargo xtask build` made it.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/lb-ebpf.o"));
+
+/// Magic number of a bpffs in `statfs(2)`.
+const BPF_FS_MAGIC: u64 = 0xcafe_4a11;
+
+/// Why the kernel side cannot be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// Built without the object.
+    #[error("this program was built without its BPF object; build it with `cargo xtask build`")]
+    NoObject,
+    /// Not a bpffs.
+    #[error("{0} is not a bpffs; mount one there (`mount -t bpf bpf {0}`) or name another with --bpffs")]
+    NoBpffs(PathBuf),
+    /// The file system refused.
+    #[error("cannot {what} {path}: {cause}; the agent needs to be root on a mounted bpffs")]
+    Io {
+        /// What was tried.
+        what: &'static str,
+        /// With which path.
+        path: PathBuf,
+        /// Why it failed.
+        cause: io::Error,
+    },
+    /// A pin of another layout.
+    #[error(transparent)]
+    Pin(#[from] PinError),
+    /// The object could not be loaded.
+    #[error("the kernel refused the maps: {0}; the agent needs root (CAP_BPF, CAP_NET_ADMIN) and kernel 6.6 or newer")]
+    Maps(String),
+    /// A program was refused.
+    #[error("the kernel refused program {program}: {cause}; kernel 6.6 or newer is needed, please file a bug if it is")]
+    Program {
+        /// Its name.
+        program: &'static str,
+        /// Why.
+        cause: String,
+    },
+}
+
+/// Where everything is pinned.
+#[derive(Clone, Debug)]
+pub struct Pins {
+    base: PathBuf,
+    root: PathBuf,
+}
+
+impl Pins {
+    /// The pins in a bpffs.
+    pub fn new(bpffs: &Path) -> Self {
+        let base = bpffs.join("ballast");
+        Self { root: base.join(format!("v{SCHEMA}")), base }
+    }
+
+    pub(crate) fn maps(&self) -> PathBuf {
+        self.root.join("maps")
+    }
+
+    fn links(&self) -> PathBuf {
+        self.root.join("links")
+    }
+
+    /// Removes every pin and says which; a dry run only says.
+    pub fn remove(&self, dry_run: bool) -> io::Result<Vec<PathBuf>> {
+        let mut removed = Vec::new();
+        // Links first: no program runs when its maps go.
+        for directory in [self.links(), self.maps(), self.root.clone(), self.base.clone()] {
+            let entries = match fs::read_dir(&directory) {
+                Ok(entries) => entries,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(error) => return Err(error),
+            };
+            for entry in entries {
+                let path = entry?.path();
+                if path.is_dir() {
+                    continue;
+                }
+                if !dry_run {
+                    fs::remove_file(&path)?;
+                }
+                removed.push(path);
+            }
+            if !dry_run {
+                match fs::remove_dir(&directory) {
+                    Ok(()) => removed.push(directory),
+                    // Another version's.
+                    Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {}
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        Ok(removed)
+    }
+}
+
+/// The loaded programs and the open maps.
+#[derive(Debug)]
+pub struct Datapath {
+    ebpf: Ebpf,
+    pins: Pins,
+    /// The maps.
+    pub maps: Maps,
+}
+
+/// The programs by name, in the order they are loaded.
+const CLASSIFIERS: [&str; 4] = ["lb_ingress", "lb_egress", "lb_host", "lb_clock"];
+
+impl Datapath {
+    /// Loads everything. Maps that are pinned already are used again if they are what this program needs; nothing is
+    /// changed if one is not.
+    pub fn open(bpffs: &Path, sizes: &MapSizes) -> Result<Self, OpenError> {
+        if OBJECT.is_empty() {
+            return Err(OpenError::NoObject);
+        }
+        let pins = Pins::new(bpffs);
+        let failed = |what, path: &Path| {
+            let path = path.to_owned();
+            move |cause| OpenError::Io { what, path, cause }
+        };
+        let magic = rustix::fs::statfs(bpffs).map_err(io::Error::from).map_err(failed("look at", bpffs))?;
+        if magic.f_type.cast_unsigned() != BPF_FS_MAGIC {
+            return Err(OpenError::NoBpffs(bpffs.to_owned()));
+        }
+        let (maps, links) = (pins.maps(), pins.links());
+        maps::check_pins(&maps, sizes)?;
+        for directory in [&maps, &links] {
+            fs::create_dir_all(directory).map_err(failed("make", directory))?;
+        }
+        let mut loader = EbpfLoader::new();
+        // The log is only made when a program is refused: it costs seconds otherwise.
+        loader.verifier_log_level(VerifierLogLevel::STATS);
+        for spec in &spec::MAPS {
+            loader.map_max_entries(spec.name, sizes.of(spec));
+            loader.map_pin_path(spec.name, maps.join(spec.name));
+        }
+        let mut ebpf = loader.load(OBJECT).map_err(|error| OpenError::Maps(chain(&error)))?;
+        for name in CLASSIFIERS {
+            program::<SchedClassifier>(&mut ebpf, name, SchedClassifier::load)?;
+        }
+        program::<Xdp>(&mut ebpf, "lb_xdp", Xdp::load)?;
+        for name in SOCKET_PROGRAMS {
+            program::<CgroupSockAddr>(&mut ebpf, name, CgroupSockAddr::load)?;
+        }
+        let maps = Maps::open(&maps).map_err(|cause| OpenError::Maps(cause.to_string()))?;
+        Ok(Self { ebpf, pins, maps })
+    }
+
+    /// The verifier's work for each program: processed instructions.
+    pub fn verified_instructions(&self) -> Vec<(String, u32)> {
+        let programs = self.ebpf.programs();
+        programs
+            .filter_map(|(name, program)| Some((name.to_owned(), program.info().ok()?.verified_instruction_count()?)))
+            .collect()
+    }
+
+    /// The clock of conntrack's stamps: the low 32 bits of jiffies.
+    pub fn clock(&mut self) -> io::Result<u32> {
+        use aya::programs::{TestRun as _, TestRunOptions};
+        let program = self.ebpf.program_mut("lb_clock").and_then(|program| program.try_into().ok());
+        let program: &mut SchedClassifier =
+            program.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "no program lb_clock"))?;
+        let frame = [0; 14];
+        let options = TestRunOptions { data_in: Some(&frame), ..TestRunOptions::default() };
+        let run = program.test_run(options).map_err(|error| io::Error::other(chain(&error)))?;
+        Ok(run.return_value)
+    }
+
+    /// A loaded program, for test runs.
+    pub fn program(&mut self, name: &str) -> Option<&mut aya::programs::Program> {
+        self.ebpf.program_mut(name)
+    }
+}
+
+fn program<'a, P: 'a>(
+    ebpf: &'a mut Ebpf,
+    name: &'static str,
+    load: impl FnOnce(&mut P) -> Result<(), ProgramError>,
+) -> Result<(), OpenError>
+where
+    &'a mut P: TryFrom<&'a mut aya::programs::Program, Error = ProgramError>,
+{
+    let failed = |cause: String| OpenError::Program { program: name, cause };
+    let program = ebpf.program_mut(name).ok_or_else(|| failed("it is not in the object".to_owned()))?;
+    let program: &mut P = program.try_into().map_err(|error: ProgramError| failed(chain(&error)))?;
+    load(program).map_err(|error| failed(chain(&error)))
+}
+
+/// An error with its causes, on one line.
+pub(crate) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        let cause_text = cause.to_string();
+        if !text.ends_with(&cause_text) {
+            text.push_str(": ");
+            text.push_str(&cause_text);
+        }
+        next = cause.source();
+    }
+    text
+}

@@ -1,5 +1,207 @@
-//! Configuration files.
+//! Configuration files: `KubeProxyConfiguration` as kubeadm writes it, and our own `BallastConfiguration`.
 
-/// What the configuration asks for.
-#[derive(Clone, Debug, Default)]
-pub struct Config {}
+mod kube_proxy;
+mod own;
+
+use std::{fs, net::IpAddr, ops::RangeInclusive, path::Path};
+
+use ipnet::IpNet;
+use serde_json::Value;
+
+use crate::{
+    bpf::MapSizes,
+    file_source::document::{self, Document},
+    net::roles::{InterfaceRule, XdpMode},
+    report::Problem,
+};
+
+/// Which pods are this node's (semantics.md 2.3.8).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DetectLocal {
+    /// By the podCIDRs of the own Node.
+    #[default]
+    NodeCidr,
+}
+
+/// How to reach the API server; used by the Kubernetes source.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ClientConnection {
+    /// Path of a kubeconfig; empty for none.
+    pub kubeconfig: String,
+    /// Queries per second; 0 for the default.
+    pub qps: f64,
+    /// Burst; 0 for the default.
+    pub burst: i64,
+}
+
+/// What the configuration asks for; [`Config::default`] without a file.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// Ranges of the node addresses nodePorts are served on; empty for all.
+    pub node_port_addresses: Vec<IpNet>,
+    /// Local-traffic detector.
+    pub detect_local: DetectLocal,
+    /// Node name, if given.
+    pub hostname_override: Option<String>,
+    /// The API server.
+    pub client_connection: ClientConnection,
+    /// XDP for all devices.
+    pub xdp: XdpMode,
+    /// Whether the socket hooks are attached.
+    pub socket_hooks: bool,
+    /// Overrides for devices.
+    pub interfaces: Vec<InterfaceRule>,
+    /// Sizes of the maps.
+    pub maps: MapSizes,
+    /// Source ports of masqueraded flows.
+    pub snat_ports: RangeInclusive<u16>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            node_port_addresses: Vec::new(),
+            detect_local: DetectLocal::NodeCidr,
+            hostname_override: None,
+            client_connection: ClientConnection::default(),
+            xdp: XdpMode::Auto,
+            socket_hooks: true,
+            interfaces: Vec::new(),
+            maps: MapSizes::default(),
+            snat_ports: 49_152..=65_535,
+        }
+    }
+}
+
+impl Config {
+    /// Whether the own Node's podCIDRs are the detector.
+    pub const fn detects_node_cidr(&self) -> bool {
+        matches!(self.detect_local, DetectLocal::NodeCidr)
+    }
+}
+
+/// A configuration and what may not be as meant in it.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Loaded {
+    /// The configuration.
+    pub config: Config,
+    /// Fields without effect.
+    pub warnings: Vec<Problem>,
+}
+
+/// A configuration that cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("{file}: cannot be read: {cause}; give --config a readable file")]
+    Unreadable {
+        /// The file.
+        file: String,
+        /// Why.
+        cause: String,
+    },
+    /// A place in it is wrong.
+    #[error("{place}: {cause}; {fix}")]
+    Wrong {
+        /// File and line.
+        place: String,
+        /// What is wrong.
+        cause: String,
+        /// What to do.
+        fix: String,
+    },
+}
+
+/// Reads a configuration file.
+pub fn load(path: &Path) -> Result<Loaded, ConfigError> {
+    let file = path.display().to_string();
+    let text = fs::read_to_string(path)
+        .map_err(|error| ConfigError::Unreadable { file: file.clone(), cause: error.to_string() })?;
+    parse(&file, &text)
+}
+
+/// Reads the text of a configuration file.
+pub fn parse(file: &str, text: &str) -> Result<Loaded, ConfigError> {
+    let (documents, broken) = document::parse(&file.into(), text);
+    if let Some(first) = broken.into_iter().next() {
+        let line = first.line.map(|line| format!(":{line}")).unwrap_or_default();
+        let fix = "correct the YAML".to_owned();
+        return Err(ConfigError::Wrong { place: format!("{file}{line}"), cause: first.reason, fix });
+    }
+    let mut loaded = Loaded::default();
+    let mut seen: Vec<&'static str> = Vec::new();
+    for document in &documents {
+        let field = |name: &str| document.value.get(name).and_then(Value::as_str).unwrap_or_default().to_owned();
+        let (version, kind) = (field("apiVersion"), field("kind"));
+        let kind = match (&*version, &*kind) {
+            (kube_proxy::VERSION, kube_proxy::KIND) => kube_proxy::KIND,
+            (own::VERSION, own::KIND) => own::KIND,
+            _ => {
+                let cause = format!("apiVersion {version:?} with kind {kind:?} is no configuration");
+                let fix = format!("use {} {} or {} {}", kube_proxy::VERSION, kube_proxy::KIND, own::VERSION, own::KIND);
+                return Err(wrong(document, "kind", &cause, &fix));
+            }
+        };
+        if seen.contains(&kind) {
+            return Err(wrong(document, "kind", &format!("a second {kind}"), "keep one of them"));
+        }
+        seen.push(kind);
+        if kind == own::KIND {
+            own::read(document, &mut loaded)?;
+        } else {
+            kube_proxy::read(document, &mut loaded)?;
+        }
+    }
+    Ok(loaded)
+}
+
+fn wrong(document: &Document, field: &str, cause: &str, fix: &str) -> ConfigError {
+    let line = document.line(field).map(|line| format!(":{line}")).unwrap_or_default();
+    let cause = if field.is_empty() || field == "kind" { cause.to_owned() } else { format!("{field}: {cause}") };
+    ConfigError::Wrong { place: format!("{}{line}", document.file), cause, fix: fix.to_owned() }
+}
+
+/// Whether a value says nothing: what kubeadm writes into fields nobody set.
+fn is_zero(value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        Value::Bool(set) => !set,
+        Value::Number(number) => number.as_f64() == Some(0.0),
+        Value::String(text) => text.is_empty() || text == "0s",
+        Value::Array(list) => list.is_empty(),
+        Value::Object(fields) => fields.values().all(is_zero),
+    }
+}
+
+/// The known name that `name` may have meant.
+fn closest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    let limit = 1 + name.len() / 3;
+    known.map(|known| (distance(name, known), known)).filter(|(far, _)| *far <= limit).min().map(|(_, known)| known)
+}
+
+/// Levenshtein distance, upper and lower case alike.
+fn distance(one: &str, other: &str) -> usize {
+    let other: Vec<char> = other.to_lowercase().chars().collect();
+    let mut row: Vec<usize> = (0..=other.len()).collect();
+    for (index, left) in one.to_lowercase().chars().enumerate() {
+        let mut diagonal = index;
+        let mut last = index + 1;
+        let mut next = vec![last];
+        for (right, above) in other.iter().zip(row.iter().skip(1)) {
+            let cost = if left == *right { diagonal } else { 1 + diagonal.min(*above).min(last) };
+            diagonal = *above;
+            last = cost;
+            next.push(cost);
+        }
+        row = next;
+    }
+    row.last().copied().unwrap_or(0)
+}
+
+/// A range, or an address as a range of one.
+fn network(text: &str) -> Option<IpNet> {
+    text.parse().ok().or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from))
+}
+
+#[cfg(test)]
+mod tests;

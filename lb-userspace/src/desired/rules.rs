@@ -43,7 +43,7 @@ impl Rules {
     }
 
     /// Whether any client is sent to the set.
-    pub(super) fn use_scope(&self, scope: Scope) -> bool {
+    pub(super) fn use_scope(self, scope: Scope) -> bool {
         [self.pod, self.host, self.outside].iter().any(|rule| rule.scope() == scope)
     }
 }

@@ -13,15 +13,15 @@ use serde_json::Value;
 
 /// One object as it stands in a file.
 #[derive(Clone, Debug)]
-pub(super) struct Document {
+pub(crate) struct Document {
     /// Name of the file, for people.
-    pub(super) file: Arc<str>,
+    pub(crate) file: Arc<str>,
     /// The YAML document the object stands in.
     chunk: Arc<Chunk>,
     /// `items[3].` for an object of a List.
     prefix: String,
     /// The object.
-    pub(super) value: Arc<Value>,
+    pub(crate) value: Arc<Value>,
 }
 
 /// A YAML document of a file.
@@ -36,7 +36,7 @@ struct Chunk {
 
 impl Document {
     /// The line (from 1) of a field such as `spec.ports[0].port`, or of the deepest part of it that exists.
-    pub(super) fn line(&self, field: &str) -> Option<usize> {
+    pub(crate) fn line(&self, field: &str) -> Option<usize> {
         let lines = self.chunk.lines.get_or_init(|| lines(&self.chunk.text));
         let path = format!("{}{field}", self.prefix);
         let mut path = path.trim_end_matches('.');
@@ -84,13 +84,13 @@ fn note(node: &MarkedYaml<'_>, path: &str, lines: &mut HashMap<String, usize>) {
 
 /// A document that could not be read.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Unreadable {
-    pub(super) line: Option<usize>,
-    pub(super) reason: String,
+pub(crate) struct Unreadable {
+    pub(crate) line: Option<usize>,
+    pub(crate) reason: String,
 }
 
 /// Every object of a file and every document that is none.
-pub(super) fn parse(file: &Arc<str>, text: &str) -> (Vec<Document>, Vec<Unreadable>) {
+pub(crate) fn parse(file: &Arc<str>, text: &str) -> (Vec<Document>, Vec<Unreadable>) {
     let (mut documents, mut broken) = (Vec::new(), Vec::new());
     for (start, chunk) in split(text) {
         match parse_one(chunk) {

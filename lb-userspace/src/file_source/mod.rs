@@ -8,7 +8,7 @@
 mod addresses;
 mod allocate;
 mod allocation_file;
-mod document;
+pub(crate) mod document;
 mod families;
 mod finding;
 mod generate;

@@ -64,13 +64,12 @@ impl Rings {
         }
         let tag = next_tag(old.map_or(0, |lease| lease.word.tag()));
         let length = u16::try_from(slots.len()).ok()?;
-        let word = match old.filter(|lease| lease.slots == slots) {
-            Some(lease) => RingWord::new(lease.word.offset(), length, when_empty, tag),
-            None => {
-                let offset = self.allocate(u32::from(length), max_entries)?;
-                self.retire(service, scope);
-                RingWord::new(offset, length, when_empty, tag)
-            }
+        let word = if let Some(lease) = old.filter(|lease| lease.slots == slots) {
+            RingWord::new(lease.word.offset(), length, when_empty, tag)
+        } else {
+            let offset = self.allocate(u32::from(length), max_entries)?;
+            self.retire(service, scope);
+            RingWord::new(offset, length, when_empty, tag)
         };
         self.leases.insert((service, scope), Lease { word, slots: slots.to_vec() });
         Some(word)

@@ -151,7 +151,7 @@ pub struct Service {
     pub external_ips: Vec<IpAddr>,
     /// loadBalancerSourceRanges.
     pub source_ranges: Vec<IpNet>,
-    /// sessionAffinity ClientIP: its timeout in seconds.
+    /// sessionAffinity `ClientIP`: its timeout in seconds.
     pub affinity_seconds: Option<u32>,
     /// externalName.
     pub external_name: Option<String>,
@@ -247,7 +247,7 @@ pub struct Endpoint {
 pub struct Node {
     /// spec.podCIDRs.
     pub pod_cidrs: Vec<IpNet>,
-    /// InternalIP addresses of status.addresses.
+    /// `InternalIP` addresses of status.addresses.
     pub internal_ips: Vec<IpAddr>,
     /// Labels.
     pub labels: BTreeMap<String, String>,

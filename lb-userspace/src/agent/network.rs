@@ -1,0 +1,287 @@
+//! The network as the agent sees it: devices with their hooks, next hops, and the routes into `ballast0`.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    net::IpAddr,
+};
+
+use ipnet::IpNet;
+
+use super::RunOptions;
+use crate::{
+    bpf::{Attached, Datapath},
+    desired::{Desired, FrontendKind},
+    image::NextHopInfo,
+    net::{
+        self, Address, Netlink,
+        host_device::{self, HostDevice},
+        reserved_ports,
+        roles::{self, Device, Role},
+    },
+    report::{DeviceStatus, Problem},
+};
+
+/// The network of this node.
+pub(super) struct Network {
+    netlink: Netlink,
+    host: Result<HostDevice, Problem>,
+    addresses: Vec<Address>,
+    devices: Vec<Device>,
+    allowed: Vec<IpNet>,
+    /// What is attached, by interface index; an error is told and tried again.
+    attached: BTreeMap<u32, Result<Attached, String>>,
+    next_hops: BTreeMap<IpAddr, NextHopInfo>,
+    /// By origin, so that each listing replaces its own.
+    problems: BTreeMap<&'static str, Vec<Problem>>,
+}
+
+impl Network {
+    pub(super) async fn open(options: &RunOptions) -> io::Result<Self> {
+        let netlink = Netlink::open()?;
+        let host = host_device::ensure(&netlink).await.map_err(|error| Problem {
+            object: format!("device {}", host_device::NAME),
+            cause: error.to_string(),
+            fix: "processes of this node reach Services by the socket hooks alone; see `ip link` and the error"
+                .to_owned(),
+        });
+        if let Err(problem) = &host {
+            tracing::error!("{}: {}", problem.object, problem.cause);
+        }
+        let mut problems = BTreeMap::new();
+        if let Err(error) = reserved_ports::reserve(&options.config.snat_ports, &options.state_dir) {
+            let problem = Problem {
+                object: "sysctl net.ipv4.ip_local_reserved_ports".to_owned(),
+                cause: error.to_string(),
+                fix: "sockets of this node may use ports that masqueraded flows use: reserve the snatPorts by hand"
+                    .to_owned(),
+            };
+            problems.insert("ports", vec![problem]);
+        }
+        Ok(Self {
+            netlink,
+            host,
+            addresses: Vec::new(),
+            devices: Vec::new(),
+            allowed: options.config.node_port_addresses.clone(),
+            attached: BTreeMap::new(),
+            next_hops: BTreeMap::new(),
+            problems,
+        })
+    }
+
+    /// Lists devices and addresses; whether routes or addresses may have changed since.
+    pub(super) async fn list(&mut self, options: &RunOptions) -> bool {
+        let listed = async {
+            let links = self.netlink.links().await?;
+            let addresses = self.netlink.addresses().await?;
+            Ok::<_, io::Error>((links, addresses, self.netlink.default_route_devices().await?))
+        };
+        match listed.await {
+            Ok((links, addresses, defaults)) => {
+                let config = &options.config;
+                let (devices, problems) =
+                    roles::classify(&links, &addresses, &defaults, &config.interfaces, config.xdp);
+                self.problems.insert("devices", problems);
+                self.devices = devices;
+                self.addresses = addresses;
+            }
+            Err(error) => {
+                tracing::warn!("cannot list the network: {error}; tried again soon");
+                self.problems.insert(
+                    "devices",
+                    vec![Problem {
+                        object: "network".to_owned(),
+                        cause: format!("cannot be listed: {error}"),
+                        fix: "nothing: it is tried again, devices keep their hooks".to_owned(),
+                    }],
+                );
+            }
+        }
+        // Routes are resolved anew: an event does not say which.
+        true
+    }
+
+    /// Attaches what is new, forgets what is gone.
+    pub(super) fn attach(&mut self, datapath: &mut Datapath) {
+        for device in self.devices.iter().filter(|device| device.role != Role::Ignored) {
+            let known = self.attached.get(&device.ifindex);
+            if known.is_some_and(|known| {
+                known.as_ref().is_ok_and(|known| known.xdp == device.xdp || known.degraded.is_some())
+            }) {
+                continue;
+            }
+            let result = datapath.attach_device(&device.name, device.ifindex, device.xdp);
+            match &result {
+                Ok(Attached { degraded: Some(cause), .. }) => {
+                    tracing::warn!("device {}: XDP refused, tcx does its work: {cause}", device.name);
+                }
+                Ok(_) => tracing::info!("device {} ({}): attached", device.name, device.role),
+                Err(error) if known.is_none() => tracing::error!("{error}"),
+                Err(_) => {}
+            }
+            self.attached.insert(device.ifindex, result.map_err(|error| error.to_string()));
+        }
+        if let Ok(host) = &self.host
+            && !self.attached.contains_key(&host.ifindex)
+        {
+            let result = datapath.attach_host(host_device::NAME, host.ifindex);
+            if let Err(error) = &result {
+                tracing::error!("{error}");
+            }
+            self.attached.insert(host.ifindex, result.map(|()| Attached::default()).map_err(|error| error.to_string()));
+        }
+        let host = self.host.as_ref().ok().map(|host| host.ifindex);
+        let wanted: BTreeSet<u32> = self
+            .devices
+            .iter()
+            .filter(|device| device.role != Role::Ignored)
+            .map(|device| device.ifindex)
+            .chain(host)
+            .collect();
+        let pinned = datapath.attached_devices().unwrap_or_else(|error| {
+            tracing::warn!("cannot list pinned links: {error}");
+            Vec::new()
+        });
+        for ifindex in pinned.into_iter().filter(|ifindex| !wanted.contains(ifindex)) {
+            tracing::info!("interface {ifindex} is gone or ignored: forgotten");
+            datapath.forget_device(ifindex);
+        }
+        self.attached.retain(|ifindex, _| wanted.contains(ifindex));
+    }
+
+    /// Finds the ways to all backends.
+    pub(super) async fn resolve(&mut self, backends: &BTreeSet<IpAddr>) {
+        match self.netlink.next_hops(backends).await {
+            Ok(next_hops) => {
+                self.next_hops = next_hops;
+                self.problems.remove("hops");
+            }
+            Err(error) => {
+                tracing::warn!("cannot resolve the ways to the backends: {error}; the last ones stay");
+                self.problems.insert(
+                    "hops",
+                    vec![Problem {
+                        object: "routes".to_owned(),
+                        cause: format!("the ways to the backends cannot be resolved: {error}"),
+                        fix: "nothing: it is tried again with the next change".to_owned(),
+                    }],
+                );
+            }
+        }
+    }
+
+    /// Routes into `ballast0`: the Service CIDRs, and every other address of ours.
+    pub(super) async fn route(&mut self, desired: &Desired) {
+        let Ok(host) = self.host else { return };
+        let mut wanted = BTreeMap::new();
+        let frontends = desired.services.values().flat_map(|service| &service.frontends);
+        // The addresses of the node lead to itself: the socket hooks serve those (design.md section 2.3).
+        let others = frontends.filter(|frontend| frontend.kind != FrontendKind::NodePort).map(|frontend| frontend.addr);
+        let own = self.local_addresses();
+        let singles = others.chain(desired.vips.iter().copied()).filter(|addr| !own.contains(addr)).map(IpNet::from);
+        for net in desired.service_cidrs.iter().copied().chain(singles) {
+            let covered = desired.service_cidrs.iter().any(|cidr| *cidr != net && cidr.contains(&net));
+            let Some(source) = self.source(net) else { continue };
+            if !covered {
+                wanted.insert(net, Some(source));
+            }
+        }
+        let problems = match host_device::sync_routes(&self.netlink, host, &wanted).await {
+            Ok(problems) => problems,
+            Err(error) => vec![Problem {
+                object: format!("routes into {}", host_device::NAME),
+                cause: error.to_string(),
+                fix: "nothing: it is tried again with the next change".to_owned(),
+            }],
+        };
+        self.problems.insert("routes", problems);
+    }
+
+    /// The source address for packets into `ballast0`: the node's own of that family, on an uplink.
+    fn source(&self, net: IpNet) -> Option<IpAddr> {
+        let uplink = |address: &Address| {
+            let of = |device: &Device| device.ifindex == address.ifindex && device.role == Role::Uplink;
+            self.devices.iter().any(of)
+        };
+        let suits = |address: &&Address| {
+            address.usable && net::is_global(address.net.addr()) && address.net.addr().is_ipv4() == net.addr().is_ipv4()
+        };
+        let mut candidates: Vec<&Address> = self.addresses.iter().filter(suits).collect();
+        candidates.sort_by_key(|address| !uplink(address));
+        candidates.first().map(|address| address.net.addr())
+    }
+
+    pub(super) const fn next_hops(&self) -> &BTreeMap<IpAddr, NextHopInfo> {
+        &self.next_hops
+    }
+
+    pub(super) fn host_device(&self) -> Option<HostDevice> {
+        self.host.as_ref().ok().copied()
+    }
+
+    pub(super) fn node_port_addresses(&self) -> Vec<IpAddr> {
+        net::node_port_addresses(&self.addresses, &self.allowed)
+    }
+
+    pub(super) fn local_addresses(&self) -> BTreeSet<IpAddr> {
+        self.addresses.iter().map(|address| address.net.addr()).collect()
+    }
+
+    pub(super) fn problems(&self) -> Vec<Problem> {
+        let mut problems: Vec<Problem> = self.problems.values().flatten().cloned().collect();
+        problems.extend(self.host.as_ref().err().cloned());
+        let name = |ifindex: u32| {
+            let device = self.devices.iter().find(|device| device.ifindex == ifindex);
+            device.map_or_else(|| host_device::NAME.to_owned(), |device| device.name.clone())
+        };
+        for (ifindex, result) in &self.attached {
+            match result {
+                Err(cause) => problems.push(Problem {
+                    object: format!("device {}", name(*ifindex)),
+                    cause: cause.clone(),
+                    fix: "its Service traffic is not served; see the error, it is tried again".to_owned(),
+                }),
+                Ok(Attached { degraded: Some(cause), .. }) => problems.push(Problem {
+                    object: format!("device {}", name(*ifindex)),
+                    cause: format!("XDP refused, tcx does its work: {cause}"),
+                    fix: "free the device's XDP hook, or say so with interfaces: [{match: ..., xdp: off}]".to_owned(),
+                }),
+                Ok(_) => {}
+            }
+        }
+        problems
+    }
+
+    pub(super) fn device_status(&self) -> Vec<DeviceStatus> {
+        let status = |device: &Device| {
+            let attached = self.attached.get(&device.ifindex);
+            let (hooks, degraded) = match attached {
+                None => ("none", None),
+                Some(Err(error)) => ("none", Some(error.clone())),
+                Some(Ok(Attached { xdp: true, .. })) => ("xdp+tcx", None),
+                Some(Ok(Attached { xdp: false, degraded })) => ("tcx", degraded.clone()),
+            };
+            DeviceStatus {
+                name: device.name.clone(),
+                ifindex: device.ifindex,
+                role: device.role.to_string(),
+                why: device.why.clone(),
+                hooks: hooks.to_owned(),
+                degraded,
+            }
+        };
+        let host = self.host.as_ref().ok().map(|host| {
+            let attached = self.attached.get(&host.ifindex);
+            DeviceStatus {
+                name: host_device::NAME.to_owned(),
+                ifindex: host.ifindex,
+                role: "host".to_owned(),
+                why: "packets of this node's processes to Services".to_owned(),
+                hooks: if attached.is_some_and(Result::is_ok) { "tcx" } else { "none" }.to_owned(),
+                degraded: attached.and_then(|result| result.as_ref().err().cloned()),
+            }
+        });
+        self.devices.iter().map(status).chain(host).collect()
+    }
+}

@@ -1,0 +1,218 @@
+//! Attaching: pinned links, adopted when they are there, so that no packet meets no program.
+
+use std::{
+    fs::{self, File},
+    io,
+    os::{fd::AsFd as _, unix::fs::MetadataExt as _},
+    path::{Path, PathBuf},
+};
+
+use aya::programs::{
+    CgroupAttachMode, CgroupSockAddr, LinkOrder, ProgramError, SchedClassifier, TcAttachType, Xdp, XdpMode,
+    links::FdLink, tc::TcAttachOptions,
+};
+
+use super::{Datapath, chain, sys};
+
+/// The socket hooks.
+pub const SOCKET_PROGRAMS: [&str; 4] = ["lb_connect4", "lb_connect6", "lb_peername4", "lb_peername6"];
+
+/// A hook that could not be attached.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot attach {program} to {target}: {cause}")]
+pub struct AttachError {
+    /// The program.
+    pub program: &'static str,
+    /// A device or a cgroup.
+    pub target: String,
+    /// Why.
+    pub cause: String,
+}
+
+/// What a device carries now.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Attached {
+    /// XDP as well as tcx.
+    pub xdp: bool,
+    /// Why XDP was wanted but is not there.
+    pub degraded: Option<String>,
+}
+
+/// Where a program is attached on a device.
+#[derive(Clone, Copy)]
+struct Point {
+    program: &'static str,
+    pin: &'static str,
+    attach_type: TcAttachType,
+}
+
+/// First of the chain: others see packets with the backend's address (design.md section 2.4).
+const INGRESS: Point = Point { program: "lb_ingress", pin: "ingress", attach_type: TcAttachType::Ingress };
+/// Last of the chain: others see the backend's address on the way back as well.
+const EGRESS: Point = Point { program: "lb_egress", pin: "egress", attach_type: TcAttachType::Egress };
+const HOST: Point = Point { program: "lb_host", pin: "host", attach_type: TcAttachType::Egress };
+
+impl Datapath {
+    /// Attaches to a device at both tcx hooks, and at XDP if wanted. XDP that is refused is no error: tcx does all.
+    pub fn attach_device(&mut self, name: &str, ifindex: u32, xdp: bool) -> Result<Attached, AttachError> {
+        // Answers are known before questions are asked.
+        self.attach_tcx(EGRESS, name, ifindex)?;
+        self.attach_tcx(INGRESS, name, ifindex)?;
+        if !xdp {
+            self.remove_pin(&format!("xdp-{ifindex}"));
+            return Ok(Attached::default());
+        }
+        Ok(match self.attach_xdp(name, ifindex) {
+            Ok(()) => Attached { xdp: true, degraded: None },
+            Err(error) => Attached { xdp: false, degraded: Some(error.cause) },
+        })
+    }
+
+    /// Attaches to `ballast0`.
+    pub fn attach_host(&mut self, name: &str, ifindex: u32) -> Result<(), AttachError> {
+        self.attach_tcx(HOST, name, ifindex)
+    }
+
+    /// Attaches the socket hooks to a cgroup2.
+    pub fn attach_cgroup(&mut self, cgroup: &Path) -> Result<(), AttachError> {
+        let target = cgroup.display().to_string();
+        let failed = |program, cause: String| AttachError { program, target: format!("cgroup {target}"), cause };
+        let file = File::open(cgroup).map_err(|error| failed("the socket hooks", error.to_string()))?;
+        let id = file.metadata().map_err(|error| failed("the socket hooks", error.to_string()))?.ino();
+        for name in SOCKET_PROGRAMS {
+            let pin = self.pins.links().join(format!("cgroup-{id}-{name}"));
+            let program: &mut CgroupSockAddr = self
+                .ebpf
+                .program_mut(name)
+                .and_then(|program| program.try_into().ok())
+                .ok_or_else(|| failed(name, "it is not in the object".to_owned()))?;
+            if adopt(&pin, program.fd()) {
+                continue;
+            }
+            // A link always allows others beside it; the kernel refuses a flag that says so.
+            let result = program.attach(&file, CgroupAttachMode::Single).and_then(|id| program.take_link(id));
+            let link = result.map_err(|error| failed(name, chain(&error)))?;
+            let link: FdLink = link.try_into().map_err(|_| failed(name, "the kernel made no link".to_owned()))?;
+            link.pin(&pin).map_err(|error| failed(name, chain(&error)))?;
+        }
+        Ok(())
+    }
+
+    /// Detaches the socket hooks of every cgroup, or of every other one than `keep`.
+    pub fn detach_cgroups(&mut self, keep: Option<&Path>) -> io::Result<()> {
+        let keep = keep.and_then(|path| fs::metadata(path).ok()).map(|metadata| format!("cgroup-{}-", metadata.ino()));
+        for name in self.pin_names()? {
+            let kept = keep.as_ref().is_some_and(|keep| name.starts_with(keep));
+            if name.starts_with("cgroup-") && !kept {
+                self.remove_pin(&name);
+            }
+        }
+        Ok(())
+    }
+
+    /// Interface indexes that have links of ours pinned.
+    pub fn attached_devices(&self) -> io::Result<Vec<u32>> {
+        let mut devices: Vec<u32> = Vec::new();
+        for name in self.pin_names()? {
+            let parts = name.split_once('-');
+            if let Some(index) = parts.filter(|(kind, _)| *kind != "cgroup").and_then(|(_, index)| index.parse().ok()) {
+                devices.push(index);
+            }
+        }
+        devices.sort_unstable();
+        devices.dedup();
+        Ok(devices)
+    }
+
+    /// Forgets a device: detaches what is still attached.
+    pub fn forget_device(&mut self, ifindex: u32) {
+        for kind in ["ingress", "egress", "xdp", "host"] {
+            self.remove_pin(&format!("{kind}-{ifindex}"));
+        }
+    }
+
+    fn pin_names(&self) -> io::Result<Vec<String>> {
+        let entries = fs::read_dir(self.pins.links())?;
+        entries.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect()
+    }
+
+    fn remove_pin(&self, name: &str) {
+        let path = self.pins.links().join(name);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                tracing::warn!("cannot remove the pin {}: {error}; `ballast cleanup` will", path.display());
+            }
+            Ok(()) | Err(_) => {}
+        }
+    }
+
+    fn attach_tcx(&mut self, point: Point, name: &str, ifindex: u32) -> Result<(), AttachError> {
+        let failed = |cause: String| AttachError { program: point.program, target: format!("device {name}"), cause };
+        let pin = self.pins.links().join(format!("{}-{ifindex}", point.pin));
+        let program: &mut SchedClassifier = self
+            .ebpf
+            .program_mut(point.program)
+            .and_then(|program| program.try_into().ok())
+            .ok_or_else(|| failed("it is not in the object".to_owned()))?;
+        if adopt(&pin, program.fd()) {
+            return Ok(());
+        }
+        let order = match point.attach_type {
+            TcAttachType::Ingress => LinkOrder::first(),
+            TcAttachType::Egress | TcAttachType::Custom(_) => LinkOrder::last(),
+        };
+        let options = TcAttachOptions::TcxOrder(order);
+        let result = program.attach_with_options(name, point.attach_type, options).and_then(|id| program.take_link(id));
+        let link = result.map_err(|error| failed(chain(&error)))?;
+        let link: FdLink = link.try_into().map_err(|_| failed("the kernel made no link".to_owned()))?;
+        link.pin(&pin).map_err(|error| failed(chain(&error)))?;
+        Ok(())
+    }
+
+    fn attach_xdp(&mut self, name: &str, ifindex: u32) -> Result<(), AttachError> {
+        let failed = |cause: String| AttachError { program: "lb_xdp", target: format!("device {name}"), cause };
+        let pin = self.pins.links().join(format!("xdp-{ifindex}"));
+        let program: &mut Xdp = self
+            .ebpf
+            .program_mut("lb_xdp")
+            .and_then(|program| program.try_into().ok())
+            .ok_or_else(|| failed("it is not in the object".to_owned()))?;
+        if adopt(&pin, program.fd()) {
+            return Ok(());
+        }
+        let result = program.attach_to_if_index(ifindex, XdpMode::Driver).and_then(|id| program.take_link(id));
+        let link = result.map_err(|error| failed(explain_xdp(&error)))?;
+        let link: FdLink = link.try_into().map_err(|_| failed("the kernel made no link".to_owned()))?;
+        link.pin(&pin).map_err(|error| failed(chain(&error)))?;
+        Ok(())
+    }
+}
+
+/// Puts the program behind a pinned link. A link whose device or cgroup is gone is forgotten.
+fn adopt(pin: &PathBuf, program: Result<&aya::programs::ProgramFd, ProgramError>) -> bool {
+    let (Ok(link), Ok(program)) = (sys::open(pin), program) else { return false };
+    if let Err(error) = sys::update_link(link.as_fd(), program.as_fd()) {
+        tracing::info!("the link {} cannot be adopted ({error}); making a new one", pin.display());
+        if let Err(error) = fs::remove_file(pin) {
+            tracing::warn!("cannot remove the pin {}: {error}", pin.display());
+        }
+        return false;
+    }
+    true
+}
+
+fn explain_xdp(error: &ProgramError) -> String {
+    let mut source: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    let mut errno = None;
+    while let Some(cause) = source {
+        errno = errno.or_else(|| cause.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error));
+        source = cause.source();
+    }
+    let meaning = match errno {
+        Some(libc::EBUSY) => "another XDP program is there",
+        Some(libc::EOPNOTSUPP) => "the driver has no native XDP",
+        Some(libc::EINVAL) => "the driver refuses (MTU too large without multi-buffer support?)",
+        _ => "see the error",
+    };
+    format!("{meaning}: {}", chain(error))
+}

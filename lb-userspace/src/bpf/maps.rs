@@ -1,0 +1,288 @@
+//! The pinned maps: checked before they are reused, and written as bytes.
+
+use std::{
+    collections::BTreeMap,
+    io,
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
+};
+
+use aya::maps::MapInfo;
+use lb_common::{conntrack::Conntrack, family::Abi, tuple::FlowTuple, verdict::Counter};
+use zerocopy::IntoBytes as _;
+
+use super::{
+    spec::{MAPS, Size, Spec},
+    sys::{self, RawMap},
+};
+use crate::{image::Table, report::MapStatus, store::MapStore};
+
+/// Sizes of the maps that grow with the cluster, in entries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MapSizes {
+    /// Service ports, both families together.
+    pub services: u32,
+    /// Frontends of a family.
+    pub frontends: u32,
+    /// Backends of a family.
+    pub backends: u32,
+    /// Slots of all rings together.
+    pub rings: u32,
+    /// Conntrack entries of a family; a flow takes two to four.
+    pub conntrack: u32,
+}
+
+impl Default for MapSizes {
+    fn default() -> Self {
+        Self { services: 65_536, frontends: 65_536, backends: 131_072, rings: 524_288, conntrack: 262_144 }
+    }
+}
+
+impl MapSizes {
+    pub(super) const fn of(&self, spec: &Spec) -> u32 {
+        match spec.size {
+            Size::Fixed(size) => size,
+            Size::Services(times) => self.services.saturating_mul(times),
+            Size::Frontends(times) => self.frontends.saturating_mul(times),
+            Size::Backends(times) => self.backends.saturating_mul(times),
+            Size::Rings => self.rings,
+            Size::Conntrack => self.conntrack,
+        }
+    }
+}
+
+/// A pin that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum PinError {
+    /// Another layout.
+    #[error(
+        "map {name} pinned at {path} has {what} {found} where this program needs {wanted}; it was left untouched: run \
+         `ballast cleanup` with the same --bpffs (this ends its flows), or start the program that made it"
+    )]
+    Mismatch {
+        /// The map.
+        name: &'static str,
+        /// Its pin.
+        path: PathBuf,
+        /// Which property.
+        what: &'static str,
+        /// As pinned.
+        found: String,
+        /// As needed.
+        wanted: String,
+    },
+    /// Not a map, or not readable.
+    #[error("the pin {path} cannot be read as a map: {cause}; remove it if it is not Ballast's")]
+    Unreadable {
+        /// Its path.
+        path: PathBuf,
+        /// Why.
+        cause: String,
+    },
+}
+
+/// Checks every pin that exists, before anything is touched.
+pub(super) fn check_pins(directory: &Path, sizes: &MapSizes) -> Result<(), PinError> {
+    for spec in &MAPS {
+        let path = directory.join(spec.name);
+        if !path.exists() {
+            continue;
+        }
+        let info = MapInfo::from_pin(&path)
+            .map_err(|error| PinError::Unreadable { path: path.clone(), cause: error.to_string() })?;
+        check(spec, &info, sizes.of(spec), &path)?;
+    }
+    Ok(())
+}
+
+fn check(spec: &Spec, info: &MapInfo, max_entries: u32, path: &Path) -> Result<(), PinError> {
+    let mismatch = |what, found: String, wanted: String| PinError::Mismatch {
+        name: spec.name,
+        path: path.to_owned(),
+        what,
+        found,
+        wanted,
+    };
+    let kind = info.map_type().map_or(0, |kind| kind as u32);
+    let wanted_name = spec.name.as_bytes();
+    if info.name() != wanted_name {
+        return Err(mismatch("the name", String::from_utf8_lossy(info.name()).into_owned(), spec.name.to_owned()));
+    }
+    let key = u32::try_from(spec.key).unwrap_or(u32::MAX);
+    let value = u32::try_from(spec.value).unwrap_or(u32::MAX);
+    for (what, found, wanted) in [
+        ("type", kind, spec.kind.number()),
+        ("key size", info.key_size(), key),
+        ("value size", info.value_size(), value),
+        ("max entries", info.max_entries(), max_entries),
+        ("flags", info.map_flags(), spec.kind.flags()),
+    ] {
+        if found != wanted {
+            return Err(mismatch(what, found.to_string(), wanted.to_string()));
+        }
+    }
+    Ok(())
+}
+
+/// The open maps.
+#[derive(Debug)]
+pub struct Maps {
+    raw: BTreeMap<&'static str, RawMap>,
+    cpus: usize,
+}
+
+impl Maps {
+    /// Opens the maps pinned in `directory`.
+    pub(super) fn open(directory: &Path) -> io::Result<Self> {
+        let mut raw = BTreeMap::new();
+        for spec in &MAPS {
+            let path = directory.join(spec.name);
+            let named = |error: &dyn std::fmt::Display| io::Error::other(format!("map {}: {error}", path.display()));
+            let info = MapInfo::from_pin(&path).map_err(|error| named(&error))?;
+            let fd: OwnedFd = sys::open(&path).map_err(|error| named(&error))?;
+            raw.insert(spec.name, RawMap::new(fd, info.key_size(), info.value_size(), info.max_entries()));
+        }
+        let cpus = aya::util::nr_cpus().map_err(|(what, error)| io::Error::other(format!("{what}: {error}")))?;
+        Ok(Self { raw, cpus })
+    }
+
+    fn get(&self, name: &str) -> io::Result<&RawMap> {
+        self.raw.get(name).ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, format!("no map {name}")))
+    }
+
+    /// Every counter, summed over CPUs.
+    pub fn counters(&self) -> io::Result<BTreeMap<Counter, u64>> {
+        let map = self.get("LB_COUNTERS")?;
+        let mut counters = BTreeMap::new();
+        for counter in Counter::ALL {
+            let bytes = map.lookup(&u32::from(counter as u8).to_ne_bytes(), self.cpus)?.unwrap_or_default();
+            counters.insert(counter, words(&bytes).sum());
+        }
+        Ok(counters)
+    }
+
+    /// A word of one of the arrays of u64.
+    pub fn word(&self, map: &str, index: u32) -> io::Result<u64> {
+        let bytes = self.get(map)?.lookup(&index.to_ne_bytes(), 1)?.unwrap_or_default();
+        Ok(words(&bytes).sum())
+    }
+
+    /// Writes a word of one of the arrays of u64.
+    pub fn set_word(&self, map: &str, index: u32, word: u64) -> io::Result<()> {
+        self.get(map)?.update(&index.to_ne_bytes(), &word.to_ne_bytes())
+    }
+
+    /// The non-zero words of one of the arrays of u64.
+    pub fn words(&self, map: &str) -> io::Result<BTreeMap<u32, u64>> {
+        let mut found = BTreeMap::new();
+        self.get(map)?.for_each(|key, value| {
+            if let (Ok(key), word @ 1..) = (key.try_into().map(u32::from_ne_bytes), words(value).sum()) {
+                found.insert(key, word);
+            }
+        })?;
+        Ok(found)
+    }
+
+    /// Every conntrack entry of a family.
+    pub fn flows<A: FlowFamily>(&self) -> io::Result<Vec<(FlowTuple<A>, Conntrack<A>)>> {
+        let mut flows = Vec::new();
+        self.get(A::CONNTRACK)?.for_each(|key, value| {
+            if let (Some(key), Some(value)) = (A::tuple(key), A::entry(value)) {
+                flows.push((key, value));
+            }
+        })?;
+        Ok(flows)
+    }
+
+    /// One conntrack entry.
+    pub fn flow<A: FlowFamily>(&self, key: &FlowTuple<A>) -> io::Result<Option<Conntrack<A>>> {
+        let bytes = self.get(A::CONNTRACK)?.lookup(A::bytes(key), 1)?;
+        Ok(bytes.and_then(|bytes| A::entry(&bytes)))
+    }
+
+    /// Removes a conntrack entry.
+    pub fn remove_flow<A: FlowFamily>(&self, key: &FlowTuple<A>) -> io::Result<bool> {
+        self.get(A::CONNTRACK)?.delete(A::bytes(key))
+    }
+
+    /// Capacity of every map, with what is used of it; the image's tables are filled in by the caller.
+    pub fn status(&self) -> BTreeMap<String, MapStatus> {
+        let status = |map: &RawMap| MapStatus { used: 0, capacity: u64::from(map.max_entries()) };
+        self.raw.iter().map(|(name, map)| ((*name).to_owned(), status(map))).collect()
+    }
+
+    /// Bytes of kernel memory the maps take, as the kernel accounts them.
+    pub fn memory(&self) -> u64 {
+        self.raw.values().filter_map(RawMap::memory).sum()
+    }
+}
+
+/// A family's conntrack map.
+pub trait FlowFamily: lb_common::family::Addr {
+    /// Name of the map.
+    const CONNTRACK: &'static str;
+    /// Key from bytes.
+    fn tuple(bytes: &[u8]) -> Option<FlowTuple<Self>>;
+    /// Value from bytes.
+    fn entry(bytes: &[u8]) -> Option<Conntrack<Self>>;
+    /// Key to bytes.
+    fn bytes(key: &FlowTuple<Self>) -> &[u8];
+}
+
+macro_rules! flow_family {
+    ($addr:ty, $name:literal) => {
+        impl FlowFamily for $addr {
+            const CONNTRACK: &'static str = $name;
+
+            fn tuple(bytes: &[u8]) -> Option<FlowTuple<Self>> {
+                read(bytes)
+            }
+
+            fn entry(bytes: &[u8]) -> Option<Conntrack<Self>> {
+                read(bytes)
+            }
+
+            fn bytes(key: &FlowTuple<Self>) -> &[u8] {
+                key.as_bytes()
+            }
+        }
+    };
+}
+flow_family!([u8; 4], "LB4_CONNTRACK");
+flow_family!([u8; 16], "LB6_CONNTRACK");
+
+fn read<T: Abi>(bytes: &[u8]) -> Option<T> {
+    T::read_from_bytes(bytes).ok()
+}
+
+fn words(bytes: &[u8]) -> impl Iterator<Item = u64> + '_ {
+    bytes.chunks_exact(8).filter_map(|word| word.try_into().ok()).map(u64::from_ne_bytes)
+}
+
+impl MapStore for Maps {
+    fn update(&mut self, table: Table, key: &[u8], value: &[u8]) -> io::Result<()> {
+        self.get(table.map_name())?.update(key, value)
+    }
+
+    fn delete(&mut self, table: Table, key: &[u8]) -> io::Result<()> {
+        self.get(table.map_name())?.delete(key).map(drop)
+    }
+
+    fn dump(&mut self, table: Table) -> io::Result<Vec<sys::Entry>> {
+        let mut entries = Vec::new();
+        self.get(table.map_name())?.for_each(|key, value| {
+            if !table.is_array() || value.iter().any(|byte| *byte != 0) {
+                entries.push((key.into(), value.into()));
+            }
+        })?;
+        Ok(entries)
+    }
+
+    fn capacity(&self, table: Table) -> u32 {
+        self.raw.get(table.map_name()).map_or(0, RawMap::max_entries)
+    }
+
+    fn grace_period(&mut self) -> io::Result<()> {
+        sys::grace_period()
+    }
+}

@@ -1,0 +1,137 @@
+//! What every map must look like: a pin that differs is refused, never reused.
+
+use lb_common::{
+    backend::{Backend, BackendId, NextHop},
+    conntrack::Conntrack,
+    frontend::{Frontend, FrontendKey, FrontendWord, PrefixFlags, PrefixKey},
+    ring::RingWord,
+    settings::Setting,
+    socket::SOCKET_SLOTS,
+    tuple::FlowTuple,
+    verdict::Counter,
+};
+
+use crate::image::Table;
+
+/// Version of the tables' layout and meaning: part of the pins' path. A layout that changes without changing a size
+/// must raise it.
+pub const SCHEMA: u32 = 1;
+
+/// The type of a map.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    Hash,
+    Array,
+    PerCpuArray,
+    Trie,
+}
+
+impl Kind {
+    /// `enum bpf_map_type`.
+    pub(super) const fn number(self) -> u32 {
+        match self {
+            Self::Hash => 1,
+            Self::Array => 2,
+            Self::PerCpuArray => 6,
+            Self::Trie => 11,
+        }
+    }
+
+    /// `map_flags`: a trie must not be preallocated.
+    pub(super) const fn flags(self) -> u32 {
+        if matches!(self, Self::Trie) { 1 } else { 0 }
+    }
+}
+
+/// How large a map is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Size {
+    Fixed(u32),
+    /// [`super::MapSizes::services`] times this.
+    Services(u32),
+    Frontends(u32),
+    Backends(u32),
+    Rings,
+    Conntrack,
+}
+
+/// A map.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Spec {
+    pub(super) name: &'static str,
+    pub(super) kind: Kind,
+    pub(super) key: usize,
+    pub(super) value: usize,
+    pub(super) size: Size,
+}
+
+const fn spec<K, V>(name: &'static str, kind: Kind, size: Size) -> Spec {
+    Spec { name, kind, key: size_of::<K>(), value: size_of::<V>(), size }
+}
+
+type A4 = [u8; 4];
+type A6 = [u8; 16];
+
+/// Every pinned map.
+pub(super) const MAPS: [Spec; 23] = [
+    spec::<FrontendKey<A4>, FrontendWord>("LB4_FRONTENDS", Kind::Hash, Size::Frontends(1)),
+    spec::<FrontendKey<A6>, FrontendWord>("LB6_FRONTENDS", Kind::Hash, Size::Frontends(1)),
+    spec::<u32, Frontend<A4>>("LB4_RECORDS", Kind::Array, Size::Frontends(2)),
+    spec::<u32, Frontend<A6>>("LB6_RECORDS", Kind::Array, Size::Frontends(2)),
+    spec::<A4, u64>("LB4_VIPS", Kind::Hash, Size::Frontends(1)),
+    spec::<A6, u64>("LB6_VIPS", Kind::Hash, Size::Frontends(1)),
+    spec::<PrefixKey<A4>, PrefixFlags>("LB4_PREFIXES", Kind::Trie, Size::Fixed(1024)),
+    spec::<PrefixKey<A6>, PrefixFlags>("LB6_PREFIXES", Kind::Trie, Size::Fixed(1024)),
+    spec::<u32, Backend<A4>>("LB4_BACKENDS", Kind::Array, Size::Backends(1)),
+    spec::<u32, Backend<A6>>("LB6_BACKENDS", Kind::Array, Size::Backends(1)),
+    spec::<u32, NextHop<A4>>("LB4_NEXT_HOPS", Kind::Array, Size::Fixed(4096)),
+    spec::<u32, NextHop<A6>>("LB6_NEXT_HOPS", Kind::Array, Size::Fixed(4096)),
+    spec::<FlowTuple<A4>, Conntrack<A4>>("LB4_CONNTRACK", Kind::Hash, Size::Conntrack),
+    spec::<FlowTuple<A6>, Conntrack<A6>>("LB6_CONNTRACK", Kind::Hash, Size::Conntrack),
+    spec::<u32, RingWord>("LB_SERVICES", Kind::Array, Size::Services(2)),
+    spec::<u32, BackendId>("LB_RINGS", Kind::Array, Size::Rings),
+    spec::<u32, u64>("LB_SETTINGS", Kind::Array, Size::Fixed(Setting::COUNT)),
+    spec::<u32, u64>("LB_COUNTERS", Kind::PerCpuArray, Size::Fixed(Counter::CAPACITY)),
+    spec::<u32, u64>("LB_SOCKETS", Kind::Array, Size::Fixed(SOCKET_SLOTS)),
+    spec::<u32, u64>("LB_SVC_CONNS", Kind::Array, Size::Services(1)),
+    spec::<u32, u64>("LB4_BKD_CONNS", Kind::Array, Size::Backends(1)),
+    spec::<u32, u64>("LB6_BKD_CONNS", Kind::Array, Size::Backends(1)),
+    spec::<u32, u64>("LB_SVC_TRAFFIC", Kind::Array, Size::Services(2)),
+];
+
+const _: () = {
+    let mut index = 0;
+    while index < Table::ALL.len() {
+        #[expect(clippy::indexing_slicing, reason = "compile time, bounded by the loop")]
+        let name = Table::ALL[index].map_name();
+        assert!(is_listed(name), "a table of the image is not a map");
+        index += 1;
+    }
+};
+
+const fn is_listed(name: &str) -> bool {
+    let mut index = 0;
+    while index < MAPS.len() {
+        #[expect(clippy::indexing_slicing, reason = "compile time, bounded by the loop")]
+        if same(MAPS[index].name.as_bytes(), name.as_bytes()) {
+            return true;
+        }
+        index += 1;
+    }
+    false
+}
+
+const fn same(one: &[u8], other: &[u8]) -> bool {
+    if one.len() != other.len() {
+        return false;
+    }
+    let mut index = 0;
+    while index < one.len() {
+        #[expect(clippy::indexing_slicing, reason = "compile time, bounded by the loop")]
+        if one[index] != other[index] {
+            return false;
+        }
+        index += 1;
+    }
+    true
+}

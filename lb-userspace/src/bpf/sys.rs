@@ -1,0 +1,225 @@
+//! The few `bpf(2)` commands that aya does not offer on raw bytes, and `membarrier(2)`.
+
+use std::{
+    ffi::CString,
+    io,
+    os::{
+        fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
+        unix::ffi::OsStrExt as _,
+    },
+    path::Path,
+};
+
+const BPF_MAP_LOOKUP_ELEM: libc::c_long = 1;
+const BPF_MAP_UPDATE_ELEM: libc::c_long = 2;
+const BPF_MAP_DELETE_ELEM: libc::c_long = 3;
+const BPF_OBJ_GET: libc::c_long = 7;
+const BPF_MAP_LOOKUP_BATCH: libc::c_long = 24;
+const BPF_LINK_UPDATE: libc::c_long = 29;
+
+/// `MEMBARRIER_CMD_GLOBAL`: returns after an RCU grace period of all CPUs.
+const MEMBARRIER_CMD_GLOBAL: libc::c_long = 1;
+
+/// `union bpf_attr`, as far as these commands use it.
+#[repr(C)]
+#[derive(Clone, Copy)]
+union Attr {
+    element: Element,
+    batch: Batch,
+    object: Object,
+    link: LinkUpdate,
+    /// The kernel wants the rest of the union to be zero.
+    zero: [u64; 16],
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Element {
+    fd: u32,
+    key: u64,
+    value: u64,
+    flags: u64,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Batch {
+    from: u64,
+    to: u64,
+    keys: u64,
+    values: u64,
+    count: u32,
+    fd: u32,
+    element_flags: u64,
+    flags: u64,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Object {
+    path: u64,
+    fd: u32,
+    flags: u32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct LinkUpdate {
+    link: u32,
+    program: u32,
+    flags: u32,
+    old_program: u32,
+}
+
+fn call(command: libc::c_long, attr: &mut Attr) -> io::Result<libc::c_long> {
+    // SAFETY: `attr` is as large as we say; every pointer in it is to a live buffer of the size the command uses, which
+    // each caller checks.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attr), size_of::<Attr>()) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+fn raw(fd: BorrowedFd<'_>) -> u32 {
+    fd.as_raw_fd().cast_unsigned()
+}
+
+fn element(fd: BorrowedFd<'_>, key: &[u8], value: u64, flags: u64) -> Attr {
+    let mut attr = Attr { zero: [0; 16] };
+    attr.element = Element { fd: raw(fd), key: key.as_ptr() as u64, value, flags };
+    attr
+}
+
+/// A map with the sizes of its keys and values: every buffer is checked against them.
+#[derive(Debug)]
+pub(super) struct RawMap {
+    fd: OwnedFd,
+    key_size: usize,
+    value_size: usize,
+    max_entries: u32,
+}
+
+/// An entry as bytes.
+pub(super) type Entry = (Box<[u8]>, Box<[u8]>);
+
+impl RawMap {
+    /// `key_size` and `value_size` must be the map's own, as `MapInfo` tells them.
+    pub(super) fn new(fd: OwnedFd, key_size: u32, value_size: u32, max_entries: u32) -> Self {
+        Self { fd, key_size: key_size as usize, value_size: value_size as usize, max_entries }
+    }
+
+    pub(super) const fn max_entries(&self) -> u32 {
+        self.max_entries
+    }
+
+    /// Bytes of kernel memory, as `/proc` tells them.
+    pub(super) fn memory(&self) -> Option<u64> {
+        let text = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", self.fd.as_raw_fd())).ok()?;
+        text.lines().find_map(|line| line.strip_prefix("memlock:")?.trim().parse().ok())
+    }
+
+    fn check(&self, key: &[u8], value: Option<&[u8]>) -> io::Result<BorrowedFd<'_>> {
+        use std::os::fd::AsFd as _;
+        if key.len() != self.key_size || value.is_some_and(|value| value.len() != self.value_size) {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "a key or value of another size than the map's"));
+        }
+        Ok(self.fd.as_fd())
+    }
+
+    /// Sets an entry.
+    pub(super) fn update(&self, key: &[u8], value: &[u8]) -> io::Result<()> {
+        let fd = self.check(key, Some(value))?;
+        call(BPF_MAP_UPDATE_ELEM, &mut element(fd, key, value.as_ptr() as u64, 0)).map(drop)
+    }
+
+    /// Removes an entry; whether there was one.
+    pub(super) fn delete(&self, key: &[u8]) -> io::Result<bool> {
+        let fd = self.check(key, None)?;
+        match call(BPF_MAP_DELETE_ELEM, &mut element(fd, key, 0, 0)) {
+            Ok(_) => Ok(true),
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Reads an entry. `copies`: how many values the kernel returns (the possible CPUs of a per-CPU map, else 1).
+    pub(super) fn lookup(&self, key: &[u8], copies: usize) -> io::Result<Option<Vec<u8>>> {
+        let fd = self.check(key, None)?;
+        let size = if copies == 1 { self.value_size } else { self.value_size.next_multiple_of(8) * copies };
+        let mut value = vec![0_u8; size];
+        match call(BPF_MAP_LOOKUP_ELEM, &mut element(fd, key, value.as_mut_ptr() as u64, 0)) {
+            Ok(_) => Ok(Some(value)),
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Visits every entry, in batches. Entries that change meanwhile may be seen old, new, or not at all.
+    pub(super) fn for_each(&self, mut visit: impl FnMut(&[u8], &[u8])) -> io::Result<()> {
+        let mut room = 4096_u32.min(self.max_entries.max(1));
+        // The cursor is a u32 for arrays and hashes, a key for tries.
+        let mut cursor = vec![0_u8; self.key_size.max(8)];
+        let mut started = false;
+        let mut keys = vec![0_u8; self.key_size * room as usize];
+        let mut values = vec![0_u8; self.value_size * room as usize];
+        loop {
+            let mut attr = Attr { zero: [0; 16] };
+            attr.batch = Batch {
+                from: if started { cursor.as_ptr() as u64 } else { 0 },
+                to: cursor.as_mut_ptr() as u64,
+                keys: keys.as_mut_ptr() as u64,
+                values: values.as_mut_ptr() as u64,
+                count: room,
+                fd: self.fd.as_raw_fd().cast_unsigned(),
+                element_flags: 0,
+                flags: 0,
+            };
+            let result = call(BPF_MAP_LOOKUP_BATCH, &mut attr);
+            // SAFETY: the union holds plain numbers; this member was written above and by the kernel.
+            let count = unsafe { attr.batch.count } as usize;
+            let last = match result {
+                Ok(_) => false,
+                Err(error) if error.raw_os_error() == Some(libc::ENOENT) => true,
+                // A bucket of a hash holds more than there is room for.
+                Err(error) if error.raw_os_error() == Some(libc::ENOSPC) && room < self.max_entries => {
+                    room = room.saturating_mul(2).min(self.max_entries);
+                    keys.resize(self.key_size * room as usize, 0);
+                    values.resize(self.value_size * room as usize, 0);
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
+            let pairs = keys.chunks_exact(self.key_size).zip(values.chunks_exact(self.value_size));
+            for (key, value) in pairs.take(count) {
+                visit(key, value);
+            }
+            if last {
+                return Ok(());
+            }
+            started = true;
+        }
+    }
+}
+
+/// Opens a pinned object.
+pub(super) fn open(path: &Path) -> io::Result<OwnedFd> {
+    let text = CString::new(path.as_os_str().as_bytes())?;
+    let mut attr = Attr { zero: [0; 16] };
+    attr.object = Object { path: text.as_ptr() as u64, fd: 0, flags: 0 };
+    let fd = call(BPF_OBJ_GET, &mut attr)?;
+    let fd = i32::try_from(fd).map_err(io::Error::other)?;
+    // SAFETY: the kernel has just made this descriptor for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Puts another program behind a link, atomically.
+pub(super) fn update_link(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
+    let mut attr = Attr { zero: [0; 16] };
+    attr.link = LinkUpdate { link: raw(link), program: raw(program), flags: 0, old_program: 0 };
+    call(BPF_LINK_UPDATE, &mut attr).map(drop)
+}
+
+/// Waits until every BPF program that runs now has ended.
+pub(super) fn grace_period() -> io::Result<()> {
+    // SAFETY: no pointers.
+    let result = unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}

@@ -1,0 +1,195 @@
+//! Answers as text.
+
+use std::fmt::Write as _;
+
+use comfy_table::{Table, presets::NOTHING};
+use serde::Serialize;
+
+use super::Output;
+use crate::report::{Problem, ServiceDetail, ServiceRow, Status};
+
+/// Renders a value in the form that was asked for.
+pub(super) fn print<T: Serialize>(
+    value: &T,
+    output: Output,
+    table: impl FnOnce(&T) -> String,
+) -> anyhow::Result<String> {
+    Ok(match output {
+        Output::Table => table(value),
+        Output::Json => serde_json::to_string_pretty(value)?,
+        Output::Yaml => serde_saphyr::to_string(value)?,
+    })
+}
+
+fn columns<const N: usize>(header: [&str; N], rows: impl IntoIterator<Item = [String; N]>) -> String {
+    let mut table = Table::new();
+    table.load_style(NOTHING).set_header(header);
+    for row in rows {
+        table.add_row(row);
+    }
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 3));
+    }
+    table.lines().map(|line| format!("{}\n", line.trim_end())).collect()
+}
+
+fn list(items: impl IntoIterator<Item = String>) -> String {
+    let items: Vec<_> = items.into_iter().collect();
+    if items.is_empty() { "<none>".to_owned() } else { items.join(",") }
+}
+
+fn problems(text: &mut String, problems: &[Problem]) {
+    for problem in problems {
+        line(text, &format!("  {}: {}", problem.object, problem.cause));
+        line(text, &format!("    {}", problem.fix));
+    }
+}
+
+fn line(text: &mut String, content: &str) {
+    text.push_str(content);
+    text.push('\n');
+}
+
+/// `ballast service list`.
+pub(super) fn services(rows: &[ServiceRow]) -> String {
+    if rows.is_empty() {
+        return "No Services.".to_owned();
+    }
+    columns(
+        ["NAMESPACE", "NAME", "TYPE", "CLUSTER-IP", "EXTERNAL-IP", "PORT(S)", "BACKENDS"],
+        rows.iter().map(|row| {
+            [
+                row.namespace.clone(),
+                row.name.clone(),
+                row.service_type.clone(),
+                list(row.cluster_ips.iter().cloned()),
+                list(row.load_balancer_ips.iter().map(ToString::to_string)),
+                list(row.ports.iter().map(|port| match port.node_port {
+                    Some(node_port) => format!("{}:{node_port}/{}", port.port, port.protocol),
+                    None => format!("{}/{}", port.port, port.protocol),
+                })),
+                row.backends.to_string(),
+            ]
+        }),
+    )
+}
+
+/// `ballast service describe`.
+pub(super) fn detail(detail: &ServiceDetail) -> String {
+    let row = &detail.row;
+    let pairs = |map: &std::collections::BTreeMap<String, String>| {
+        list(map.iter().map(|(key, value)| format!("{key}={value}")))
+    };
+    let mut text = String::new();
+    for (name, value) in [
+        ("Name", row.name.clone()),
+        ("Namespace", row.namespace.clone()),
+        ("Labels", pairs(&detail.labels)),
+        ("Annotations", pairs(&detail.annotations)),
+        ("Selector", pairs(&detail.selector)),
+        ("Type", row.service_type.clone()),
+        ("IP Families", list(detail.ip_families.iter().cloned())),
+        ("IPs", list(row.cluster_ips.iter().cloned())),
+        ("LoadBalancer IPs", list(row.load_balancer_ips.iter().map(ToString::to_string))),
+        ("External Traffic Policy", detail.external_traffic_policy.clone()),
+        ("Internal Traffic Policy", detail.internal_traffic_policy.clone()),
+        ("Session Affinity", detail.session_affinity.clone()),
+    ] {
+        line(&mut text, &format!("{:<25}{value}", format!("{name}:")));
+    }
+    let or_dash = |number: Option<u64>| number.map_or_else(|| "-".to_owned(), |number| number.to_string());
+    line(&mut text, "\nFrontends:");
+    text.push_str(&columns(
+        ["  KIND", "ADDRESS", "PROTOCOL", "CONNECTIONS", "PACKETS", "BYTES"],
+        detail.frontends.iter().map(|frontend| {
+            [
+                format!("  {}", frontend.kind),
+                std::net::SocketAddr::new(frontend.address, frontend.port).to_string(),
+                frontend.protocol.to_string(),
+                frontend.connections.to_string(),
+                or_dash(frontend.packets),
+                or_dash(frontend.bytes),
+            ]
+        }),
+    ));
+    line(&mut text, "\nEndpoints:");
+    text.push_str(&columns(
+        ["  PORT", "ADDRESS", "STATE", "NODE", "POD", "LOCAL", "CONNECTIONS"],
+        detail.endpoints.iter().map(|endpoint| {
+            [
+                format!("  {}", if endpoint.port_name.is_empty() { "<unnamed>" } else { &endpoint.port_name }),
+                format!("{}/{}", std::net::SocketAddr::new(endpoint.address, endpoint.port), endpoint.protocol),
+                endpoint.state.clone(),
+                endpoint.node.clone().unwrap_or_else(|| "-".to_owned()),
+                endpoint.pod.clone().unwrap_or_else(|| "-".to_owned()),
+                if endpoint.local { "yes" } else { "no" }.to_owned(),
+                endpoint.connections.to_string(),
+            ]
+        }),
+    ));
+    if !row.not_honoured.is_empty() {
+        line(&mut text, &format!("\nNot honoured yet:        {}", row.not_honoured.join(", ")));
+    }
+    if !detail.problems.is_empty() {
+        line(&mut text, "\nProblems:");
+        problems(&mut text, &detail.problems);
+    }
+    text
+}
+
+/// `ballast status`.
+pub(super) fn status(status: &Status) -> String {
+    let mut text = String::new();
+    let hooks = &status.socket_hooks;
+    let agent = status.agent_pid.map_or_else(|| "not running".to_owned(), |pid| format!("running, pid {pid}"));
+    for (name, value) in [
+        ("Version", status.version.clone()),
+        ("Node", status.node.clone()),
+        ("Agent", agent),
+        ("Source", status.source.clone()),
+        ("Local pods", status.detector.clone()),
+        ("Socket hooks", format!("{}: {}", if hooks.attached { "attached" } else { "not attached" }, hooks.detail)),
+        ("Services", status.services.to_string()),
+        ("Frontends", status.frontends.to_string()),
+        ("Backends", status.backends.to_string()),
+        ("Flows", status.flows.to_string()),
+        ("BPF memory", format!("{} KiB", status.bpf_memory_bytes / 1024)),
+    ] {
+        line(&mut text, &format!("{:<14}{value}", format!("{name}:")));
+    }
+    text.push('\n');
+    text.push_str(&columns(
+        ["DEVICE", "ROLE", "HOOKS", "WHY"],
+        status.devices.iter().map(|device| {
+            let why = match &device.degraded {
+                Some(degraded) => format!("{}; DEGRADED: {degraded}", device.why),
+                None => device.why.clone(),
+            };
+            [device.name.clone(), device.role.clone(), device.hooks.clone(), why]
+        }),
+    ));
+    text.push('\n');
+    text.push_str(&columns(
+        ["MAP", "USED", "CAPACITY"],
+        status
+            .maps
+            .iter()
+            .filter(|(_, map)| map.used > 0)
+            .map(|(name, map)| [name.clone(), map.used.to_string(), map.capacity.to_string()]),
+    ));
+    text.push('\n');
+    text.push_str(&columns(
+        ["COUNTER", "PACKETS"],
+        status.counters.iter().map(|(name, count)| [name.clone(), count.to_string()]),
+    ));
+    for (name, fields) in &status.not_honoured {
+        if let Err(error) = writeln!(text, "\nService {name}: not honoured yet: {}", fields.join(", ")) {
+            tracing::debug!("writing to a string failed: {error}");
+        }
+    }
+    if !status.problems.is_empty() {
+        line(&mut text, "\nProblems:");
+        problems(&mut text, &status.problems);
+    }
+    text
+}

@@ -1,0 +1,230 @@
+//! `KubeProxyConfiguration`, every field of it in one of four classes.
+
+use serde_json::Value;
+
+use super::{ClientConnection, ConfigError, Loaded, closest, is_zero, network, wrong};
+use crate::{file_source::document::Document, report::Problem};
+
+pub(super) const VERSION: &str = "kubeproxy.config.k8s.io/v1alpha1";
+pub(super) const KIND: &str = "KubeProxyConfiguration";
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Class {
+    /// Does what it says.
+    Honoured,
+    /// Will do what it says; told until then.
+    NotYet,
+    /// Means nothing to a datapath like this one; told if set.
+    NoEffect,
+    /// Cannot be right here; refused if set.
+    Refused,
+    /// A section: its fields have classes of their own.
+    Section(&'static [(&'static str, Self)]),
+}
+
+use Class::{Honoured, NoEffect, NotYet, Refused, Section};
+
+/// `staging/src/k8s.io/kube-proxy/config/v1alpha1/types.go` of Kubernetes 1.37.
+const FIELDS: &[(&str, Class)] = &[
+    ("apiVersion", Honoured),
+    ("kind", Honoured),
+    ("bindAddress", NotYet),
+    ("bindAddressHardFail", NotYet),
+    (
+        "clientConnection",
+        Section(&[
+            ("kubeconfig", Honoured),
+            ("qps", Honoured),
+            ("burst", Honoured),
+            ("contentType", NoEffect),
+            ("acceptContentTypes", NoEffect),
+        ]),
+    ),
+    ("clusterCIDR", NotYet),
+    ("configSyncPeriod", NoEffect),
+    (
+        "conntrack",
+        Section(&[
+            ("maxPerCore", NoEffect),
+            ("min", NoEffect),
+            ("tcpBeLiberal", NoEffect),
+            ("tcpEstablishedTimeout", NotYet),
+            ("tcpCloseWaitTimeout", NotYet),
+            ("udpTimeout", NotYet),
+            ("udpStreamTimeout", NotYet),
+        ]),
+    ),
+    ("detectLocal", Section(&[("bridgeInterface", NotYet), ("interfaceNamePrefix", NotYet)])),
+    ("detectLocalMode", Honoured),
+    ("enableProfiling", NoEffect),
+    ("featureGates", NoEffect),
+    ("healthzBindAddress", NotYet),
+    ("hostnameOverride", Honoured),
+    (
+        "iptables",
+        Section(&[
+            ("localhostNodePorts", NotYet),
+            ("masqueradeAll", NotYet),
+            ("masqueradeBit", NoEffect),
+            ("minSyncPeriod", NoEffect),
+            ("syncPeriod", NoEffect),
+        ]),
+    ),
+    (
+        "ipvs",
+        Section(&[
+            ("excludeCIDRs", NoEffect),
+            ("minSyncPeriod", NoEffect),
+            ("scheduler", NotYet),
+            ("strictARP", NoEffect),
+            ("syncPeriod", NoEffect),
+            ("tcpFinTimeout", NoEffect),
+            ("tcpTimeout", NoEffect),
+            ("udpTimeout", NoEffect),
+        ]),
+    ),
+    (
+        "logging",
+        Section(&[("flushFrequency", NoEffect), ("format", NoEffect), ("options", NoEffect), ("verbosity", NoEffect)]),
+    ),
+    ("metricsBindAddress", NotYet),
+    ("mode", NoEffect),
+    (
+        "nftables",
+        Section(&[
+            ("masqueradeAll", NotYet),
+            ("masqueradeBit", NoEffect),
+            ("minSyncPeriod", NoEffect),
+            ("syncPeriod", NoEffect),
+        ]),
+    ),
+    ("nodePortAddresses", Honoured),
+    ("oomScoreAdj", NotYet),
+    ("portRange", NoEffect),
+    ("showHiddenMetricsForVersion", NoEffect),
+    ("windowsRunAsService", Refused),
+    ("winkernel", Refused),
+    ("minSyncPeriod", NoEffect),
+    ("syncPeriod", NoEffect),
+];
+
+/// Values kubeadm or kube-proxy itself writes into a file nobody edited: no warning for them.
+const DEFAULTS: &[(&str, &[&str])] = &[
+    ("bindAddress", &["0.0.0.0", "::"]),
+    ("healthzBindAddress", &["0.0.0.0:10256"]),
+    ("metricsBindAddress", &["127.0.0.1:10249"]),
+    ("mode", &["iptables", "nftables", "ipvs"]),
+    ("logging.format", &["text"]),
+];
+
+pub(super) fn read(document: &Document, loaded: &mut Loaded) -> Result<(), ConfigError> {
+    let Some(fields) = document.value.as_object() else {
+        return Err(wrong(document, "", "not a mapping", "write `field: value` lines"));
+    };
+    for (name, value) in fields {
+        visit(document, name, name, value, FIELDS, loaded)?;
+    }
+    let config = &mut loaded.config;
+    let connection = document.value.get("clientConnection");
+    let of = |name: &str| connection.and_then(|connection| connection.get(name));
+    config.client_connection = ClientConnection {
+        kubeconfig: text(document, "clientConnection.kubeconfig", of("kubeconfig"))?.unwrap_or_default(),
+        qps: number(document, "clientConnection.qps", of("qps"))?,
+        #[expect(clippy::cast_possible_truncation, reason = "a count; a fraction of it means nothing")]
+        burst: number(document, "clientConnection.burst", of("burst"))? as i64,
+    };
+    config.hostname_override = text(document, "hostnameOverride", document.value.get("hostnameOverride"))?;
+    let mode = text(document, "detectLocalMode", document.value.get("detectLocalMode"))?;
+    match mode.as_deref() {
+        None | Some("NodeCIDR") => {}
+        Some(other @ ("ClusterCIDR" | "BridgeInterface" | "InterfaceNamePrefix")) => {
+            let cause = format!("{other} is not honoured yet");
+            return Err(wrong(document, "detectLocalMode", &cause, "use NodeCIDR, the only detector so far"));
+        }
+        Some(other) => {
+            return Err(wrong(document, "detectLocalMode", &format!("{other:?} is no mode"), "use NodeCIDR"));
+        }
+    }
+    if let Some(list) = document.value.get("nodePortAddresses").filter(|list| !list.is_null()) {
+        let field = "nodePortAddresses";
+        let list = list.as_array().ok_or_else(|| wrong(document, field, "not a list", "write a list of ranges"))?;
+        for entry in list {
+            let text = entry.as_str().unwrap_or_default();
+            match text {
+                "all" => {}
+                "primary" | "localhost" => {
+                    let fix = "give the ranges of the addresses, or leave it empty for all";
+                    return Err(wrong(document, field, &format!("{text:?} is not honoured yet"), fix));
+                }
+                _ => {
+                    let fix = "write a range such as 192.0.2.0/24";
+                    let net =
+                        network(text).ok_or_else(|| wrong(document, field, &format!("{entry} is no range"), fix))?;
+                    config.node_port_addresses.push(net);
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+fn visit(
+    document: &Document,
+    path: &str,
+    name: &str,
+    value: &Value,
+    known: &[(&str, Class)],
+    loaded: &mut Loaded,
+) -> Result<(), ConfigError> {
+    let Some((_, class)) = known.iter().find(|(known, _)| *known == name) else {
+        let fix = closest(name, known.iter().map(|(name, _)| *name))
+            .map_or_else(|| "remove it".to_owned(), |close| format!("did you mean {close}?"));
+        return Err(wrong(document, path, &format!("no field of {KIND}"), &fix));
+    };
+    let set = !is_zero(value)
+        && !DEFAULTS
+            .iter()
+            .any(|(field, values)| *field == path && value.as_str().is_some_and(|value| values.contains(&value)));
+    match class {
+        Section(inner) => match value {
+            Value::Object(fields) => {
+                for (name, value) in fields {
+                    visit(document, &format!("{path}.{name}"), name, value, inner, loaded)?;
+                }
+            }
+            Value::Null => {}
+            _ => return Err(wrong(document, path, "not a mapping", "write `field: value` lines below it")),
+        },
+        Refused if set => {
+            return Err(wrong(document, path, "is for Windows", "remove it: this program runs on Linux"));
+        }
+        NotYet if set => {
+            loaded.warnings.push(warning(document, path, "is not honoured yet", "remove it, or expect the default"));
+        }
+        NoEffect if set => {
+            loaded.warnings.push(warning(document, path, "has no effect here", "nothing; remove it to silence this"));
+        }
+        Honoured | NotYet | NoEffect | Refused => {}
+    }
+    Ok(())
+}
+
+fn warning(document: &Document, path: &str, cause: &str, fix: &str) -> Problem {
+    let line = document.line(path).map(|line| format!(":{line}")).unwrap_or_default();
+    Problem { object: format!("config {}{line}", document.file), cause: format!("{path} {cause}"), fix: fix.to_owned() }
+}
+
+fn text(document: &Document, path: &str, value: Option<&Value>) -> Result<Option<String>, ConfigError> {
+    match value {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::String(text)) => Ok((!text.is_empty()).then(|| text.clone())),
+        Some(_) => Err(wrong(document, path, "not a text", "write it in quotes")),
+    }
+}
+
+fn number(document: &Document, path: &str, value: Option<&Value>) -> Result<f64, ConfigError> {
+    match value {
+        None | Some(Value::Null) => Ok(0.0),
+        Some(value) => value.as_f64().ok_or_else(|| wrong(document, path, "not a number", "write a number")),
+    }
+}

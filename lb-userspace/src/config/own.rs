@@ -1,0 +1,91 @@
+//! `BallastConfiguration`.
+
+use std::ops::RangeInclusive;
+
+use serde::Deserialize;
+
+use super::{ConfigError, Loaded, closest, wrong};
+use crate::{
+    bpf::MapSizes,
+    file_source::document::Document,
+    net::roles::{InterfaceRule, XdpMode},
+};
+
+pub(super) const VERSION: &str = "ballast.dev/v1alpha1";
+pub(super) const KIND: &str = "BallastConfiguration";
+
+const FIELDS: [&str; 7] = ["apiVersion", "kind", "xdp", "socketHooks", "interfaces", "maps", "snatPorts"];
+
+/// More is no cluster anybody has, and would take the node's memory at start.
+const MOST_ENTRIES: u32 = 1 << 24;
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Own {
+    xdp: Option<XdpMode>,
+    socket_hooks: Option<bool>,
+    #[serde(default)]
+    interfaces: Vec<InterfaceRule>,
+    #[serde(default)]
+    maps: Maps,
+    snat_ports: Option<String>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Maps {
+    services: Option<u32>,
+    frontends: Option<u32>,
+    backends: Option<u32>,
+    rings: Option<u32>,
+    conntrack: Option<u32>,
+}
+
+pub(super) fn read(document: &Document, loaded: &mut Loaded) -> Result<(), ConfigError> {
+    let names = document.value.as_object().into_iter().flat_map(|fields| fields.keys());
+    for name in names {
+        if !FIELDS.contains(&name.as_str()) {
+            let fix = closest(name, FIELDS.into_iter())
+                .map_or_else(|| format!("fields are {}", FIELDS.join(", ")), |close| format!("did you mean {close}?"));
+            return Err(wrong(document, name, &format!("no field of {KIND}"), &fix));
+        }
+    }
+    let own: Own = serde_path_to_error::deserialize(&*document.value).map_err(|error| {
+        let path = error.path().to_string();
+        wrong(document, &path, &error.inner().to_string(), "correct it")
+    })?;
+    let config = &mut loaded.config;
+    config.xdp = own.xdp.unwrap_or_default();
+    config.socket_hooks = own.socket_hooks.unwrap_or(true);
+    config.interfaces = own.interfaces;
+    let default = MapSizes::default();
+    let size = |name: &str, wanted: Option<u32>, default: u32, most: u32| match wanted {
+        None => Ok(default),
+        Some(size) if (16..=most).contains(&size) => Ok(size),
+        Some(size) => {
+            let field = format!("maps.{name}");
+            Err(wrong(document, &field, &format!("{size} is out of range"), &format!("use 16 to {most}")))
+        }
+    };
+    config.maps = MapSizes {
+        services: size("services", own.maps.services, default.services, MOST_ENTRIES)?,
+        // A socket slot has 24 bits for the frontend's record, and there are twice as many records as frontends.
+        frontends: size("frontends", own.maps.frontends, default.frontends, MOST_ENTRIES / 2)?,
+        backends: size("backends", own.maps.backends, default.backends, MOST_ENTRIES)?,
+        rings: size("rings", own.maps.rings, default.rings, MOST_ENTRIES)?,
+        conntrack: size("conntrack", own.maps.conntrack, default.conntrack, MOST_ENTRIES)?,
+    };
+    if let Some(text) = own.snat_ports {
+        config.snat_ports = ports(&text).ok_or_else(|| {
+            let fix = "write two ports from 1024 on, such as \"49152-65535\"";
+            wrong(document, "snatPorts", &format!("{text:?} is no range of ports"), fix)
+        })?;
+    }
+    Ok(())
+}
+
+fn ports(text: &str) -> Option<RangeInclusive<u16>> {
+    let (first, last) = text.split_once('-')?;
+    let (first, last): (u16, u16) = (first.trim().parse().ok()?, last.trim().parse().ok()?);
+    (first >= 1024 && first <= last).then_some(first..=last)
+}

@@ -1,0 +1,116 @@
+//! Every class of field, and what people read.
+
+use super::*;
+
+fn kube_proxy(fields: &str) -> Result<Loaded, ConfigError> {
+    parse("c.yaml", &format!("apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n{fields}"))
+}
+
+fn own(fields: &str) -> Result<Loaded, ConfigError> {
+    parse("c.yaml", &format!("apiVersion: ballast.dev/v1alpha1\nkind: BallastConfiguration\n{fields}"))
+}
+
+fn error(result: Result<Loaded, ConfigError>) -> String {
+    result.expect_err("refused").to_string()
+}
+
+/// What kubeadm 1.33 puts into its `ConfigMap`.
+const KUBEADM: &str = "bindAddress: 0.0.0.0
+bindAddressHardFail: false
+clientConnection:
+  acceptContentTypes: \"\"
+  burst: 0
+  contentType: \"\"
+  kubeconfig: /var/lib/kube-proxy/kubeconfig.conf
+  qps: 0
+clusterCIDR: \"\"
+configSyncPeriod: 0s
+conntrack: {maxPerCore: null, min: null, tcpBeLiberal: false, tcpCloseWaitTimeout: null, tcpEstablishedTimeout: null}
+detectLocal: {bridgeInterface: \"\", interfaceNamePrefix: \"\"}
+detectLocalMode: \"\"
+enableProfiling: false
+healthzBindAddress: \"\"
+hostnameOverride: \"\"
+iptables: {localhostNodePorts: null, masqueradeAll: false, masqueradeBit: null, minSyncPeriod: 0s, syncPeriod: 0s}
+ipvs: {excludeCIDRs: null, minSyncPeriod: 0s, scheduler: \"\", strictARP: false, syncPeriod: 0s, tcpTimeout: 0s}
+logging: {flushFrequency: 0, options: {json: {infoBufferSize: \"0\"}}, verbosity: 0}
+metricsBindAddress: \"\"
+mode: \"\"
+nftables: {masqueradeAll: false, masqueradeBit: null, minSyncPeriod: 0s, syncPeriod: 0s}
+nodePortAddresses: null
+oomScoreAdj: null
+portRange: \"\"
+showHiddenMetricsForVersion: \"\"
+winkernel: {enableDSR: false, forwardHealthCheckVip: false, networkName: \"\", rootHnsEndpointName: \"\", sourceVip: \"\"}
+";
+
+#[test]
+fn the_file_of_kubeadm_passes_with_hardly_a_word() {
+    let loaded = kube_proxy(KUBEADM).expect("accepted");
+    assert_eq!(loaded.config.client_connection.kubeconfig, "/var/lib/kube-proxy/kubeconfig.conf");
+    let causes: Vec<_> = loaded.warnings.iter().map(|warning| &*warning.cause).collect();
+    assert_eq!(causes, ["logging.options has no effect here"]);
+}
+
+#[test]
+fn fields_in_both_documents_are_honoured() {
+    let text = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\nhostnameOverride: n1\n\
+                nodePortAddresses: [192.0.2.0/24, '2001:db8::1']\ndetectLocalMode: NodeCIDR\n---\n\
+                apiVersion: ballast.dev/v1alpha1\nkind: BallastConfiguration\nxdp: 'off'\nsocketHooks: false\n\
+                snatPorts: 40000-40009\nmaps: {conntrack: 1024}\ninterfaces: [{match: 'eth*', role: uplink, xdp: 'on'}]\n";
+    let config = parse("c.yaml", text).expect("accepted").config;
+    assert_eq!(config.hostname_override.as_deref(), Some("n1"));
+    assert_eq!(config.node_port_addresses.len(), 2);
+    assert_eq!((config.xdp, config.socket_hooks), (XdpMode::Off, false));
+    assert_eq!(config.snat_ports, 40_000..=40_009);
+    assert_eq!((config.maps.conntrack, config.maps.backends), (1024, MapSizes::default().backends));
+    assert_eq!(config.interfaces.len(), 1);
+}
+
+#[test]
+fn no_document_means_the_defaults() {
+    assert_eq!(parse("c.yaml", "").expect("accepted"), Loaded::default());
+}
+
+#[test]
+fn what_is_not_honoured_is_told() {
+    let loaded = kube_proxy("mode: userspace\nclusterCIDR: 10.0.0.0/8\nipvs: {scheduler: lc}\n").expect("accepted");
+    let causes: Vec<_> = loaded.warnings.iter().map(|warning| &*warning.cause).collect();
+    assert_eq!(
+        causes,
+        ["clusterCIDR is not honoured yet", "ipvs.scheduler is not honoured yet", "mode has no effect here"]
+    );
+}
+
+#[test]
+fn errors_name_place_cause_and_fix() {
+    for (result, expected) in [
+        (
+            kube_proxy("hostNameOverride: x\n"),
+            "c.yaml:3: hostNameOverride: no field of KubeProxyConfiguration; did you mean hostnameOverride?",
+        ),
+        (kube_proxy("conntrack: {maxperCore: 1}\n"), "did you mean maxPerCore?"),
+        (kube_proxy("winkernel: {sourceVip: 10.0.0.1}\n"), "winkernel: is for Windows"),
+        (kube_proxy("detectLocalMode: ClusterCIDR\n"), "ClusterCIDR is not honoured yet; use NodeCIDR"),
+        (kube_proxy("nodePortAddresses: [localhost]\n"), "\"localhost\" is not honoured yet"),
+        (kube_proxy("nodePortAddresses: [nonsense]\n"), "\"nonsense\" is no range"),
+        (own("xpd: auto\n"), "did you mean xdp?"),
+        (own("xdp: maybe\n"), "c.yaml:3: xdp: unknown variant `maybe`"),
+        (own("maps: {backends: 3}\n"), "maps.backends: 3 is out of range; use 16 to"),
+        (own("snatPorts: 80-90\n"), "is no range of ports"),
+        (own("interfaces: [{match: e, speed: 1}]\n"), "unknown field `speed`"),
+        (parse("c.yaml", "kind: Config\n"), "is no configuration; use kubeproxy.config.k8s.io/v1alpha1"),
+        (parse("c.yaml", "a: [\n"), "c.yaml"),
+    ] {
+        let text = error(result);
+        assert!(text.contains(expected), "{text:?} should contain {expected:?}");
+    }
+    let twice = "apiVersion: ballast.dev/v1alpha1\nkind: BallastConfiguration\n";
+    assert!(error(parse("c.yaml", &format!("{twice}---\n{twice}"))).contains("a second BallastConfiguration"));
+}
+
+#[test]
+fn suggestions_are_only_made_when_close() {
+    assert_eq!(closest("hostnameoverride", ["hostnameOverride", "mode"].into_iter()), Some("hostnameOverride"));
+    assert_eq!(closest("zzz", ["hostnameOverride", "mode"].into_iter()), None);
+}

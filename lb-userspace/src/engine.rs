@@ -1,0 +1,141 @@
+//! From a model to the maps: compute, number, plan, apply. No clock and no network; the agent feeds it.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs, io,
+    net::IpAddr,
+    path::{Path, PathBuf},
+};
+
+use lb_common::settings::Setting;
+
+use crate::{
+    desired::{self, Desired, NodeContext},
+    ids::Ids,
+    image::{self, Capacity, Image, NextHopInfo},
+    model::Model,
+    plan::{self, ApplyError},
+    report::Problem,
+    store::MapStore,
+};
+
+/// What is in the maps and why.
+#[derive(Debug)]
+pub struct Engine {
+    ids: Ids,
+    mirror: Image,
+    ids_file: PathBuf,
+    adopted: bool,
+    /// What the maps should hold.
+    pub desired: Desired,
+    /// What did not fit.
+    pub refused: Vec<Problem>,
+}
+
+/// A sync did not get through.
+#[derive(Debug, thiserror::Error)]
+pub enum SyncError {
+    /// A write failed.
+    #[error(transparent)]
+    Apply(#[from] ApplyError),
+    /// The ids could not be saved.
+    #[error("cannot save {path}: {cause}; free space or fix its permissions, the maps were not changed")]
+    Save {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        cause: io::Error,
+    },
+}
+
+impl Engine {
+    /// Reads what the maps hold and the numbers that were saved with them. A damaged file is told and replaced by what
+    /// the maps say.
+    pub fn open(store: &mut dyn MapStore, state_dir: &Path) -> io::Result<(Self, Option<Problem>)> {
+        let mirror = plan::read_mirror(store)?;
+        let ids_file = state_dir.join("ids.json");
+        let (ids, problem) = match fs::read(&ids_file) {
+            Ok(json) => match Ids::from_json(&json) {
+                Ok(ids) => (ids, None),
+                Err(error) => {
+                    let problem = Problem {
+                        object: format!("file {}", ids_file.display()),
+                        cause: error.to_string(),
+                        fix: "nothing: the numbers were recovered from the maps and the file is written anew"
+                            .to_owned(),
+                    };
+                    (Ids::default(), Some(problem))
+                }
+            },
+            Err(error) if error.kind() == io::ErrorKind::NotFound => (Ids::default(), None),
+            Err(error) => return Err(error),
+        };
+        let engine = Self { ids, mirror, ids_file, adopted: false, desired: Desired::default(), refused: Vec::new() };
+        Ok((engine, problem))
+    }
+
+    /// The tables as the kernel has them.
+    pub const fn mirror(&self) -> &Image {
+        &self.mirror
+    }
+
+    /// The numbers.
+    pub const fn ids(&self) -> &Ids {
+        &self.ids
+    }
+
+    /// Computes what should be there; returns the backends whose next hops are needed to build it.
+    pub fn compute(&mut self, model: &Model, node: &NodeContext) -> BTreeSet<IpAddr> {
+        self.desired = desired::desired(model, node);
+        self.backends()
+    }
+
+    /// Addresses of all backends.
+    pub fn backends(&self) -> BTreeSet<IpAddr> {
+        self.desired.services.values().flat_map(|service| &service.backends).map(|backend| backend.addr).collect()
+    }
+
+    /// Makes the maps what was computed; returns the number of writes. An unchanged state takes none.
+    pub fn sync(
+        &mut self,
+        store: &mut dyn MapStore,
+        next_hops: &BTreeMap<IpAddr, NextHopInfo>,
+        settings: &[(Setting, u64)],
+    ) -> Result<usize, SyncError> {
+        if !self.adopted {
+            self.ids.adopt(&self.mirror, &self.desired);
+            self.adopted = true;
+        }
+        let capacity = Capacity::of(store);
+        let mut writes = 0;
+        loop {
+            let built = image::build(&self.desired, &mut self.ids, next_hops, settings, &capacity);
+            let plan = plan::diff(&built.image, &self.mirror);
+            self.refused = built.refused;
+            if !plan.is_empty() {
+                // Before: the file is never older than the maps.
+                self.save()?;
+                writes += plan::apply(&plan, store, &mut self.mirror)?.writes;
+            }
+            let freed = self.ids.commit();
+            if freed && !plan.is_empty() {
+                self.save()?;
+            }
+            // What was refused may fit into what this plan freed.
+            if !freed || self.refused.is_empty() {
+                return Ok(writes);
+            }
+        }
+    }
+
+    fn save(&self) -> Result<(), SyncError> {
+        let failed = |cause| SyncError::Save { path: self.ids_file.clone(), cause };
+        let json = self.ids.to_json().map_err(|error| failed(error.into()))?;
+        if fs::read(&self.ids_file).is_ok_and(|old| old == json) {
+            return Ok(());
+        }
+        let temporary = self.ids_file.with_extension("json.new");
+        fs::write(&temporary, json).map_err(failed)?;
+        fs::rename(&temporary, &self.ids_file).map_err(failed)
+    }
+}
