@@ -15,7 +15,7 @@ use crate::{
     select::{self, Choice},
     settings::Setting,
     tables::{InsertError, Scratch, Tables},
-    tuple::{FlowKey, L4Addr},
+    tuple::{FlowKey, L4Addr, Side},
     verdict::Counter,
 };
 
@@ -54,6 +54,10 @@ pub(crate) fn enter<A: Addr, W: Tables<A>>(world: &W, flow: &Flow<A>, host: bool
         let hash = flow_hash(&flow.key.0, world.setting(Setting::HashSeed));
         match insert(world, entry, other, hash) {
             Ok(()) => Outcome::Flow(Counter::NewFlow),
+            // Another CPU makes, or has just made, this very flow.
+            Err(Counter::TupleTaken) if other.client == entry.client && other.frontend == entry.frontend => {
+                Outcome::Flow(Counter::ToBackend)
+            }
             Err(reason) => Outcome::Refuse(reason),
         }
     });
@@ -165,9 +169,10 @@ fn insert<A: Addr, W: Tables<A>>(
     hash: u32,
 ) -> Result<(), Counter> {
     let probes = entry.has_source();
+    let mut done;
     // A host's masqueraded flow is answered at the port that probing finds.
     if !(probes && entry.host != 0) {
-        let mut done = insert_answer(world, entry);
+        done = insert_answer(world, entry);
         if done == Err(Counter::TupleTaken) && is_over(world, entry, other) {
             remove_flow(world, other);
             done = insert_answer(world, entry);
@@ -175,7 +180,7 @@ fn insert<A: Addr, W: Tables<A>>(
         done?;
     }
     if probes {
-        let mut done = insert_source(world, entry, hash);
+        done = insert_source(world, entry, hash);
         if done == Err(Counter::TupleTaken) && is_over(world, entry, other) {
             remove_flow(world, other);
             done = insert_source(world, entry, hash);
@@ -183,12 +188,13 @@ fn insert<A: Addr, W: Tables<A>>(
         if done.is_err() {
             // What insert_source began it undid.
             if entry.host == 0 {
-                world.remove(&entry.answer_key());
+                entry.source = L4Addr::NONE;
+                remove_others(world, entry);
             }
             return done;
         }
     }
-    let done = insert_original(world, entry);
+    done = insert_original(world, entry);
     if done.is_err() {
         remove_others(world, entry);
     }
@@ -224,13 +230,19 @@ fn insert_answer<A: Addr, W: Tables<A>>(world: &W, entry: &mut Conntrack<A>) -> 
 /// Whether the flow that is equal to this one between the NAT points has ended. `other` becomes that flow's entry.
 #[inline(never)]
 fn is_over<A: Addr, W: Tables<A>>(world: &W, entry: &Conntrack<A>, other: &mut Conntrack<A>) -> bool {
-    let key = if entry.host != 0 && entry.has_source() { entry.source_key() } else { entry.answer_key() };
+    let (host, rewritten) = (entry.host != 0, entry.has_source());
+    let side = if host && !rewritten { Side::INGRESS } else { Side::EGRESS };
+    let (source, destination) =
+        if host && rewritten { (&entry.client, &entry.backend) } else { (&entry.backend, &entry.client) };
+    let key = FlowKey::new(side, entry.protocol, *source, *destination);
     if world.conntrack(&key, |found| *other = *found).is_none() {
         return false;
     }
-    // Without its original entry, a flow is being removed.
-    world.conntrack(&other.original_key(), |original| *other = *original).is_none()
-        || pipeline::effective_phase(world, other).0 >= Phase::CLOSING.0
+    if world.conntrack(&other.original_key(), |original| *other = *original).is_none() {
+        // Another CPU is making it. If it has been doing so for a second, these are the remains of a flow.
+        return world.now().wrapping_sub(other.stamp.get()) > world.setting(Setting::TicksPerSecond) as u32;
+    }
+    pipeline::effective_phase(world, other).0 >= Phase::CLOSING.0
         || pipeline::is_dead(world, other, world.now())
         || other.protocol != Protocol::TCP && pipeline::alive(world, other).is_none()
 }

@@ -30,6 +30,7 @@ mod ip;
 mod lifetime;
 mod node;
 mod parse;
+mod race;
 mod refusal;
 mod rules;
 mod segment;

@@ -347,7 +347,7 @@ fn v6_extension_headers_are_passed() {
     ] {
         let mut payload = vec![6, 0, 0, 0, 0, 0, 0, 0];
         payload.extend(&syn::<[u8; 16]>()[54..]);
-        let frame = segment::network(&outside::<[u8; 16]>().addr, &vip::<[u8; 16]>().addr, header, &payload);
+        let frame = network(&outside::<[u8; 16]>().addr, &vip::<[u8; 16]>().addr, header, &payload);
         passed::<[u8; 16]>(&Buffer(frame), counter);
     }
 }
