@@ -12,7 +12,7 @@ use proptest::{collection::vec, prelude::*, sample::select};
 use crate::{
     ip::{Ip, net},
     node::{From, MASQUERADE, Node, Place, Rules, other_vip, outside, pod, remote_backend, vip},
-    segment::{self, SYN, l4_offset, network, sctp, sum, tcp, udp},
+    segment::{SYN, l4_offset, network, sctp, sum, tcp, udp},
 };
 
 both! {
@@ -326,12 +326,9 @@ fn v4_fragments_are_passed() {
     ] {
         let mut frame = syn::<[u8; 4]>();
         frame[20..22].copy_from_slice(&fragment);
-        match counter {
-            Some(counter) => passed::<[u8; 4]>(&Buffer(frame), counter),
-            None => {
-                let verdict = busy_node::<[u8; 4]>().ingress(&mut Buffer(frame), Hook::Tc, false);
-                assert_eq!(verdict.counter, Counter::ToBackend);
-            }
+        if let Some(counter) = counter { passed::<[u8; 4]>(&Buffer(frame), counter) } else {
+            let verdict = busy_node::<[u8; 4]>().ingress(&mut Buffer(frame), Hook::Tc, false);
+            assert_eq!(verdict.counter, Counter::ToBackend);
         }
     }
 }
