@@ -1,0 +1,147 @@
+//! What a world of veths does not see by itself: every checksum on the way, and other programs in the chain.
+
+use std::{net::SocketAddr, process::Command, time::Duration};
+
+use lb_tests::{
+    Agent, ChecksumSink, Echo, Namespace, Setup, World,
+    client::{Call, Transport},
+    kube::{PodSpec, Service},
+    needs_root,
+};
+use serde_json::json;
+
+const TARGET: u16 = 9376;
+
+struct Checked {
+    world: World,
+    agents: Vec<Agent>,
+    _server: Echo,
+}
+
+impl Checked {
+    /// `web` has one backend, on node 2; `none` has none.
+    fn new(setup: &Setup) -> Self {
+        let world = World::builder().rp_filter(1).drop_invalid(true).build().expect("a world");
+        world.apply_nodes().expect("nodes");
+        let far = world.node(1).pod(0);
+        world.apply_pod(far, &PodSpec::labelled("app", "web")).expect("a pod");
+        for (name, app, node_port) in [("web", "web", 30080), ("none", "none", 30081)] {
+            let service = Service::new(name, "app", app).port(80, TARGET, Some(node_port));
+            world.apply_service(&service.fields(json!({"type": "NodePort"}))).expect("a Service");
+        }
+        let server = Echo::start(far.place(), &[TARGET], &[TARGET]).expect("a server");
+        let agents = Agent::start_all(&world, setup).expect("agents");
+        for agent in &agents {
+            agent.wait_service("web", 2).expect("the Service");
+            agent.wait_service("none", 0).expect("the Service");
+        }
+        Self { world, agents, _server: server }
+    }
+
+    /// Every NAT point, and every kind of refusal, both families.
+    fn traffic(&self) {
+        let near = self.world.node(0).pod(0).place();
+        let (host, client) = (self.world.node(0).place(), self.world.client());
+        let vips = self.agents[0].cluster_ips("web", 2).expect("cluster IPs");
+        for vip in vips {
+            for transport in [Transport::Tcp, Transport::Udp] {
+                let node_ports = self.world.nodes().iter().map(|node| SocketAddr::new(node.place().ip_like(vip), 30080));
+                let outside = node_ports.map(|to| (client, to));
+                let inside = [near, host].map(|from| (from, SocketAddr::new(vip, 80)));
+                for (from, to) in outside.chain(inside) {
+                    for answer in Call::new(transport, to).count(3).run(from).expect("a run") {
+                        answer.reached().unwrap_or_else(|error| panic!("{} to {to}: {error}", from.name()));
+                    }
+                }
+                let to = SocketAddr::new(host.ip_like(vip), 30081);
+                for answer in Call::new(transport, to).count(2).run(client).expect("a run") {
+                    assert_eq!(answer.error.as_deref(), Some("ECONNREFUSED"), "{answer:?}");
+                }
+            }
+        }
+    }
+}
+
+/// Runs the traffic with a sink on each interface; every packet that arrives must be right and finished.
+fn watch(checked: &Checked, places: &[(&Namespace, &str)]) {
+    let sinks: Vec<_> = places
+        .iter()
+        .map(|(namespace, interface)| ChecksumSink::start(namespace, interface).expect("a sink"))
+        .collect();
+    checked.traffic();
+    for (sink, (namespace, interface)) in sinks.into_iter().zip(places) {
+        let report = sink.stop().expect("a report");
+        println!("{} {interface}: {report:?}", namespace.name());
+        assert_eq!(report.wrong, 0, "{} {interface}: {report:?}", namespace.name());
+        assert_eq!(report.partial, 0, "{} {interface}: {report:?}", namespace.name());
+        assert!(report.verified >= 20, "{} {interface}: {report:?}", namespace.name());
+    }
+}
+
+fn ends(checked: &Checked) -> [(&Namespace, &'static str); 3] {
+    let (near, far) = (checked.world.node(0).pod(0), checked.world.node(1).pod(0));
+    [
+        (checked.world.client().namespace(), "eth0"),
+        (near.place().namespace(), "eth0"),
+        (far.place().namespace(), "eth0"),
+    ]
+}
+
+#[test]
+fn every_checksum_is_right_at_tcx() {
+    needs_root!();
+    let checked = Checked::new(&Setup::tcx(false));
+    checked.world.set_tx_checksum(false).expect("ethtool");
+    watch(&checked, &ends(&checked));
+}
+
+#[test]
+fn every_checksum_is_right_at_xdp() {
+    needs_root!();
+    let checked = Checked::new(&Setup::xdp(false));
+    checked.world.set_tx_checksum(false).expect("ethtool");
+    watch(&checked, &ends(&checked));
+}
+
+#[test]
+fn partial_checksums_are_finished_right_behind_tcx() {
+    needs_root!();
+    let checked = Checked::new(&Setup::tcx(false));
+    // Senders leave the sum to the device; the devices behind our programs have to finish it.
+    checked.world.set_tx_checksum(true).expect("ethtool");
+    let router = checked.world.router();
+    for node in checked.world.nodes() {
+        node.place().namespace().offload("eth0", &[("tx", false)]).expect("ethtool");
+        for pod in node.pods() {
+            node.place().namespace().offload(pod.interface(), &[("tx", false)]).expect("ethtool");
+        }
+    }
+    let (near, far) = (checked.world.node(0).pod(0), checked.world.node(1).pod(0));
+    let places = [
+        (router, "node1"),
+        (router, "node2"),
+        (near.place().namespace(), "eth0"),
+        (far.place().namespace(), "eth0"),
+    ];
+    watch(&checked, &places);
+}
+
+#[test]
+fn a_foreign_program_after_ours_takes_effect() {
+    needs_root!();
+    let checked = Checked::new(&Setup::tcx(false));
+    let node = checked.world.node(1).place();
+    let call = Call::tcp(SocketAddr::new(node.ipv4().into(), 30080)).timeout(Duration::from_millis(500));
+    call.run_one(checked.world.client()).expect("a run").reached().expect("an answer");
+    // It sees the backend's port: our program ran before it and passed the packet on.
+    for arguments in [
+        "qdisc add dev eth0 clsact",
+        "filter add dev eth0 ingress protocol ip u32 match ip protocol 6 0xff match ip dport 9376 0xffff action drop",
+    ] {
+        let mut command: Command = node.command("tc").expect("tc");
+        let output = command.args(arguments.split(' ')).output().expect("tc");
+        assert!(output.status.success(), "tc {arguments}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+    let answer = call.run_one(checked.world.client()).expect("a run");
+    assert_eq!(answer.error.as_deref(), Some("ETIMEDOUT"), "{answer:?}");
+}
