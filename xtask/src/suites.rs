@@ -111,7 +111,7 @@ fn unit(tally: &mut Tally, all: bool) -> Result<()> {
 /// lb-common's own tests: the quick part of `check --fast`.
 pub(crate) fn fast(tally: &mut Tally) -> Result<()> {
     let mut command = step::cargo();
-    command.args(["test", "-p", "lb-common", "--lib"]);
+    command.args(["test", "-p", "lb-common"]);
     harness(&mut command, false);
     suite(tally, "test lb-common", &mut command)
 }

@@ -209,6 +209,8 @@ fn a_backend_on_this_node_is_reached_and_answers<A: Ip>() {
     assert_eq!((action, reason), (Action::Pass, Counter::NewFlow));
     let got = Segment::read(&frame);
     only_ends_differ(&got, &sent, outside(), backend);
+    // Without an egress there is nothing to masquerade at.
+    assert_eq!(node.kinds(), [EntryKind::ORIGINAL, EntryKind::REPLY]);
     let mut answer = got.answer(SYN_ACK).frame();
     assert_eq!(node.egress(&mut answer), lb_common::verdict::Verdict::pass(Counter::FromFrontend));
     assert_eq!(Segment::<A>::read(&answer).source, vip());

@@ -251,6 +251,11 @@ fn rule_2_8_1_tcp_goes_on_to_a_backend_that_left<A: Ip>() {
     goes_to(&node, &sent, remote_backend(), Counter::ToBackend);
     let (back, _) = node.send(From::Device, &tcp(remote_backend(), outside(), ACK));
     assert_eq!(back.source, vip());
+    // Nor does it matter that the client was silent, as long as the backend was not.
+    node.pass_seconds(80_000);
+    node.send(From::Device, &tcp(remote_backend(), outside(), ACK));
+    node.pass_seconds(10_000);
+    goes_to(&node, &sent, remote_backend(), Counter::ToBackend);
     // A new connection does not.
     goes_to(&node, &tcp(outside(), vip(), SYN), other_backend(), Counter::NewFlow);
 }

@@ -18,7 +18,7 @@ use lb_common::{
 };
 
 use crate::{
-    ip::Ip,
+    ip::{Ip, net},
     node::{From, KEEP, MASQUERADE, Node, Place, Rules, outside, remote_backend, vip},
     segment::{SYN, Segment, first},
 };
@@ -161,7 +161,7 @@ fn a_port_taken_meanwhile_is_not_shared<A: Ip>() {
         let node = Node::with_backend(Protocol::UDP, Rules::all(MASQUERADE), remote_backend::<A>(), Place::Remote);
         let sent = first(Protocol::UDP, outside(), vip());
         let mut meanwhile = sent.clone();
-        meanwhile.source.addr = Ip::host(crate::ip::net::WORLD, 77);
+        meanwhile.source.addr = A::host(net::WORLD, 77);
         let (one, two) = interrupted(&node, at, &sent, &meanwhile).expect("as many insertions");
         assert_eq!((one.counter, two.counter), (Counter::NewFlow, Counter::NewFlow));
         whole(&node, at);
