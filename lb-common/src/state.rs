@@ -25,7 +25,9 @@ pub const fn timeout_seconds(protocol: Protocol, phase: Phase) -> u32 {
 /// Whether an entry last refreshed at `stamp` has outlived its phase. Jiffies wrap: the comparison is of their distance.
 #[inline(always)]
 pub fn is_expired(protocol: Protocol, phase: Phase, stamp: u32, now: u32, ticks_per_second: u32) -> bool {
-    now.wrapping_sub(stamp) > timeout_seconds(protocol, phase).wrapping_mul(ticks_per_second)
+    let age = now.wrapping_sub(stamp);
+    // Another CPU may have met the entry since we read the clock: a stamp ahead of us is young, not ages old.
+    age <= u32::MAX / 2 && age > timeout_seconds(protocol, phase).wrapping_mul(ticks_per_second)
 }
 
 /// The phase after a packet with `flags` met an entry of `kind` in `phase`.

@@ -66,9 +66,17 @@ impl<A: FlowFamily> Collector<A> {
             if !over.contains(key) {
                 add(&mut round.live);
             } else if previous.get(key) == Some(&stamp) {
-                // Seen untouched twice; a packet that came since the listing still saves it.
-                let current = maps.flow(key)?.map(|entry| entry.stamp.get());
-                if current == Some(stamp) && maps.remove_flow(key)? {
+                // Seen untouched twice; a packet that came since the listing still saves the whole flow, some of whose
+                // entries no packet stamps.
+                let original = entries.get_key_value(&entry.original_key().0);
+                let untouched = |(key, listed): (&FlowTuple<A>, &Conntrack<A>)| {
+                    Ok::<_, io::Error>(maps.flow(key)?.is_none_or(|current| current.stamp == listed.stamp))
+                };
+                let saved = match original {
+                    Some(original) => !untouched(original)?,
+                    None => false,
+                };
+                if !saved && untouched((key, entry))? && maps.remove_flow(key)? {
                     round.removed += 1;
                     add(&mut round.ended);
                 }
@@ -180,6 +188,15 @@ mod tests {
         other.backend.addr = [10, 0, 0, 4];
         entries.insert(original, other);
         assert_eq!(over(&entries, CLOCK).len(), 1);
+    }
+
+    #[test]
+    fn a_stamp_ahead_of_the_clock_is_young() {
+        // The clock is read before the entries are listed, and packets go on meeting them.
+        for ahead in [1, 1000] {
+            let stamp = CLOCK.now + ahead;
+            assert!(over(&flow((stamp, Phase::OPENING), (stamp, Phase::OPENING)), CLOCK).is_empty());
+        }
     }
 
     #[test]

@@ -45,7 +45,8 @@ impl Checked {
         let vips = self.agents[0].cluster_ips("web", 2).expect("cluster IPs");
         for vip in vips {
             for transport in [Transport::Tcp, Transport::Udp] {
-                let node_ports = self.world.nodes().iter().map(|node| SocketAddr::new(node.place().ip_like(vip), 30080));
+                let node_ports =
+                    self.world.nodes().iter().map(|node| SocketAddr::new(node.place().ip_like(vip), 30080));
                 let outside = node_ports.map(|to| (client, to));
                 let inside = [near, host].map(|from| (from, SocketAddr::new(vip, 80)));
                 for (from, to) in outside.chain(inside) {
@@ -117,12 +118,8 @@ fn partial_checksums_are_finished_right_behind_tcx() {
         }
     }
     let (near, far) = (checked.world.node(0).pod(0), checked.world.node(1).pod(0));
-    let places = [
-        (router, "node1"),
-        (router, "node2"),
-        (near.place().namespace(), "eth0"),
-        (far.place().namespace(), "eth0"),
-    ];
+    let places =
+        [(router, "node1"), (router, "node2"), (near.place().namespace(), "eth0"), (far.place().namespace(), "eth0")];
     watch(&checked, &places);
 }
 

@@ -85,13 +85,17 @@ fn rule_2_8_1_connections_survive_changes_kill_and_restart() {
             let from = [pod, life.world.node(0).place().clone(), life.world.client().clone()];
             let mut holds = Vec::new();
             for (place, to) in from.iter().flat_map(|place| life.vips(8).into_iter().map(move |to| (place, to))) {
-                holds.push(Hold::start(place, to).unwrap_or_else(|error| panic!("{}: {error:#}", place.name())));
+                let hold = Hold::start(place, to).unwrap_or_else(|error| panic!("{}: {error:#}", place.name()));
+                let what = format!("{} to {to}, {:?}", place.name(), hold.answer());
+                holds.push((hold, what));
             }
             for to in life.node_ports() {
-                holds.push(Hold::start(life.world.client(), to).expect("a held connection"));
+                let hold = Hold::start(life.world.client(), to).expect("a held connection");
+                let what = format!("client to {to}, {:?}", hold.answer());
+                holds.push((hold, what));
             }
             let used: BTreeSet<String> =
-                holds.iter().map(|hold| hold.answer().backend.clone().expect("a backend")).collect();
+                holds.iter().map(|(hold, _)| hold.answer().backend.clone().expect("a backend")).collect();
             // Another backend leaves and comes back.
             if let Some(unused) = life.world.pods().find(|pod| !used.contains(pod.place().name())) {
                 life.world.remove_pod(unused).expect("removed");
@@ -114,9 +118,10 @@ fn rule_2_8_1_connections_survive_changes_kill_and_restart() {
                 agent.launch().expect("launched");
                 agent.wait_service("web", 6).expect("the Service");
             }
-            for hold in holds {
+            let counters: Vec<_> = life.agents.iter().map(|agent| agent.status().expect("a status").counters).collect();
+            for (hold, what) in holds {
                 let report = hold.stop().expect("a report");
-                assert!(report.error.is_none() && report.rounds > 0, "hooks {hooks}: {report:?}");
+                assert!(report.error.is_none() && report.rounds > 0, "hooks {hooks}, {what}: {report:?}; {counters:?}");
                 assert!(report.max_gap_ms < 1000.0, "{report:?}");
             }
         }
