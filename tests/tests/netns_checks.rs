@@ -1,6 +1,6 @@
-//! What a world of veths does not see by itself: every checksum on the way, and other programs in the chain.
+//! What a world of veths does not see by itself: every checksum on the way.
 
-use std::{net::SocketAddr, process::Command, time::Duration};
+use std::net::SocketAddr;
 
 use lb_tests::{
     Agent, ChecksumSink, Echo, Namespace, Setup, World,
@@ -121,24 +121,4 @@ fn partial_checksums_are_finished_right_behind_tcx() {
     let places =
         [(router, "node1"), (router, "node2"), (near.place().namespace(), "eth0"), (far.place().namespace(), "eth0")];
     watch(&checked, &places);
-}
-
-#[test]
-fn a_foreign_program_after_ours_takes_effect() {
-    needs_root!();
-    let checked = Checked::new(&Setup::tcx(false));
-    let node = checked.world.node(1).place();
-    let call = Call::tcp(SocketAddr::new(node.ipv4().into(), 30080)).timeout(Duration::from_millis(500));
-    call.run_one(checked.world.client()).expect("a run").reached().expect("an answer");
-    // It sees the backend's port: our program ran before it and passed the packet on.
-    for arguments in [
-        "qdisc add dev eth0 clsact",
-        "filter add dev eth0 ingress protocol ip u32 match ip protocol 6 0xff match ip dport 9376 0xffff action drop",
-    ] {
-        let mut command: Command = node.command("tc").expect("tc");
-        let output = command.args(arguments.split(' ')).output().expect("tc");
-        assert!(output.status.success(), "tc {arguments}: {}", String::from_utf8_lossy(&output.stderr));
-    }
-    let answer = call.run_one(checked.world.client()).expect("a run");
-    assert_eq!(answer.error.as_deref(), Some("ETIMEDOUT"), "{answer:?}");
 }
