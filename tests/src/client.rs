@@ -5,6 +5,7 @@
 
 use std::{
     net::{IpAddr, SocketAddr},
+    sync::atomic::{AtomicU32, Ordering},
     time::Duration,
 };
 
@@ -108,6 +109,9 @@ impl Call {
     }
 
     /// Makes them at `place`.
+    ///
+    /// UDP sockets get ports that no earlier call of this process had, unless a source is given: of two flows with one
+    /// port that meet at one backend, the second is refused until the first one's state is gone (docs/differences.md).
     pub fn run(&self, place: &Place) -> anyhow::Result<Vec<Answer>> {
         let mut command = place.command(binary("ballast-peer")?)?;
         match self.transport {
@@ -118,8 +122,14 @@ impl Call {
         command.arg("--to").arg(self.to.to_string());
         command.arg("--count").arg(self.count.to_string());
         command.arg("--timeout-ms").arg(self.timeout.as_millis().to_string());
-        if let Some(source) = self.source {
-            command.arg("--source").arg(source.to_string());
+        match (self.source, self.transport) {
+            (Some(source), _) => {
+                command.arg("--source").arg(source.to_string());
+            }
+            (None, Transport::Udp | Transport::UdpUnconnected) => {
+                command.arg("--first-port").arg(fresh_ports(self.count)?.to_string());
+            }
+            (None, Transport::Tcp) => {}
         }
         if let Some(cpu) = self.cpu {
             command.arg("--cpu").arg(cpu.to_string());
@@ -136,6 +146,16 @@ impl Call {
     pub fn run_one(&self, place: &Place) -> anyhow::Result<Answer> {
         self.clone().count(1).run(place)?.pop().context("the peer printed nothing")
     }
+}
+
+/// The first of `count` ports in a row, below those the kernel gives out and those of Services.
+fn fresh_ports(count: u32) -> anyhow::Result<u16> {
+    const FIRST: u32 = 10_000;
+    const END: u32 = 30_000;
+    static USED: AtomicU32 = AtomicU32::new(0);
+    let used = USED.fetch_add(count, Ordering::Relaxed) % (END - FIRST);
+    let first = if used + count <= END - FIRST { FIRST + used } else { FIRST };
+    u16::try_from(first).context("cannot number UDP ports")
 }
 
 /// What a bulk transfer met: an echo of `bytes` bytes, so the same data both ways.

@@ -51,6 +51,9 @@ enum Client {
         /// Do not connect the socket.
         #[arg(long)]
         unconnected: bool,
+        /// Port of the first socket; each further one has the next.
+        #[arg(long, conflicts_with = "source")]
+        first_port: Option<u16>,
     },
     /// Send bytes over TCP, have them echoed, compare.
     Bulk {
@@ -168,9 +171,13 @@ impl Client {
                     println!("{}", serde_json::to_string(&target.connect().0)?);
                 }
             }
-            Self::Udp { target, unconnected } => {
+            Self::Udp { mut target, unconnected, first_port } => {
                 target.pin()?;
+                let any = if target.to.is_ipv4() { IpAddr::from([0, 0, 0, 0]) } else { Ipv6Addr::UNSPECIFIED.into() };
+                let mut next = first_port;
                 for _ in 0..target.count {
+                    target.source = next.map(|port| SocketAddr::new(any, port)).or(target.source);
+                    next = next.and_then(|port| port.checked_add(1));
                     println!("{}", serde_json::to_string(&target.udp(unconnected))?);
                 }
             }
