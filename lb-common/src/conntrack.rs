@@ -111,13 +111,7 @@ impl<A: Addr> Conntrack<A> {
         self.egress(self.client, self.backend)
     }
 
-    /// Whether the flow has a [`EntryKind::RETURN`] entry.
-    #[inline(always)]
-    pub fn has_return(&self) -> bool {
-        self.host != 0 || self.has_source()
-    }
-
-    /// Key of the [`EntryKind::RETURN`] entry, for a flow that [has one](Self::has_return).
+    /// Key of the [`EntryKind::RETURN`] entry, for a flow whose source is rewritten or whose client is this host.
     #[inline(always)]
     pub fn return_key(&self) -> FlowKey<A> {
         let source = if self.has_source() { &self.source } else { &self.client };

@@ -35,13 +35,14 @@ pub(crate) enum Outcome {
     Flow(Counter),
 }
 
-/// Finds or makes the flow of a packet. `host`: the client is a process of this node.
+/// Finds or makes the flow of a packet. `host`: the client is a process of this node. `doubt`: the packet has met a flow
+/// that may be over; else it has met none, and nobody is asked again.
 ///
 /// The steps are called one after the other, not one by the other, for the sake of the BPF stack.
 #[inline(always)]
-pub(crate) fn enter<A: Addr, W: Tables<A>>(world: &W, flow: &Flow<A>, host: bool) -> Outcome {
+pub(crate) fn enter<A: Addr, W: Tables<A>>(world: &W, flow: &Flow<A>, host: bool, doubt: bool) -> Outcome {
     let outcome = world.scratch(|Scratch { entry, other }| {
-        if world.conntrack(&flow.key, |found| *other = *found).is_some() {
+        if doubt && world.conntrack(&flow.key, |found| *other = *found).is_some() {
             if goes_on(world, flow, other) {
                 return Outcome::Flow(Counter::ToBackend);
             }

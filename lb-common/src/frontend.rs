@@ -2,11 +2,7 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned, native_endian::U32};
 
-use crate::{
-    backend::ServiceId,
-    protocol::{Port, Protocol},
-    tuple::L4Addr,
-};
+use crate::{backend::ServiceId, protocol::Protocol, tuple::L4Addr};
 
 /// Key of the frontend table (`LB4_FRONTENDS`, `LB6_FRONTENDS`; hash). 8 bytes for IPv4, 20 for IPv6.
 #[derive(
@@ -192,11 +188,6 @@ impl PrefixFlags {
     pub const fn contains(self, other: Self) -> bool {
         self.0 & other.0 == other.0
     }
-}
-
-/// A port of this module for callers that build keys from numbers.
-pub const fn frontend_key<A: Copy>(protocol: Protocol, addr: A, port: u16) -> FrontendKey<A> {
-    FrontendKey::new(protocol, L4Addr { addr, port: Port::new(port) })
 }
 
 const _: () = assert!(size_of::<FrontendKey<[u8; 4]>>() == 8 && size_of::<FrontendKey<[u8; 16]>>() == 20);

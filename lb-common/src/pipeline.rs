@@ -45,12 +45,10 @@ impl<W: Tables<[u8; 4]> + Tables<[u8; 16]>> AllTables for W {}
 /// NAT points 1 and 3. `local`: the packet was made on this host, not received (only asked at [`Hook::Host`]).
 #[inline(always)]
 pub fn ingress<P: Packet, W: AllTables>(packet: &mut P, world: &W, hook: Hook, local: bool) -> Verdict {
-    let verdict = match packet.get::<Eth>(0).map(|eth| eth.ethertype) {
-        None => Verdict::pass(Counter::Malformed),
-        Some(Eth::IPV4) => inward::<V4, P, W>(packet, world, hook, local),
-        Some(Eth::IPV6) => inward::<V6, P, W>(packet, world, hook, local),
-        Some(Eth::VLAN | Eth::QINQ) => Verdict::pass(Counter::Vlan),
-        Some(_) => Verdict::pass(Counter::OtherLink),
+    let verdict = match version(packet) {
+        Ok(Version::V4) => inward::<V4, P, W>(packet, world, hook, local),
+        Ok(Version::V6) => inward::<V6, P, W>(packet, world, hook, local),
+        Err(reason) => Verdict::pass(reason),
     };
     // What nobody translated would come back by the same route for ever.
     if hook == Hook::Host && verdict.action == Action::Pass {
@@ -62,12 +60,27 @@ pub fn ingress<P: Packet, W: AllTables>(packet: &mut P, world: &W, hook: Hook, l
 /// NAT points 2 and 4.
 #[inline(always)]
 pub fn egress<P: Packet, W: AllTables>(packet: &mut P, world: &W) -> Verdict {
+    match version(packet) {
+        Ok(Version::V4) => outward::<V4, P, W>(packet, world),
+        Ok(Version::V6) => outward::<V6, P, W>(packet, world),
+        Err(reason) => Verdict::pass(reason),
+    }
+}
+
+enum Version {
+    V4,
+    V6,
+}
+
+/// Which family a frame is of; the error is the reason to pass it up.
+#[inline(always)]
+fn version<P: Packet>(packet: &P) -> Result<Version, Counter> {
     match packet.get::<Eth>(0).map(|eth| eth.ethertype) {
-        None => Verdict::pass(Counter::Malformed),
-        Some(Eth::IPV4) => outward::<V4, P, W>(packet, world),
-        Some(Eth::IPV6) => outward::<V6, P, W>(packet, world),
-        Some(Eth::VLAN | Eth::QINQ) => Verdict::pass(Counter::Vlan),
-        Some(_) => Verdict::pass(Counter::OtherLink),
+        Some(Eth::IPV4) => Ok(Version::V4),
+        Some(Eth::IPV6) => Ok(Version::V6),
+        Some(Eth::VLAN | Eth::QINQ) => Err(Counter::Vlan),
+        Some(_) => Err(Counter::OtherLink),
+        None => Err(Counter::Malformed),
     }
 }
 
@@ -78,12 +91,17 @@ fn inward<F: Family, P: Packet, W: Tables<F::Addr>>(packet: &mut P, world: &W, h
     if verdict.action != Action::Undecided {
         return verdict;
     }
-    let verdict = unknown::<F, P, W>(packet, world, hook, local);
+    let verdict = unknown::<F, P, W>(packet, world, hook, local, verdict.counter == DOUBT);
     if verdict.action != Action::Undecided {
         return verdict;
     }
     known::<F, P, W>(packet, world, hook, Some(verdict.counter))
 }
+
+/// Reason of the fast path for leaving a packet to the slow one: it has a flow, but one that may be over.
+const DOUBT: Counter = Counter::FlowReplaced;
+/// The same: it has none.
+const NO_FLOW: Counter = Counter::NotAService;
 
 /// A packet of a flow in its normal course; any other stays undecided and untouched. `decided`: the slow path has just
 /// put the flow there, for this reason.
@@ -101,7 +119,7 @@ fn known<F: Family, P: Packet, W: Tables<F::Addr>>(
     let verdict = world.conntrack(&flow.key, |entry| {
         let met = visit(world, entry, &flow, hook, decided.is_some());
         let (new, reason) = match met.way {
-            Way::Doubt => return Verdict::undecided(Counter::Inconsistent),
+            Way::Doubt => return Verdict::undecided(DOUBT),
             Way::ToHost if hook == Hook::Xdp => return Verdict::pass(Counter::Deferred),
             Way::ToHost => return to_host::<F, P, W>(packet, world, &flow, entry),
             Way::ToBackend => (&entry.backend, decided.unwrap_or(Counter::ToBackend)),
@@ -116,18 +134,24 @@ fn known<F: Family, P: Packet, W: Tables<F::Addr>>(
     verdict.unwrap_or(match decided {
         // Another CPU removed it meanwhile.
         Some(_) => Verdict::drop(Counter::Inconsistent),
-        None => Verdict::undecided(Counter::Inconsistent),
+        None => Verdict::undecided(NO_FLOW),
     })
 }
 
-/// A packet of no known flow, or of one that may be over. Undecided: the flow is in the tables now.
+/// A packet of no known flow, or, if in `doubt`, of one that may be over. Undecided: the flow is in the tables now.
 #[inline(never)]
-fn unknown<F: Family, P: Packet, W: Tables<F::Addr>>(packet: &mut P, world: &W, hook: Hook, local: bool) -> Verdict {
+fn unknown<F: Family, P: Packet, W: Tables<F::Addr>>(
+    packet: &mut P,
+    world: &W,
+    hook: Hook,
+    local: bool,
+    doubt: bool,
+) -> Verdict {
     let mut flow = Flow::empty();
     if let Err(reason) = flow.parse::<F, P>(packet, Side::INGRESS) {
         return Verdict::pass(reason);
     }
-    match create::enter(world, &flow, hook == Hook::Host && local) {
+    match create::enter(world, &flow, hook == Hook::Host && local, doubt) {
         Outcome::Pass(reason) => Verdict::pass(reason),
         Outcome::Drop(reason) => Verdict::drop(reason),
         Outcome::Refuse(_) if hook == Hook::Xdp => Verdict::pass(Counter::Deferred),

@@ -32,8 +32,8 @@ pub fn is_expired(protocol: Protocol, phase: Phase, stamp: u32, now: u32, ticks_
 
 /// The phase after a packet with `flags` met an entry of `kind` in `phase`.
 ///
-/// The original entry sees the client's packets: a segment without SYN means that the server answered. The middle entry
-/// sees the backend's: any packet is the answer. FIN and RST only ever move forward, a SYN that opens starts anew.
+/// The original entry sees the client's packets: a segment without SYN means that the server answered. The others
+/// see the backend's: any packet is the answer. FIN and RST only ever move forward, a SYN that opens starts anew.
 #[inline(always)]
 pub const fn next_phase(protocol: Protocol, kind: EntryKind, phase: Phase, flags: TcpFlags) -> Phase {
     let original = matches!(kind, EntryKind::ORIGINAL);

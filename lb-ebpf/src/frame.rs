@@ -23,12 +23,14 @@ const HEADERS: u32 = 14 + 40 + 60;
 /// complete checksum in the skb must not follow it. Older kernels refuse the flag.
 const BPF_F_IPV6: u64 = 1 << 7;
 
-/// What differs between the contexts.
-pub(crate) trait Context {
+/// What differs between the contexts. The last three are those of [`Packet`].
+pub(crate) trait Context: Sized {
     fn start(&self) -> usize;
     fn end(&self) -> usize;
     fn length(&self) -> usize;
     fn resize(&mut self, length: usize) -> Option<()>;
+    fn replace_l4(frame: &mut Frame<Self>, change: L4Change) -> Option<()>;
+    fn is_partial(frame: &mut Frame<Self>, field: usize) -> bool;
 }
 
 impl Context for XdpContext {
@@ -52,6 +54,16 @@ impl Context for XdpContext {
     fn resize(&mut self, _length: usize) -> Option<()> {
         // XDP leaves answers to tcx: see `Hook::Xdp`.
         None
+    }
+
+    #[inline(always)]
+    fn replace_l4(frame: &mut Frame<Self>, change: L4Change) -> Option<()> {
+        replace_inline(frame, change)
+    }
+
+    #[inline(always)]
+    fn is_partial(_frame: &mut Frame<Self>, _field: usize) -> bool {
+        false
     }
 }
 
@@ -81,6 +93,33 @@ impl Context for TcContext {
         let failed = unsafe { bpf_skb_change_tail(skb, length as u32, 0) };
         if failed == 0 { Some(()) } else { None }
     }
+
+    #[inline(always)]
+    fn replace_l4(frame: &mut Frame<Self>, change: L4Change) -> Option<()> {
+        let zero = if change.zero_is_none { u64::from(BPF_F_MARK_MANGLED_0) } else { 0 };
+        let pseudo = u64::from(BPF_F_PSEUDO_HDR) | zero;
+        let difference = u64::from(change.addresses.fold());
+        let followed = if change.ipv6 {
+            frame.replace(change.field, 0, difference, pseudo | BPF_F_IPV6)
+                || frame.replace(change.field, 0, difference, pseudo)
+        } else {
+            frame.replace(change.field, 0, difference, pseudo)
+        };
+        let (old, new) = change.ports;
+        if followed && old != new {
+            let (from, to) = (u64::from(u16::from_ne_bytes(old.0)), u64::from(u16::from_ne_bytes(new.0)));
+            return frame.replace(change.field, from, to, zero | 2).then_some(());
+        }
+        followed.then_some(())
+    }
+
+    #[inline(always)]
+    fn is_partial(frame: &mut Frame<Self>, field: usize) -> bool {
+        // A change of the contents leaves a partial checksum alone, and moves any other.
+        let Some(before) = frame.get::<Checksum>(field).copied() else { return false };
+        frame.replace(field, 0, 0x5555, 2);
+        frame.get::<Checksum>(field).is_some_and(|after| *after == before)
+    }
 }
 
 /// A frame in a context.
@@ -107,24 +146,6 @@ impl<C: Context> Frame<C> {
         // SAFETY: as said; nothing but the width of loads depends on it.
         unsafe { assert_unchecked(start.is_multiple_of(if offset & 3 == 2 { 4 } else { 2 })) };
         Some(start as *mut T)
-    }
-
-    #[inline(always)]
-    fn view<T: Wire>(&self, offset: usize) -> Option<&T> {
-        // SAFETY: `at` checked the bounds; `Wire` types have no alignment and accept every bit pattern; the borrow of
-        // the frame keeps it from being resized meanwhile.
-        self.at(offset).map(|header| unsafe { &*header })
-    }
-
-    #[inline(always)]
-    fn view_mut<T: Wire>(&mut self, offset: usize) -> Option<&mut T> {
-        // SAFETY: as in `view`, and the frame is borrowed mutably.
-        self.at(offset).map(|header| unsafe { &mut *header })
-    }
-
-    #[inline(always)]
-    fn has(&self, bytes: usize) -> bool {
-        self.0.start() + bytes <= self.0.end() || self.0.length() >= bytes
     }
 }
 
@@ -155,79 +176,33 @@ impl Frame<TcContext> {
     }
 }
 
-impl Packet for Frame<XdpContext> {
+impl<C: Context> Packet for Frame<C> {
     #[inline(always)]
     fn get<T: Wire>(&self, offset: usize) -> Option<&T> {
-        self.view(offset)
+        // SAFETY: `at` checked the bounds; `Wire` types have no alignment and accept every bit pattern; the borrow of
+        // the frame keeps it from being resized meanwhile.
+        self.at(offset).map(|header| unsafe { &*header })
     }
 
     #[inline(always)]
     fn get_mut<T: Wire>(&mut self, offset: usize) -> Option<&mut T> {
-        self.view_mut(offset)
+        // SAFETY: as in `get`, and the frame is borrowed mutably.
+        self.at(offset).map(|header| unsafe { &mut *header })
     }
 
     #[inline(always)]
     fn holds(&self, bytes: usize) -> bool {
-        self.has(bytes)
+        self.0.start() + bytes <= self.0.end() || self.0.length() >= bytes
     }
 
     #[inline(always)]
     fn replace_l4(&mut self, change: L4Change) -> Option<()> {
-        replace_inline(self, change)
-    }
-
-    #[inline(always)]
-    fn is_partial(&mut self, _field: usize) -> bool {
-        false
-    }
-
-    #[inline(always)]
-    fn resize(&mut self, length: usize) -> Option<()> {
-        self.0.resize(length)
-    }
-}
-
-impl Packet for Frame<TcContext> {
-    #[inline(always)]
-    fn get<T: Wire>(&self, offset: usize) -> Option<&T> {
-        self.view(offset)
-    }
-
-    #[inline(always)]
-    fn get_mut<T: Wire>(&mut self, offset: usize) -> Option<&mut T> {
-        self.view_mut(offset)
-    }
-
-    #[inline(always)]
-    fn holds(&self, bytes: usize) -> bool {
-        self.has(bytes)
-    }
-
-    #[inline(always)]
-    fn replace_l4(&mut self, change: L4Change) -> Option<()> {
-        let zero = if change.zero_is_none { u64::from(BPF_F_MARK_MANGLED_0) } else { 0 };
-        let pseudo = u64::from(BPF_F_PSEUDO_HDR) | zero;
-        let difference = u64::from(change.addresses.fold());
-        let followed = if change.ipv6 {
-            self.replace(change.field, 0, difference, pseudo | BPF_F_IPV6)
-                || self.replace(change.field, 0, difference, pseudo)
-        } else {
-            self.replace(change.field, 0, difference, pseudo)
-        };
-        let (old, new) = change.ports;
-        if followed && old != new {
-            let (from, to) = (u64::from(u16::from_ne_bytes(old.0)), u64::from(u16::from_ne_bytes(new.0)));
-            return self.replace(change.field, from, to, zero | 2).then_some(());
-        }
-        followed.then_some(())
+        C::replace_l4(self, change)
     }
 
     #[inline(always)]
     fn is_partial(&mut self, field: usize) -> bool {
-        // A change of the contents leaves a partial checksum alone, and moves any other.
-        let Some(before) = self.view::<Checksum>(field).copied() else { return false };
-        self.replace(field, 0, 0x5555, 2);
-        self.view::<Checksum>(field).is_some_and(|after| *after == before)
+        C::is_partial(self, field)
     }
 
     #[inline(always)]

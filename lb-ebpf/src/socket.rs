@@ -7,9 +7,10 @@ use aya_ebpf::{
     programs::SockAddrContext,
 };
 use lb_common::{
+    family::Addr,
     protocol::{Port, Protocol},
     socket::{Socket, connect, peer_name},
-    tables::World as _,
+    tables::{Tables, World as _},
     tuple::L4Addr,
     verdict::SocketVerdict,
 };
@@ -27,36 +28,16 @@ const MAPPED: u32 = u32::from_ne_bytes([0, 0, 0xff, 0xff]);
 
 #[inline(always)]
 pub(crate) fn connect4(context: &SockAddrContext) -> i32 {
-    match decide(context, address4(context)) {
-        Ok(Some(backend)) => {
-            set4(context, backend);
-            ALLOW
-        }
-        Ok(None) => ALLOW,
-        Err(()) => refuse(),
-    }
+    decide(context, address4(context), |backend| set4(context, backend))
 }
 
 #[inline(always)]
 pub(crate) fn connect6(context: &SockAddrContext) -> i32 {
-    let words = words6(context);
+    let (words, port) = (words6(context), port(context));
     if let [0, 0, MAPPED, addr] = words {
-        return match decide(context, L4Addr { addr: addr.to_ne_bytes(), port: port(context) }) {
-            Ok(Some(backend)) => {
-                set6(context, [0, 0, MAPPED, u32::from_ne_bytes(backend.addr)], backend.port);
-                ALLOW
-            }
-            Ok(None) => ALLOW,
-            Err(()) => refuse(),
-        };
-    }
-    match decide(context, L4Addr { addr: bytes6(words), port: port(context) }) {
-        Ok(Some(backend)) => {
-            set6(context, from_bytes6(backend.addr), backend.port);
-            ALLOW
-        }
-        Ok(None) => ALLOW,
-        Err(()) => refuse(),
+        decide(context, L4Addr { addr: addr.to_ne_bytes(), port }, |backend| set_mapped(context, backend))
+    } else {
+        decide(context, L4Addr { addr: bytes6(words), port }, |backend| set6(context, backend))
     }
 }
 
@@ -72,28 +53,25 @@ pub(crate) fn peername4(context: &SockAddrContext) -> i32 {
 pub(crate) fn peername6(context: &SockAddrContext) -> i32 {
     if let [0, 0, MAPPED, _] = words6(context) {
         if let Some(frontend) = peer_name::<[u8; 4], _>(&Kernel, cookie(context)) {
-            set6(context, [0, 0, MAPPED, u32::from_ne_bytes(frontend.addr)], frontend.port);
+            set_mapped(context, frontend);
         }
     } else if let Some(frontend) = peer_name::<[u8; 16], _>(&Kernel, cookie(context)) {
-        set6(context, from_bytes6(frontend.addr), frontend.port);
+        set6(context, frontend);
     }
     ALLOW
 }
 
-/// The backend for a TCP socket's destination, if it is a frontend; an error refuses the call.
+/// Decides about a TCP socket's destination; `set` makes it the backend. Returns what the program returns.
 #[inline(always)]
-fn decide<A: lb_common::family::Addr>(
-    context: &SockAddrContext,
-    destination: L4Addr<A>,
-) -> Result<Option<L4Addr<A>>, ()>
+fn decide<A: Addr>(context: &SockAddrContext, destination: L4Addr<A>, set: impl FnOnce(L4Addr<A>)) -> i32
 where
-    Kernel: lb_common::tables::Tables<A>,
+    Kernel: Tables<A>,
 {
     // SAFETY: the context pointer is valid for the whole program.
     let protocol = unsafe { (*raw(context)).protocol };
     // UDP joins with sendmsg and recvmsg.
     if protocol != u32::from(Protocol::TCP.0) {
-        return Ok(None);
+        return ALLOW;
     }
     // SAFETY: the helper takes the program's own context.
     let netns = unsafe { bpf_get_netns_cookie(context.as_ptr()) };
@@ -101,24 +79,20 @@ where
     match connect(&Kernel, socket, destination) {
         SocketVerdict::Leave(counter) => {
             Kernel.count(counter);
-            Ok(None)
+            ALLOW
         }
         SocketVerdict::Rewrite(counter, backend) => {
             Kernel.count(counter);
-            Ok(Some(backend))
+            set(backend);
+            ALLOW
         }
         SocketVerdict::Refuse(counter) => {
             Kernel.count(counter);
-            Err(())
+            // SAFETY: the helper has no precondition.
+            unsafe { bpf_set_retval(-ECONNREFUSED) };
+            REFUSE
         }
     }
-}
-
-#[inline(always)]
-fn refuse() -> i32 {
-    // SAFETY: the helper has no precondition.
-    unsafe { bpf_set_retval(-ECONNREFUSED) };
-    REFUSE
 }
 
 #[inline(always)]
@@ -167,8 +141,19 @@ fn set4(context: &SockAddrContext, new: L4Addr<[u8; 4]>) {
     set_port(context, new.port);
 }
 
+/// An IPv4 address as an IPv6 socket has it.
 #[inline(always)]
-fn set6(context: &SockAddrContext, words: [u32; 4], port: Port) {
+fn set_mapped(context: &SockAddrContext, new: L4Addr<[u8; 4]>) {
+    set_words6(context, [0, 0, MAPPED, u32::from_ne_bytes(new.addr)], new.port);
+}
+
+#[inline(always)]
+fn set6(context: &SockAddrContext, new: L4Addr<[u8; 16]>) {
+    set_words6(context, from_bytes6(new.addr), new.port);
+}
+
+#[inline(always)]
+fn set_words6(context: &SockAddrContext, words: [u32; 4], port: Port) {
     // SAFETY: as in `port`.
     let first = unsafe { (&raw mut (*raw(context)).user_ip6).cast::<u32>() };
     let [a, b, c, d] = words;
