@@ -87,11 +87,6 @@ impl Engine {
     /// Computes what should be there; returns the backends whose next hops are needed to build it.
     pub fn compute(&mut self, model: &Model, node: &NodeContext) -> BTreeSet<IpAddr> {
         self.desired = desired::desired(model, node);
-        self.backends()
-    }
-
-    /// Addresses of all backends.
-    pub fn backends(&self) -> BTreeSet<IpAddr> {
         self.desired.services.values().flat_map(|service| &service.backends).map(|backend| backend.addr).collect()
     }
 

@@ -31,61 +31,86 @@ pub struct Collector<A> {
     marked: BTreeMap<FlowTuple<A>, u32>,
 }
 
-/// What a round found.
+/// Packets and bytes by service.
+pub type Traffic = BTreeMap<u32, (u64, u64)>;
+
+/// What a round did.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Round {
-    /// Entries there are.
-    pub entries: u64,
-    /// Flows there are.
-    pub flows: u64,
     /// Entries removed.
     pub removed: u64,
-    /// Packets and bytes of removed flows, by service.
-    pub ended: BTreeMap<u32, (u64, u64)>,
-    /// Packets and bytes of the flows that are left, by service.
-    pub live: BTreeMap<u32, (u64, u64)>,
+    /// What they counted.
+    pub ended: Traffic,
+}
+
+/// What a conntrack map holds.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Survey {
+    /// Entries.
+    pub entries: u64,
+    /// Flows.
+    pub flows: u64,
+    /// What they counted so far.
+    pub traffic: Traffic,
+}
+
+type Entries<A> = BTreeMap<FlowTuple<A>, Conntrack<A>>;
+
+fn list<A: FlowFamily>(maps: &Maps) -> io::Result<Entries<A>> {
+    Ok(maps.flows::<A>()?.into_iter().collect())
+}
+
+fn survey_of<A: FlowFamily>(entries: &Entries<A>) -> Survey {
+    let mut survey = Survey { entries: entries.len() as u64, ..Survey::default() };
+    for entry in entries.values() {
+        survey.flows += u64::from(entry.kind == EntryKind::ORIGINAL);
+        add(&mut survey.traffic, entry);
+    }
+    survey
+}
+
+/// Counts what is there, and changes nothing.
+pub fn survey<A: FlowFamily>(maps: &Maps) -> io::Result<Survey> {
+    list::<A>(maps).map(|entries| survey_of(&entries))
 }
 
 impl<A: FlowFamily> Collector<A> {
     /// One round over the conntrack map of a family.
     pub fn round(&mut self, maps: &Maps, clock: Clock) -> io::Result<Round> {
-        let entries: BTreeMap<_, _> = maps.flows::<A>()?.into_iter().collect();
-        let mut round = Round { entries: entries.len() as u64, ..Round::default() };
-        let over = over(&entries, clock);
+        let entries = list::<A>(maps)?;
         let previous = std::mem::take(&mut self.marked);
-        for (key, entry) in &entries {
-            round.flows += u64::from(entry.kind == EntryKind::ORIGINAL);
-            let counts = counts(entry).then(|| (entry.packets.get(), entry.bytes.get()));
-            let add = |totals: &mut BTreeMap<u32, (u64, u64)>| {
-                if let Some((packets, bytes)) = counts {
-                    let total = totals.entry(entry.service.get()).or_default();
-                    *total = (total.0.wrapping_add(packets), total.1.wrapping_add(bytes));
-                }
+        let mut round = Round::default();
+        for key in over(&entries, clock) {
+            let Some(entry) = entries.get(&key) else { continue };
+            if previous.get(&key) != Some(&entry.stamp.get()) {
+                self.marked.insert(key, entry.stamp.get());
+                continue;
+            }
+            // Seen untouched twice; a packet that came since the listing still saves the whole flow, some of whose
+            // entries no packet stamps.
+            let untouched = |key: &FlowTuple<A>, listed: &Conntrack<A>| {
+                Ok::<_, io::Error>(maps.flow(key)?.is_none_or(|current| current.stamp == listed.stamp))
             };
-            let stamp = entry.stamp.get();
-            if !over.contains(key) {
-                add(&mut round.live);
-            } else if previous.get(key) == Some(&stamp) {
-                // Seen untouched twice; a packet that came since the listing still saves the whole flow, some of whose
-                // entries no packet stamps.
-                let original = entries.get_key_value(&entry.original_key().0);
-                let untouched = |(key, listed): (&FlowTuple<A>, &Conntrack<A>)| {
-                    Ok::<_, io::Error>(maps.flow(key)?.is_none_or(|current| current.stamp == listed.stamp))
-                };
-                let saved = match original {
-                    Some(original) => !untouched(original)?,
-                    None => false,
-                };
-                if !saved && untouched((key, entry))? && maps.remove_flow(key)? {
-                    round.removed += 1;
-                    add(&mut round.ended);
-                }
-            } else {
-                self.marked.insert(*key, stamp);
-                add(&mut round.live);
+            let original = entry.original_key().0;
+            let saved = match entries.get(&original) {
+                Some(listed) => !untouched(&original, listed)?,
+                None => false,
+            };
+            if !saved && untouched(&key, entry)? && maps.remove_flow(&key)? {
+                round.removed += 1;
+                add(&mut round.ended, entry);
             }
         }
         Ok(round)
+    }
+}
+
+/// Adds an entry's numbers to its service's, where they count.
+fn add<A: FlowFamily>(totals: &mut Traffic, entry: &Conntrack<A>) {
+    if counts(entry) {
+        let (packets, bytes) = totals.entry(entry.service.get()).or_default();
+        *packets = packets.wrapping_add(entry.packets.get());
+        *bytes = bytes.wrapping_add(entry.bytes.get());
     }
 }
 
@@ -98,7 +123,7 @@ fn counts<A: FlowFamily>(entry: &Conntrack<A>) -> bool {
 
 /// The entries of flows that are over: both directions are silent for longer than the flow's phase allows, or the
 /// original entry is gone.
-pub fn over<A: FlowFamily>(entries: &BTreeMap<FlowTuple<A>, Conntrack<A>>, clock: Clock) -> BTreeSet<FlowTuple<A>> {
+fn over<A: FlowFamily>(entries: &Entries<A>, clock: Clock) -> BTreeSet<FlowTuple<A>> {
     let ended = |original: &Conntrack<A>| {
         let answer = entries.get(&original.answer_key().0);
         let phase = answer.map_or(original.phase, |answer| answer.phase.max(original.phase));
@@ -130,8 +155,6 @@ mod tests {
 
     use super::*;
 
-    type Entries = BTreeMap<FlowTuple<[u8; 4]>, Conntrack<[u8; 4]>>;
-
     const CLOCK: Clock = Clock { now: 100_000, ticks_per_second: 100 };
 
     fn entry(stamp: u32, phase: Phase) -> Conntrack<[u8; 4]> {
@@ -155,7 +178,7 @@ mod tests {
         }
     }
 
-    fn flow(original: (u32, Phase), reply: (u32, Phase)) -> Entries {
+    fn flow(original: (u32, Phase), reply: (u32, Phase)) -> Entries<[u8; 4]> {
         let original = entry(original.0, original.1);
         let reply = Conntrack { kind: EntryKind::REPLY, ..entry(reply.0, reply.1) };
         [(original.original_key().0, original), (reply.answer_key().0, reply)].into()

@@ -18,7 +18,7 @@ use lb_common::settings::{Setting, snat_ports};
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::mpsc,
-    time::{MissedTickBehavior, interval},
+    time::{Instant, MissedTickBehavior, interval_at},
 };
 
 pub use self::cleanup::cleanup;
@@ -30,7 +30,7 @@ use crate::{
     desired::NodeContext,
     engine::Engine,
     file_source::{self, Finding, Source, Watch},
-    gc::{Clock, Collector, Round},
+    gc::{Clock, Collector},
     lock::InstanceLock,
     model::Model,
     net,
@@ -98,7 +98,6 @@ struct Agent {
     hash_seed: u64,
     netns_cookie: u64,
     collectors: (Collector<[u8; 4]>, Collector<[u8; 16]>),
-    rounds: (Round, Round),
 }
 
 /// Runs until SIGTERM or SIGINT. What was pinned stays and keeps forwarding.
@@ -110,21 +109,20 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
 
-    // The watch before the first read: no change falls between them.
+    // The watches before the first reads: no change falls between them.
     let (_watch, mut ticks) = watch(&options)?;
+    let mut events = net::events::watch().context("cannot watch the network")?;
     let mut source = Some(Source::new(source_options(&options)));
     let loaded = reload(&mut source).await?.context("no documents to begin with")?;
     let mut agent = Agent::start(options, loaded).await?;
     let server = control::Server::bind(&agent.options.state_dir)
         .with_context(|| format!("cannot open the control socket in {}", agent.options.state_dir.display()))?;
     let mut requests = server.serve();
-    let mut events = net::events::watch().context("cannot watch the network")?;
-    let mut collect = interval(COLLECT_EVERY);
-    let mut list = interval(LIST_EVERY);
+    let mut collect = interval_at(Instant::now() + COLLECT_EVERY, COLLECT_EVERY);
+    let mut list = interval_at(Instant::now() + LIST_EVERY, LIST_EVERY);
     for timer in [&mut collect, &mut list] {
         timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
     }
-    agent.network_changed().await;
     tracing::info!("ready: {} Services, {} frontends", agent.model.services.len(), agent.frontends());
     loop {
         tokio::select! {
@@ -205,13 +203,13 @@ impl Agent {
             start_problems: problem.into_iter().collect(),
             socket_hooks: HookStatus::default(),
             collectors: Default::default(),
-            rounds: Default::default(),
         };
         agent.report_findings();
         // Tables before hooks: the first packet a program sees finds everything.
         agent.network.list(&agent.options).await;
         agent.program().await;
         agent.attach_sockets();
+        agent.network.attach(&mut agent.datapath);
         Ok(agent)
     }
 
@@ -242,10 +240,10 @@ impl Agent {
 
     /// Links, addresses or routes may have changed.
     async fn network_changed(&mut self) {
-        if self.network.list(&self.options).await {
-            self.program().await;
-        }
+        self.network.list(&self.options).await;
+        // A new interface first: what it carries until then passes untranslated, and the tables are there already.
         self.network.attach(&mut self.datapath);
+        self.program().await;
     }
 
     /// Makes the maps and routes what documents and network ask for.
@@ -352,7 +350,6 @@ impl Agent {
                 if removed > 0 {
                     tracing::debug!("{removed} conntrack entries collected");
                 }
-                self.rounds = (v4, v6);
             }
             (Err(error), _) | (_, Err(error)) => tracing::warn!("cannot collect flows: {error}; tried again soon"),
         }
@@ -370,7 +367,7 @@ impl Agent {
         }
     }
 
-    fn answer(&mut self, request: &Request) -> Response {
+    fn answer(&self, request: &Request) -> Response {
         match request {
             Request::Status => Response::Status(Box::new(self.status())),
             Request::Services => Response::Services(self.service_rows()),

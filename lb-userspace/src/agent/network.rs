@@ -75,8 +75,8 @@ impl Network {
         })
     }
 
-    /// Lists devices and addresses; whether routes or addresses may have changed since.
-    pub(super) async fn list(&mut self, options: &RunOptions) -> bool {
+    /// Lists devices and addresses.
+    pub(super) async fn list(&mut self, options: &RunOptions) {
         let listed = async {
             let links = self.netlink.links().await?;
             let addresses = self.netlink.addresses().await?;
@@ -107,8 +107,6 @@ impl Network {
                 );
             }
         }
-        // Routes are resolved anew: an event does not say which.
-        true
     }
 
     /// Attaches what is new, forgets what is gone.

@@ -7,6 +7,7 @@ use crate::{
     control::Response,
     describe::{self, ServiceNumbers},
     desired::{BackendAddr, ServiceKey},
+    gc::{self, Survey},
     ids::BackendKey,
     image::Table,
     model::{IpFamily, ObjectName},
@@ -18,10 +19,21 @@ impl Agent {
         describe::service_rows(&self.model, &self.engine.desired)
     }
 
-    pub(super) fn describe(&mut self, namespace: &str, name: &str) -> Response {
-        self.collect();
+    /// What the conntrack maps hold now, IPv4 and IPv6.
+    fn surveys(&self) -> [Survey; 2] {
+        let maps = &self.datapath.maps;
+        [gc::survey::<[u8; 4]>(maps), gc::survey::<[u8; 16]>(maps)].map(|survey| {
+            survey.unwrap_or_else(|error| {
+                tracing::warn!("cannot list the flows: {error}");
+                Survey::default()
+            })
+        })
+    }
+
+    pub(super) fn describe(&self, namespace: &str, name: &str) -> Response {
         let object = ObjectName { namespace: namespace.to_owned(), name: name.to_owned() };
-        let numbers = |key: &ServiceKey| self.numbers(key);
+        let surveys = self.surveys();
+        let numbers = |key: &ServiceKey| self.numbers(key, &surveys);
         let detail = describe::service_detail(&self.model, &self.engine.desired, &object, &self.options.node, &numbers);
         match detail {
             Some(mut detail) => {
@@ -35,7 +47,7 @@ impl Agent {
         }
     }
 
-    fn numbers(&self, key: &ServiceKey) -> ServiceNumbers {
+    fn numbers(&self, key: &ServiceKey, surveys: &[Survey]) -> ServiceNumbers {
         let Some(service) = self.engine.ids().services.get(key) else { return ServiceNumbers::default() };
         let maps = &self.datapath.maps;
         let word = |map: &str, index: u32| {
@@ -44,9 +56,8 @@ impl Agent {
                 0
             })
         };
-        let live = |pick: fn(&(u64, u64)) -> u64| {
-            let of = |round: &crate::gc::Round| round.live.get(&service).map_or(0, pick);
-            of(&self.rounds.0).wrapping_add(of(&self.rounds.1))
+        let live = |pick: fn(&(u64, u64)) -> u64| -> u64 {
+            surveys.iter().filter_map(|survey| survey.traffic.get(&service)).map(pick).sum()
         };
         let packets = word("LB_SVC_TRAFFIC", service * 2).wrapping_add(live(|(packets, _)| *packets));
         let bytes = word("LB_SVC_TRAFFIC", service * 2 + 1).wrapping_add(live(|(_, bytes)| *bytes));
@@ -91,8 +102,8 @@ impl Agent {
         problems
     }
 
-    pub(super) fn status(&mut self) -> Status {
-        self.collect();
+    pub(super) fn status(&self) -> Status {
+        let [v4, v6] = self.surveys();
         let desired = &self.engine.desired;
         let mirror = self.engine.mirror();
         let mut maps = self.datapath.maps.status();
@@ -101,7 +112,7 @@ impl Agent {
                 status.used = mirror.table(table).count() as u64;
             }
         }
-        for (name, used) in [("LB4_CONNTRACK", self.rounds.0.entries), ("LB6_CONNTRACK", self.rounds.1.entries)] {
+        for (name, used) in [("LB4_CONNTRACK", v4.entries), ("LB6_CONNTRACK", v6.entries)] {
             if let Some(status) = maps.get_mut(name) {
                 *status = MapStatus { used, ..*status };
             }
@@ -124,7 +135,7 @@ impl Agent {
             services: self.model.services.len() as u64,
             frontends: self.frontends() as u64,
             backends: self.engine.desired.services.values().map(|service| service.backends.len() as u64).sum(),
-            flows: self.rounds.0.flows + self.rounds.1.flows,
+            flows: v4.flows + v6.flows,
             counters: counters
                 .into_iter()
                 .filter(|(_, count)| *count > 0)

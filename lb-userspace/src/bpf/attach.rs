@@ -4,7 +4,7 @@ use std::{
     fs::{self, File},
     io,
     os::{fd::AsFd as _, unix::fs::MetadataExt as _},
-    path::{Path, PathBuf},
+    path::Path,
 };
 
 use aya::programs::{
@@ -12,7 +12,7 @@ use aya::programs::{
     links::FdLink, tc::TcAttachOptions,
 };
 
-use super::{Datapath, chain, sys};
+use super::{Datapath, chain, program, sys};
 
 /// The socket hooks.
 pub const SOCKET_PROGRAMS: [&str; 4] = ["lb_connect4", "lb_connect6", "lb_peername4", "lb_peername6"];
@@ -81,19 +81,14 @@ impl Datapath {
         let id = file.metadata().map_err(|error| failed("the socket hooks", error.to_string()))?.ino();
         for name in SOCKET_PROGRAMS {
             let pin = self.pins.links().join(format!("cgroup-{id}-{name}"));
-            let program: &mut CgroupSockAddr = self
-                .ebpf
-                .program_mut(name)
-                .and_then(|program| program.try_into().ok())
-                .ok_or_else(|| failed(name, "it is not in the object".to_owned()))?;
+            let program: &mut CgroupSockAddr = program(&mut self.ebpf, name).map_err(|cause| failed(name, cause))?;
             if adopt(&pin, program.fd()) {
                 continue;
             }
             // A link always allows others beside it; the kernel refuses a flag that says so.
             let result = program.attach(&file, CgroupAttachMode::Single).and_then(|id| program.take_link(id));
             let link = result.map_err(|error| failed(name, chain(&error)))?;
-            let link: FdLink = link.try_into().map_err(|_| failed(name, "the kernel made no link".to_owned()))?;
-            link.pin(&pin).map_err(|error| failed(name, chain(&error)))?;
+            keep(link, &pin).map_err(|cause| failed(name, cause))?;
         }
         Ok(())
     }
@@ -149,11 +144,7 @@ impl Datapath {
     fn attach_tcx(&mut self, point: Point, name: &str, ifindex: u32) -> Result<(), AttachError> {
         let failed = |cause: String| AttachError { program: point.program, target: format!("device {name}"), cause };
         let pin = self.pins.links().join(format!("{}-{ifindex}", point.pin));
-        let program: &mut SchedClassifier = self
-            .ebpf
-            .program_mut(point.program)
-            .and_then(|program| program.try_into().ok())
-            .ok_or_else(|| failed("it is not in the object".to_owned()))?;
+        let program: &mut SchedClassifier = program(&mut self.ebpf, point.program).map_err(failed)?;
         if adopt(&pin, program.fd()) {
             return Ok(());
         }
@@ -163,33 +154,29 @@ impl Datapath {
         };
         let options = TcAttachOptions::TcxOrder(order);
         let result = program.attach_with_options(name, point.attach_type, options).and_then(|id| program.take_link(id));
-        let link = result.map_err(|error| failed(chain(&error)))?;
-        let link: FdLink = link.try_into().map_err(|_| failed("the kernel made no link".to_owned()))?;
-        link.pin(&pin).map_err(|error| failed(chain(&error)))?;
-        Ok(())
+        keep(result.map_err(|error| failed(chain(&error)))?, &pin).map_err(failed)
     }
 
     fn attach_xdp(&mut self, name: &str, ifindex: u32) -> Result<(), AttachError> {
         let failed = |cause: String| AttachError { program: "lb_xdp", target: format!("device {name}"), cause };
         let pin = self.pins.links().join(format!("xdp-{ifindex}"));
-        let program: &mut Xdp = self
-            .ebpf
-            .program_mut("lb_xdp")
-            .and_then(|program| program.try_into().ok())
-            .ok_or_else(|| failed("it is not in the object".to_owned()))?;
+        let program: &mut Xdp = program(&mut self.ebpf, "lb_xdp").map_err(failed)?;
         if adopt(&pin, program.fd()) {
             return Ok(());
         }
         let result = program.attach_to_if_index(ifindex, XdpMode::Driver).and_then(|id| program.take_link(id));
-        let link = result.map_err(|error| failed(explain_xdp(&error)))?;
-        let link: FdLink = link.try_into().map_err(|_| failed("the kernel made no link".to_owned()))?;
-        link.pin(&pin).map_err(|error| failed(chain(&error)))?;
-        Ok(())
+        keep(result.map_err(|error| failed(explain_xdp(&error)))?, &pin).map_err(failed)
     }
 }
 
+/// Pins a new link, so that it outlives the agent.
+fn keep(link: impl TryInto<FdLink>, pin: &Path) -> Result<(), String> {
+    let link = link.try_into().map_err(|_| "the kernel made no link".to_owned())?;
+    link.pin(pin).map(drop).map_err(|error| chain(&error))
+}
+
 /// Puts the program behind a pinned link. A link whose device or cgroup is gone is forgotten.
-fn adopt(pin: &PathBuf, program: Result<&aya::programs::ProgramFd, ProgramError>) -> bool {
+fn adopt(pin: &Path, program: Result<&aya::programs::ProgramFd, ProgramError>) -> bool {
     let (Ok(link), Ok(program)) = (sys::open(pin), program) else { return false };
     if let Err(error) = sys::update_link(link.as_fd(), program.as_fd()) {
         tracing::info!("the link {} cannot be adopted ({error}); making a new one", pin.display());

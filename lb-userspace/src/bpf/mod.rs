@@ -18,7 +18,7 @@ use std::{
 
 use aya::{
     Ebpf, EbpfLoader, VerifierLogLevel,
-    programs::{CgroupSockAddr, ProgramError, SchedClassifier, Xdp},
+    programs::{CgroupSockAddr, Program, ProgramError, SchedClassifier, Xdp},
 };
 
 pub use self::{
@@ -165,11 +165,11 @@ impl Datapath {
         }
         let mut ebpf = loader.load(OBJECT).map_err(|error| OpenError::Maps(chain(&error)))?;
         for name in CLASSIFIERS {
-            program::<SchedClassifier>(&mut ebpf, name, SchedClassifier::load)?;
+            load::<SchedClassifier>(&mut ebpf, name, SchedClassifier::load)?;
         }
-        program::<Xdp>(&mut ebpf, "lb_xdp", Xdp::load)?;
+        load::<Xdp>(&mut ebpf, "lb_xdp", Xdp::load)?;
         for name in SOCKET_PROGRAMS {
-            program::<CgroupSockAddr>(&mut ebpf, name, CgroupSockAddr::load)?;
+            load::<CgroupSockAddr>(&mut ebpf, name, CgroupSockAddr::load)?;
         }
         let maps = Maps::open(&maps).map_err(|cause| OpenError::Maps(cause.to_string()))?;
         Ok(Self { ebpf, pins, maps })
@@ -186,9 +186,7 @@ impl Datapath {
     /// The clock of conntrack's stamps: the low 32 bits of jiffies.
     pub fn clock(&mut self) -> io::Result<u32> {
         use aya::programs::{TestRun as _, TestRunOptions};
-        let program = self.ebpf.program_mut("lb_clock").and_then(|program| program.try_into().ok());
-        let program: &mut SchedClassifier =
-            program.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "no program lb_clock"))?;
+        let program: &mut SchedClassifier = program(&mut self.ebpf, "lb_clock").map_err(io::Error::other)?;
         let frame = [0; 14];
         let options = TestRunOptions { data_in: Some(&frame), ..TestRunOptions::default() };
         let run = program.test_run(options).map_err(|error| io::Error::other(chain(&error)))?;
@@ -196,23 +194,30 @@ impl Datapath {
     }
 
     /// A loaded program, for test runs.
-    pub fn program(&mut self, name: &str) -> Option<&mut aya::programs::Program> {
+    pub fn program(&mut self, name: &str) -> Option<&mut Program> {
         self.ebpf.program_mut(name)
     }
 }
 
-fn program<'a, P: 'a>(
+fn load<'a, P: 'a>(
     ebpf: &'a mut Ebpf,
     name: &'static str,
     load: impl FnOnce(&mut P) -> Result<(), ProgramError>,
 ) -> Result<(), OpenError>
 where
-    &'a mut P: TryFrom<&'a mut aya::programs::Program, Error = ProgramError>,
+    &'a mut P: TryFrom<&'a mut Program, Error = ProgramError>,
 {
     let failed = |cause: String| OpenError::Program { program: name, cause };
-    let program = ebpf.program_mut(name).ok_or_else(|| failed("it is not in the object".to_owned()))?;
-    let program: &mut P = program.try_into().map_err(|error: ProgramError| failed(chain(&error)))?;
-    load(program).map_err(|error| failed(chain(&error)))
+    load(program(ebpf, name).map_err(failed)?).map_err(|error| failed(chain(&error)))
+}
+
+/// A program of the object by name; the error says what is wrong with it.
+fn program<'a, P: 'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut P, String>
+where
+    &'a mut P: TryFrom<&'a mut Program, Error = ProgramError>,
+{
+    let program = ebpf.program_mut(name).ok_or_else(|| "it is not in the object".to_owned())?;
+    program.try_into().map_err(|error: ProgramError| chain(&error))
 }
 
 /// An error with its causes, on one line.

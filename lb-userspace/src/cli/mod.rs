@@ -70,8 +70,12 @@ struct Run {
     /// File, folder or - for standard input: Service, Pod, Node, Namespace, Endpoints, EndpointSlice documents
     #[arg(short, long = "filename", value_name = "PATH")]
     file: PathBuf,
-    /// Name of this node [default: hostnameOverride, $`NODE_NAME`, the host name]
-    #[arg(long, alias = "hostname-override", value_name = "NAME")]
+    #[arg(
+        long,
+        alias = "hostname-override",
+        value_name = "NAME",
+        help = "Name of this node [default: hostnameOverride, $NODE_NAME, the host name]"
+    )]
     node: Option<String>,
     /// KubeProxyConfiguration and/or BallastConfiguration
     #[arg(long, value_name = "FILE")]

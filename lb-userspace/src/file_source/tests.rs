@@ -1,5 +1,7 @@
 //! The source as its users see it: files in, a model and findings out.
 
+mod allocation;
+
 use std::{collections::BTreeSet, fs, num::NonZeroU16, path::Path, thread};
 
 use proptest::prelude::*;
@@ -335,129 +337,6 @@ fn endpoints_of_another_family_or_special_addresses_are_refused_one_by_one() {
 }
 
 #[test]
-fn allocations_are_stable_unique_and_shared_by_nodes_that_start_at_once() {
-    let many = |count: usize| {
-        (0..count)
-            .map(|n| service(&format!("s{n}"), "type: NodePort, ipFamilyPolicy: PreferDualStack, ports: [{port: 80}]"))
-            .collect::<String>()
-    };
-    let folder = Folder::new(&[("a.yaml", &many(200))]);
-    let options = folder.options();
-    let threads: Vec<_> =
-        (0..4).map(|_| options.clone()).map(|options| thread::spawn(move || load(&options).unwrap())).collect();
-    let loads: Vec<_> = threads.into_iter().map(|thread| thread.join().unwrap()).collect();
-    assert!(loads.windows(2).all(|pair| pair[0] == pair[1]));
-    let services = &loads[0].model.services;
-    let ips: BTreeSet<_> = services.values().flat_map(|service| service.cluster_ips.clone()).collect();
-    let ports: BTreeSet<_> = services.values().map(|service| service.ports[0].node_port).collect();
-    assert_eq!((ips.len(), ports.len()), (400, 200));
-    // Others come before them in order; the old ones keep theirs. A reader sees the same and writes nothing.
-    folder.write("0.yaml", &many(300).replace("name: s", "name: a"));
-    let later = folder.load();
-    assert!(services.iter().all(|(name, service)| later.model.services[name] == *service));
-    let reader = load(&Options { write_allocations: false, ..options }).unwrap();
-    assert_eq!(reader, later);
-}
-
-#[test]
-fn a_reader_without_allocations_has_no_addresses_yet() {
-    let folder = Folder::new(&[("a.yaml", MY_SERVICE)]);
-    let loaded = load(&Options { write_allocations: false, ..folder.options() }).unwrap();
-    assert!(get(&loaded, "my-service").cluster_ips.is_empty());
-    assert_eq!(loaded.findings.len(), 1);
-    assert!(!folder.options().allocation_path().exists());
-}
-
-#[test]
-fn a_number_taken_twice_refuses_the_second_and_names_the_owner() {
-    let port = "type: NodePort, ports: [{port: 80, nodePort: 30080}]";
-    let folder = Folder::new(&[("a.yaml", &service("b", port))]);
-    folder.load();
-    // a comes first in order, but b is recorded.
-    folder.write("b.yaml", &service("a", port));
-    let loaded = folder.load();
-    assert!(only_error(&loaded).reason.contains("default/b"));
-    assert!(loaded.model.services.contains_key(&name("b")) && !loaded.model.services.contains_key(&name("a")));
-    // Another protocol may have it, and a VIP used twice is refused as well.
-    folder.write("b.yaml", &service("a", "type: NodePort, ports: [{port: 80, protocol: UDP, nodePort: 30080}]"));
-    assert_eq!(folder.load().findings, []);
-    let vip = "clusterIP: 10.96.3.3, ports: [{port: 80}]";
-    folder.write("c.yaml", &(service("c", vip) + &service("d", vip)));
-    let loaded = folder.load();
-    assert!(only_error(&loaded).reason.contains("default/c"));
-    assert_eq!(loaded.model.services.len(), 3);
-}
-
-#[test]
-fn two_services_can_swap_their_node_ports() {
-    let write = |a: u16, b: u16| {
-        service("a", &format!("type: NodePort, ports: [{{port: 80, nodePort: {a}}}]"))
-            + &service("b", &format!("type: NodePort, ports: [{{port: 80, nodePort: {b}}}]"))
-    };
-    let folder = Folder::new(&[("a.yaml", &write(30001, 30002))]);
-    folder.load();
-    folder.write("a.yaml", &write(30002, 30001));
-    let loaded = folder.load();
-    assert_eq!(loaded.findings, []);
-    assert_eq!(get(&loaded, "a").ports[0].node_port, NonZeroU16::new(30_002));
-}
-
-#[test]
-fn addresses_outside_the_ranges_are_kept_with_a_warning() {
-    let text = service("a", "type: NodePort, clusterIP: 172.20.0.1, ports: [{port: 80, nodePort: 80}]");
-    let loaded = Folder::new(&[("a.yaml", &text)]).load();
-    assert_eq!(loaded.findings.len(), 2);
-    assert!(loaded.findings.iter().all(|finding| finding.severity == Severity::Warning));
-    assert_eq!(get(&loaded, "a").cluster_ips[0].to_string(), "172.20.0.1");
-}
-
-#[test]
-fn an_exhausted_range_refuses_only_who_finds_no_room() {
-    let text: String = (0..8).map(|n| service(&format!("s{n}"), "ports: [{port: 80}]")).collect();
-    let folder = Folder::new(&[("a.yaml", &text)]);
-    let options = Options { service_cidrs: vec!["10.0.0.0/29".parse().unwrap()], ..folder.options() };
-    let loaded = load(&options).unwrap();
-    assert_eq!((loaded.model.services.len(), loaded.findings.len()), (6, 2));
-    assert!(loaded.findings[0].reason.contains("no free IPv4 address"));
-}
-
-#[test]
-fn removed_services_release_theirs_only_when_all_was_readable() {
-    let folder = Folder::new(&[
-        ("a.yaml", &service("a", "ports: [{port: 80}]")),
-        ("b.yaml", &service("b", "ports: [{port: 80}]")),
-    ]);
-    let read = || fs::read_to_string(folder.options().allocation_path()).unwrap();
-    folder.load();
-    fs::remove_file(folder.docs().join("a.yaml")).unwrap();
-    folder.write("c.yaml", "kind: [");
-    folder.load();
-    assert!(read().contains("default/a"));
-    fs::remove_file(folder.docs().join("c.yaml")).unwrap();
-    folder.load();
-    assert!(!read().contains("default/a"));
-}
-
-#[test]
-fn a_corrupt_or_locked_allocation_file_is_an_error_and_stays_as_it_is() {
-    let folder = Folder::new(&[("a.yaml", MY_SERVICE)]);
-    let path = folder.options().allocation_path();
-    fs::create_dir_all(path.parent().unwrap()).unwrap();
-    for text in [
-        "{",
-        "",
-        "{\"version\":2,\"services\":{}}",
-        "{\"version\":1,\"services\":{\"a/a\":{\"clusterIPs\":[\"10.96.0.1\"]},\"a/b\":{\"clusterIPs\":[\"10.96.0.1\"]}}}",
-    ] {
-        fs::write(&path, text).unwrap();
-        let error = load(&folder.options()).unwrap_err();
-        assert!(matches!(error, LoadError::AllocationsCorrupt { .. }), "{error}");
-        assert!(error.to_string().contains("allocations.json"));
-        assert_eq!(fs::read_to_string(&path).unwrap(), text);
-    }
-}
-
-#[test]
 fn a_broken_file_never_destroys_the_last_good_state() {
     let folder = Folder::new(&[("a.yaml", MY_SERVICE), ("b.yaml", SERVICE_PYTHON)]);
     let mut source = Source::new(folder.options());
@@ -483,20 +362,6 @@ fn a_broken_file_never_destroys_the_last_good_state() {
     assert_eq!(source.reload().unwrap().model.services.len(), 1);
     folder.write("a.yaml", MY_SERVICE);
     assert_eq!(source.reload().unwrap(), good);
-}
-
-#[test]
-fn a_change_that_takes_anothers_node_port_keeps_what_worked() {
-    let folder = Folder::new(&[
-        ("a.yaml", SERVICE_PYTHON),
-        ("b.yaml", &service("b", "type: NodePort, ports: [{port: 80, nodePort: 30001}]")),
-    ]);
-    let mut source = Source::new(folder.options());
-    let good = source.reload().unwrap();
-    folder.write("b.yaml", &service("b", "type: NodePort, ports: [{port: 80, nodePort: 30080}]"));
-    let loaded = source.reload().unwrap();
-    assert_eq!(loaded.model, good.model);
-    assert!(only_error(&loaded).reason.contains("default/service-python"));
 }
 
 #[test]
@@ -559,29 +424,4 @@ fn each_of_thousands_of_findings_names_its_line() {
     let loaded = folder.load();
     assert_eq!(loaded.findings.len(), 2_000);
     assert_eq!(loaded.findings[1_999].line, Some(4 + 1_999 * 3));
-}
-
-#[test]
-fn a_load_balancer_address_is_shared_by_port_only() {
-    let lb = |name: &str, ports: &str| {
-        service(name, &format!("type: LoadBalancer, ports: [{ports}]"))
-            + "status: {loadBalancer: {ingress: [{ip: 192.0.2.9}]}}\n"
-    };
-    let folder = Folder::new(&[("a.yaml", &(lb("a", "{port: 80}") + &lb("b", "{port: 81}")))]);
-    assert_eq!(folder.load().findings, []);
-    folder.write("b.yaml", &lb("c", "{name: x, port: 90}, {name: y, port: 81}"));
-    let loaded = folder.load();
-    assert!(only_error(&loaded).reason.contains("default/b"), "{:?}", loaded.findings);
-}
-
-#[test]
-fn a_writer_waits_for_the_lock() {
-    let folder = Folder::new(&[("a.yaml", MY_SERVICE)]);
-    let options = folder.options();
-    let lock = allocation_file::lock(&options.allocation_path()).unwrap();
-    let waiting = thread::spawn(move || load(&options));
-    // Nothing was written while the lock was held, whenever the other thread began.
-    assert!(!folder.options().allocation_path().exists());
-    drop(lock);
-    assert_eq!(waiting.join().unwrap().unwrap().model.services.len(), 1);
 }
