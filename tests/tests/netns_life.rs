@@ -243,7 +243,7 @@ fn a_flow_of_one_cpu_is_known_on_the_other() {
 }
 
 #[test]
-fn a_new_interface_is_attached_within_a_tenth_of_a_second() {
+fn a_new_interface_is_attached_and_its_pod_served() {
     needs_root!();
     let mut life = Life::new(&Setup::tcx(true));
     let seen = Instant::now();

@@ -224,7 +224,7 @@ fn run(setup: &Setup) {
                 local(node2),
                 &Expect::Reach(&[far], at(&client)),
             );
-            m.row("2.3.2 outside to a Local nodePort elsewhere", &client, transport, local(node1), &Expect::Silence);
+            m.row("2.3.3 outside to a Local nodePort elsewhere", &client, transport, local(node1), &Expect::Silence);
             m.row("2.3.7 pod to an unallocated address", own, transport, unallocated, &Expect::Silence);
             if transport == Transport::UdpUnconnected {
                 // An unconnected socket does not hear of refusals.

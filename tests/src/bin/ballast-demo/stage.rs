@@ -77,7 +77,7 @@ impl Stage {
         Ok(Self { agents, _servers: servers, targets, world })
     }
 
-    /// Nodes, outside first.
+    /// The client outside.
     pub(crate) fn client(&self) -> &Place {
         self.world.client()
     }
