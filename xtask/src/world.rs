@@ -23,6 +23,7 @@ pub(crate) struct RunOptions {
 #[derive(Subcommand, Debug)]
 pub(crate) enum Bench {
     /// Nanoseconds for one packet of an established flow, beside the floor
+    #[command(disable_help_flag = true)]
     Packet {
         /// Arguments of the benchmark
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
