@@ -21,6 +21,7 @@ pub mod ids;
 pub mod image;
 pub mod k8s;
 pub mod lock;
+pub mod memory;
 pub mod model;
 pub mod net;
 pub mod plan;

@@ -32,6 +32,7 @@ use crate::{
     file_source::{self, Finding, Source, Watch},
     gc::{Clock, Collector},
     lock::InstanceLock,
+    memory,
     model::Model,
     net,
     report::{HookStatus, Problem},
@@ -210,6 +211,7 @@ impl Agent {
         agent.program().await;
         agent.attach_sockets();
         agent.network.attach(&mut agent.datapath);
+        memory::give_back();
         Ok(agent)
     }
 
@@ -220,6 +222,7 @@ impl Agent {
         self.source_error = None;
         self.report_findings();
         self.program().await;
+        memory::give_back();
     }
 
     /// The documents cannot be read: the last good ones stay.

@@ -12,6 +12,7 @@ use crate::{
     agent::{self, CleanupOptions, RunOptions},
     config::{self, Config},
     control::{self, Request, Response},
+    memory,
 };
 
 /// Kubernetes Services in eBPF.
@@ -143,6 +144,7 @@ const DEGRADED: u8 = 3;
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
+    memory::use_one_heap();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let result = runtime.context("cannot start").and_then(|runtime| runtime.block_on(execute(cli)));
     result.unwrap_or_else(|error| {

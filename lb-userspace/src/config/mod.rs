@@ -122,7 +122,7 @@ pub fn load(path: &Path) -> Result<Loaded, ConfigError> {
 
 /// Reads the text of a configuration file.
 pub fn parse(file: &str, text: &str) -> Result<Loaded, ConfigError> {
-    let (documents, broken) = document::parse(&file.into(), text);
+    let (documents, broken) = document::parse(&file.into(), &text.into());
     if let Some(first) = broken.into_iter().next() {
         let line = first.line.map(|line| format!(":{line}")).unwrap_or_default();
         let fix = "correct the YAML".to_owned();

@@ -5,6 +5,7 @@
 
 use std::{
     collections::HashMap,
+    ops::Range,
     sync::{Arc, OnceLock},
 };
 
@@ -27,17 +28,25 @@ pub(crate) struct Document {
 /// A YAML document of a file.
 #[derive(Debug)]
 struct Chunk {
-    text: Box<str>,
-    /// Line of the file on which `text` starts, from 0.
+    /// The whole file's text; a document's own copy would double it.
+    file: Arc<str>,
+    range: Range<usize>,
+    /// Line of the file on which the document starts, from 0.
     start: usize,
     /// Lines by path, made at the first error: a List of thousands of objects is parsed once more, not once per error.
     lines: OnceLock<HashMap<String, usize>>,
 }
 
+impl Chunk {
+    fn text(&self) -> &str {
+        self.file.get(self.range.clone()).unwrap_or_default()
+    }
+}
+
 impl Document {
     /// The line (from 1) of a field such as `spec.ports[0].port`, or of the deepest part of it that exists.
     pub(crate) fn line(&self, field: &str) -> Option<usize> {
-        let lines = self.chunk.lines.get_or_init(|| lines(&self.chunk.text));
+        let lines = self.chunk.lines.get_or_init(|| lines(self.chunk.text()));
         let path = format!("{}{field}", self.prefix);
         let mut path = path.trim_end_matches('.');
         loop {
@@ -90,13 +99,14 @@ pub(crate) struct Unreadable {
 }
 
 /// Every object of a file and every document that is none.
-pub(crate) fn parse(file: &Arc<str>, text: &str) -> (Vec<Document>, Vec<Unreadable>) {
+pub(crate) fn parse(file: &Arc<str>, text: &Arc<str>) -> (Vec<Document>, Vec<Unreadable>) {
     let (mut documents, mut broken) = (Vec::new(), Vec::new());
-    for (start, chunk) in split(text) {
-        match parse_one(chunk) {
+    for (start, range) in split(text) {
+        let chunk = Chunk { file: text.clone(), range, start, lines: OnceLock::new() };
+        match parse_one(chunk.text()) {
             Ok(Value::Null) => {}
             Ok(value) => {
-                let chunk = Arc::new(Chunk { text: chunk.into(), start, lines: OnceLock::new() });
+                let chunk = Arc::new(chunk);
                 expand(file, &chunk, String::new(), value, &mut documents, &mut broken);
             }
             Err(error) => broken.push(Unreadable { line: error.line.map(|line| start + line), ..error }),
@@ -146,22 +156,24 @@ fn drop_nulls(value: &mut Value) {
 }
 
 /// Documents with the line (from 0) each starts on; ones of blanks, comments and directives alone are left out.
-fn split(text: &str) -> Vec<(usize, &str)> {
-    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+fn split(text: &str) -> Vec<(usize, Range<usize>)> {
+    let mark = if text.starts_with('\u{feff}') { '\u{feff}'.len_utf8() } else { 0 };
     let mut chunks = Vec::new();
-    let (mut begin, mut begin_line, mut offset) = (0, 0, 0);
-    for (number, line) in text.split_inclusive('\n').enumerate() {
+    let (mut begin, mut begin_line, mut offset) = (mark, 0, mark);
+    let body = text.get(mark..).unwrap_or_default();
+    for (number, line) in body.split_inclusive('\n').enumerate() {
         let marker = line.starts_with("---") || line.starts_with("...");
         if marker && line.get(3..).is_some_and(|rest| rest.is_empty() || rest.starts_with([' ', '\t', '\r', '\n'])) {
-            chunks.push((begin_line, text.get(begin..offset).unwrap_or_default()));
+            chunks.push((begin_line, begin..offset));
             // What stands behind `---` on its line belongs to the document; behind `...` only a comment may stand.
             (begin, begin_line) =
                 if line.starts_with("---") { (offset + 3, number) } else { (offset + line.len(), number + 1) };
         }
         offset += line.len();
     }
-    chunks.push((begin_line, text.get(begin..).unwrap_or_default()));
-    chunks.retain(|(_, chunk)| {
+    chunks.push((begin_line, begin.min(text.len())..text.len()));
+    chunks.retain(|(_, range)| {
+        let chunk = text.get(range.clone()).unwrap_or_default();
         chunk.lines().map(str::trim).any(|line| !line.is_empty() && !line.starts_with('#') && !line.starts_with('%'))
     });
     chunks
@@ -216,7 +228,7 @@ mod tests {
     use super::*;
 
     fn documents(text: &str) -> (Vec<Document>, Vec<Unreadable>) {
-        parse(&"a.yaml".into(), text)
+        parse(&"a.yaml".into(), &text.into())
     }
 
     #[test]

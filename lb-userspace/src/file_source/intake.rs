@@ -1,6 +1,9 @@
 //! Documents into objects, by kind; an object that became invalid keeps its last good version.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -44,7 +47,7 @@ pub(super) fn read(
 ) -> Objects {
     let mut objects = Objects::default();
     let mut unknown = BTreeSet::new();
-    let mut seen: BTreeMap<(String, ObjectName), Document> = BTreeMap::new();
+    let mut seen: BTreeMap<(String, ObjectName), Arc<str>> = BTreeMap::new();
     for document in documents {
         let text = |key: &str| document.value.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
         let (kind, version) = (text("kind"), text("apiVersion"));
@@ -101,8 +104,8 @@ pub(super) fn read(
             findings.push(finding(&document, Some(kind), issue));
             continue;
         }
-        if let Some(earlier) = seen.insert((kind.clone(), name.clone()), document.clone()) {
-            let reason = format!("it is also in {}: the later document is used", earlier.file);
+        if let Some(earlier) = seen.insert((kind.clone(), name.clone()), document.file.clone()) {
+            let reason = format!("it is also in {earlier}: the later document is used");
             findings.push(finding(&document, Some(label.clone()), Issue::warning("metadata.name", reason, "keep one")));
         }
         let checked = if version != expected {

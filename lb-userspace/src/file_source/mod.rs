@@ -26,6 +26,7 @@ use std::{
     io::{self, Read},
     ops::RangeInclusive,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
@@ -140,7 +141,10 @@ pub struct Source {
 /// What is in use of a file.
 #[derive(Clone, Debug)]
 struct FileState {
-    documents: Vec<Document>,
+    /// Not the documents parsed: they take twenty times the room, and are needed again only if the file breaks.
+    text: Arc<str>,
+    /// It holds a document that could be read.
+    useful: bool,
     /// Every document could be read.
     clean: bool,
 }
@@ -165,8 +169,7 @@ impl Source {
         };
         let records = allocation_file::read(&allocations)?;
         let mut findings = Vec::new();
-        let (files, readable) = self.parse(texts, &mut findings);
-        let documents: Vec<_> = files.values().flat_map(|file| file.documents.iter().cloned()).collect();
+        let Parsed { files, documents, readable } = self.parse(texts, &mut findings);
         if documents.is_empty()
             && let Some(first) = findings.iter().find(|finding| finding.severity == Severity::Error)
         {
@@ -208,23 +211,20 @@ impl Source {
         Ok(Loaded { model, findings })
     }
 
-    /// The documents to use of each file, and whether all of all files could be read.
-    fn parse(
-        &self,
-        texts: BTreeMap<String, Result<String, String>>,
-        findings: &mut Vec<Finding>,
-    ) -> (BTreeMap<String, FileState>, bool) {
-        let mut files = BTreeMap::new();
-        let mut readable = true;
+    /// What is to be used of each file.
+    fn parse(&self, texts: BTreeMap<String, Result<String, String>>, findings: &mut Vec<Finding>) -> Parsed {
+        let mut parsed = Parsed { files: BTreeMap::new(), documents: Vec::new(), readable: true };
         for (name, text) in texts {
             let last = self.files.get(&name);
-            let fallback = last.filter(|last| !last.documents.is_empty());
+            let fallback = last.filter(|last| last.useful);
             let text = match text {
                 Ok(text) => text,
                 Err(cause) => {
-                    readable = false;
+                    parsed.readable = false;
                     findings.push(intake::broken(&name, None, cause, fallback.is_some()));
-                    files.extend(fallback.map(|last| (name, last.clone())));
+                    if let Some(last) = fallback {
+                        parsed.keep(name, last);
+                    }
                     continue;
                 }
             };
@@ -232,25 +232,46 @@ impl Source {
             if text.is_empty()
                 && let Some(last) = fallback
             {
-                readable = false;
+                parsed.readable = false;
                 let mut finding = intake::broken(&name, None, "the file is empty".into(), true);
                 finding.severity = Severity::Warning;
                 finding.fix = "delete the file to remove its objects".into();
                 findings.push(finding);
-                files.insert(name, last.clone());
+                parsed.keep(name, last);
                 continue;
             }
+            let text: Arc<str> = text.into();
             let (documents, broken) = document::parse(&name.as_str().into(), &text);
             let clean = broken.is_empty();
-            readable &= clean;
-            let kept = last.filter(|last| !clean && last.clean && !last.documents.is_empty());
+            parsed.readable &= clean;
+            let kept = last.filter(|last| !clean && last.clean && last.useful);
             for error in broken {
                 findings.push(intake::broken(&name, error.line, error.reason, kept.is_some()));
             }
-            let state = kept.cloned().unwrap_or(FileState { documents, clean });
-            files.insert(name, state);
+            if let Some(last) = kept {
+                parsed.keep(name, last);
+            } else {
+                parsed.files.insert(name, FileState { text, useful: !documents.is_empty(), clean });
+                parsed.documents.extend(documents);
+            }
         }
-        (files, readable)
+        parsed
+    }
+}
+
+/// What is to be used of the files.
+struct Parsed {
+    files: BTreeMap<String, FileState>,
+    documents: Vec<Document>,
+    /// All of all files could be read.
+    readable: bool,
+}
+
+impl Parsed {
+    /// Uses a file as it was when it was good.
+    fn keep(&mut self, name: String, last: &FileState) {
+        self.documents.extend(document::parse(&name.as_str().into(), &last.text).0);
+        self.files.insert(name, last.clone());
     }
 }
 
