@@ -16,6 +16,7 @@ use crate::{
 };
 
 const CARGO_DENY: &str = "0.20.2";
+const TYPOS: &str = "1.52.0";
 
 /// The crates clippy looks at on the host.
 const HOST_CRATES: &[(&str, &str)] =
@@ -123,20 +124,8 @@ fn deny(tally: &mut Tally, online: bool) -> Result<()> {
     let what: &[&str] =
         if online { &["bans", "licenses", "sources", "advisories"] } else { &["bans", "licenses", "sources"] };
     let name = format!("cargo-deny {}", what.join(" "));
-    if tools::find("cargo-deny").is_none() {
-        let arguments = ["install", "cargo-deny", "--version", CARGO_DENY, "--locked"];
-        if !tools::is_root() {
-            step::print_line(Mark::Skipped, &name, None);
-            let why = format!("cargo-deny is missing: `cargo {}`", arguments.join(" "));
-            tally.skip(Skip::Environment, &name, &why);
-            return Ok(());
-        }
-        let mut install = step::cargo();
-        install.args(arguments).env_remove("CARGO_TARGET_DIR").current_dir("/");
-        if !step::run(&format!("install cargo-deny {CARGO_DENY}, once"), &mut install)?.ok {
-            tally.fail(&name, "cargo-deny could not be installed");
-            return Ok(());
-        }
+    if !has_tool(tally, &name, "cargo-deny", "cargo-deny", CARGO_DENY)? {
+        return Ok(());
     }
     // cargo-deny looks at the crates of every platform, of which a build has fetched only some.
     let mut fetch = step::cargo();
@@ -156,15 +145,32 @@ fn deny(tally: &mut Tally, online: bool) -> Result<()> {
 }
 
 fn typos(tally: &mut Tally) -> Result<()> {
-    let Some(program) = tools::find("typos") else {
-        step::print_line(Mark::Skipped, "typos", None);
-        // Not of the environment: no package of the distribution has it, and building it takes longer than it saves.
-        tally.skip(Skip::Choice, "typos", "not installed: `cargo install typos-cli --locked`");
+    if !has_tool(tally, "typos", "typos", "typos-cli", TYPOS)? {
         return Ok(());
-    };
-    let mut command = Command::new(program);
-    command.current_dir(root::workspace());
+    }
+    let mut command = Command::new("typos");
+    command.current_dir(root::workspace()).env("PATH", tools::path_with_cargo_bin());
     count(tally, "typos", &mut command, "correct it, or add the word to typos.toml")
+}
+
+/// Whether a tool of crates.io is there, installed if it may be; if not, the check of that name is counted.
+fn has_tool(tally: &mut Tally, check: &str, program: &str, package: &str, version: &str) -> Result<bool> {
+    if tools::find(program).is_some() {
+        return Ok(true);
+    }
+    let arguments = ["install", package, "--version", version, "--locked"];
+    if !tools::is_root() {
+        step::print_line(Mark::Skipped, check, None);
+        tally.skip(Skip::Environment, check, &format!("{program} is missing: `cargo {}`", arguments.join(" ")));
+        return Ok(false);
+    }
+    let mut install = step::cargo();
+    install.args(arguments).env_remove("CARGO_TARGET_DIR").current_dir("/");
+    let installed = step::run(&format!("install {package} {version}, once"), &mut install)?.ok;
+    if !installed {
+        tally.fail(check, &format!("{program} could not be installed"));
+    }
+    Ok(installed)
 }
 
 fn count(tally: &mut Tally, name: &str, command: &mut Command, mend: &str) -> Result<()> {

@@ -26,7 +26,7 @@ both! {
     the_rule_is_that_of_the_client,
     pods_may_be_left_to_the_packet_path,
     peer_name_is_the_frontend,
-    peer_name_is_never_anothers,
+    a_peer_name_is_never_that_of_another_socket,
     a_socket_that_connects_elsewhere_is_forgotten,
     holes_in_the_tables_leave_a_socket_alone,
     connections_spread_over_the_ring,
@@ -144,7 +144,7 @@ fn slot_mate(cookie: u64) -> u64 {
     (cookie + 1..10_000_000).find(|other| slot(*other) == wanted).expect("a slot has many cookies")
 }
 
-fn peer_name_is_never_anothers<A: Ip>() {
+fn a_peer_name_is_never_that_of_another_socket<A: Ip>() {
     let mut node = node::<A>(Rules::all(KEEP));
     node.frontend(SERVICE, Protocol::TCP, other_vip(), Rules::all(KEEP));
     let mate = slot_mate(1);

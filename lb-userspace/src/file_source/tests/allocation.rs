@@ -126,7 +126,7 @@ fn a_corrupt_or_locked_allocation_file_is_an_error_and_stays_as_it_is() {
 }
 
 #[test]
-fn a_change_that_takes_anothers_node_port_keeps_what_worked() {
+fn a_change_that_takes_a_node_port_in_use_keeps_what_worked() {
     let folder = Folder::new(&[
         ("a.yaml", SERVICE_PYTHON),
         ("b.yaml", &service("b", "type: NodePort, ports: [{port: 80, nodePort: 30001}]")),
