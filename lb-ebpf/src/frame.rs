@@ -132,6 +132,12 @@ impl<C: Context> Frame<C> {
         Self(context)
     }
 
+    /// What the kernel called the program with.
+    #[inline(always)]
+    pub(crate) fn context(&self) -> &C {
+        &self.0
+    }
+
     #[inline(always)]
     fn at<T>(&self, offset: usize) -> Option<*mut T> {
         if offset > LAST_OFFSET {
@@ -161,12 +167,6 @@ impl Frame<TcContext> {
             unsafe { bpf_skb_pull_data(context.as_ptr().cast(), wanted) };
         }
         Self(context)
-    }
-
-    /// The skb's fields.
-    #[inline(always)]
-    pub(crate) fn context(&self) -> &TcContext {
-        &self.0
     }
 
     #[inline(always)]

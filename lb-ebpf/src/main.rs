@@ -10,6 +10,7 @@
 #![expect(internal_features, reason = "core's atomics hide fetch_add on targets without compare and swap")]
 
 mod frame;
+mod log;
 mod maps;
 mod socket;
 
@@ -35,8 +36,10 @@ const TCX_NEXT: i32 = -1;
 /// NAT points 1 and 3 on a device with native XDP.
 #[xdp(frags)]
 pub(crate) fn lb_xdp(context: XdpContext) -> u32 {
-    let verdict = pipeline::ingress(&mut Frame::new(context), &Kernel, Hook::Xdp, false);
+    let mut frame = Frame::new(context);
+    let verdict = pipeline::ingress(&mut frame, &Kernel, Hook::Xdp, false);
     Kernel.count(verdict.counter);
+    log::verdict(frame.context(), verdict);
     match verdict.action {
         Action::Drop => xdp_action::XDP_DROP,
         // XDP makes no other verdict: see `Hook::Xdp`.
@@ -82,6 +85,7 @@ fn from_device(context: TcContext, hook: Hook) -> i32 {
 #[inline(always)]
 fn act(frame: &Frame<TcContext>, hook: Hook, verdict: Verdict) -> i32 {
     Kernel.count(verdict.counter);
+    log::verdict(frame.context(), verdict);
     match verdict.action {
         Action::Pass | Action::Undecided => TCX_NEXT,
         Action::Drop => TC_ACT_SHOT,

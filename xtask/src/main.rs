@@ -21,7 +21,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
-use crate::report::Tally;
+use crate::{build::Log, report::Tally};
 
 #[derive(Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask", about = "Ballast's automation", version)]
@@ -37,6 +37,9 @@ enum Command {
         /// Optimise the host binary (the BPF object always is)
         #[arg(long)]
         release: bool,
+        /// Let the programs log every packet that does not take its normal course: `RUST_LOG=bpf=info ballast run`
+        #[arg(long)]
+        bpf_log: bool,
     },
     /// fmt, clippy, tidy, cargo-deny and typos, with warnings denied
     Check(check::Options),
@@ -71,10 +74,11 @@ fn main() -> ExitCode {
 
 fn dispatch(command: Command) -> Result<ExitCode> {
     match command {
-        Command::Build { release } => {
+        Command::Build { release, bpf_log } => {
             let bpf = toolchain::ensure()?;
-            build::object(&bpf)?;
-            let binary = build::host(release)?;
+            let log = if bpf_log { Log::On } else { Log::Off };
+            build::object_with(&bpf, log)?;
+            let binary = build::host_with(release, log)?;
             println!("built {}", root::display(&binary));
             Ok(ExitCode::SUCCESS)
         }

@@ -185,6 +185,8 @@ async fn reload(source: &mut Option<Source>) -> anyhow::Result<Result<file_sourc
 impl Agent {
     async fn start(options: RunOptions, loaded: file_source::Loaded) -> anyhow::Result<Self> {
         let mut datapath = Datapath::open(&options.bpffs, &options.config.maps)?;
+        #[cfg(feature = "bpf-log")]
+        datapath.follow_log();
         let (engine, problem) = Engine::open(&mut datapath.maps, &options.state_dir)
             .with_context(|| format!("cannot read the state in {}", options.state_dir.display()))?;
         let seed = datapath.maps.word("LB_SETTINGS", Setting::HashSeed as u32)?;

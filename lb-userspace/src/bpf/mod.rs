@@ -7,6 +7,8 @@
 //! Links outlive the agent; a new agent puts its programs behind them, one atomic update each.
 
 mod attach;
+#[cfg(feature = "bpf-log")]
+mod log;
 mod maps;
 mod spec;
 mod sys;
@@ -191,6 +193,12 @@ impl Datapath {
         let options = TestRunOptions { data_in: Some(&frame), ..TestRunOptions::default() };
         let run = program.test_run(options).map_err(|error| io::Error::other(chain(&error)))?;
         Ok(run.return_value)
+    }
+
+    /// Shows the log lines of the programs in the background, in a build that has them. Call it inside a runtime.
+    #[cfg(feature = "bpf-log")]
+    pub fn follow_log(&mut self) {
+        log::follow(&mut self.ebpf);
     }
 
     /// A loaded program, for test runs.
