@@ -54,7 +54,7 @@ impl Phase {
     pub const CLOSED: Self = Self(3);
 }
 
-/// Value of `LB4_CONNTRACK` and `LB6_CONNTRACK` (hash by [`crate::tuple::FlowTuple`]). 64 bytes for IPv4, 112 for IPv6.
+/// Value of `LB4_CONNTRACK` and `LB6_CONNTRACK` (hash by [`crate::tuple::FlowTuple`]). 72 bytes for IPv4, 120 for IPv6.
 #[derive(
     Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
 )]
@@ -90,6 +90,11 @@ pub struct Conntrack<A> {
     pub host: u8,
     /// Interface index towards the backend when the flow was made: for a host's flow whose backend is gone.
     pub device: U32,
+    /// The client's port between the NAT points, if it is another there than the client's own: another flow has that one
+    /// towards this backend already (design.md section 2.1). Else [`Port::NONE`].
+    pub alias: Port,
+    /// Zero.
+    pub reserved: [u8; 6],
 }
 
 impl<A: Addr> Conntrack<A> {
@@ -97,6 +102,13 @@ impl<A: Addr> Conntrack<A> {
     #[inline(always)]
     pub fn has_source(&self) -> bool {
         self.source.port != Port::NONE
+    }
+
+    /// The client as the packets between the NAT points have it.
+    #[inline(always)]
+    pub fn inner_client(&self) -> L4Addr<A> {
+        let port = if self.alias == Port::NONE { self.client.port } else { self.alias };
+        L4Addr { addr: self.client.addr, port }
     }
 
     /// Key of the [`EntryKind::ORIGINAL`] entry.
@@ -108,21 +120,21 @@ impl<A: Addr> Conntrack<A> {
     /// Key of the [`EntryKind::SOURCE`] entry, for a flow that [has a source](Self::has_source).
     #[inline(always)]
     pub fn source_key(&self) -> FlowKey<A> {
-        self.egress(self.client, self.backend)
+        self.egress(self.inner_client(), self.backend)
     }
 
     /// Key of the [`EntryKind::RETURN`] entry, for a flow whose source is rewritten or whose client is this host.
     #[inline(always)]
     pub fn return_key(&self) -> FlowKey<A> {
-        let source = if self.has_source() { &self.source } else { &self.client };
-        FlowKey::new(Side::INGRESS, self.protocol, self.backend, *source)
+        let source = if self.has_source() { self.source } else { self.inner_client() };
+        FlowKey::new(Side::INGRESS, self.protocol, self.backend, source)
     }
 
     /// Key of the entry that meets the backend's packets last and counts them: [`EntryKind::REPLY`], or for a host's
     /// flow [`EntryKind::RETURN`].
     #[inline(always)]
     pub fn answer_key(&self) -> FlowKey<A> {
-        if self.host == 0 { self.egress(self.backend, self.client) } else { self.return_key() }
+        if self.host == 0 { self.egress(self.backend, self.inner_client()) } else { self.return_key() }
     }
 
     #[inline(always)]
@@ -131,4 +143,4 @@ impl<A: Addr> Conntrack<A> {
     }
 }
 
-const _: () = assert!(size_of::<Conntrack<[u8; 4]>>() == 64 && size_of::<Conntrack<[u8; 16]>>() == 112);
+const _: () = assert!(size_of::<Conntrack<[u8; 4]>>() == 72 && size_of::<Conntrack<[u8; 16]>>() == 120);

@@ -55,10 +55,7 @@ pub(crate) fn enter<A: Addr, W: Tables<A>>(world: &W, flow: &Flow<A>, host: bool
         let hash = flow_hash(&flow.key.0, world.setting(Setting::HashSeed));
         match insert(world, entry, other, hash) {
             Ok(()) => Outcome::Flow(Counter::NewFlow),
-            // Another CPU makes, or has just made, this very flow.
-            Err(Counter::TupleTaken) if other.client == entry.client && other.frontend == entry.frontend => {
-                Outcome::Flow(Counter::ToBackend)
-            }
+            Err(Counter::TupleTaken) if is_same(entry, other) => Outcome::Flow(Counter::ToBackend),
             Err(reason) => Outcome::Refuse(reason),
         }
     });
@@ -130,6 +127,8 @@ fn choose<A: Addr, W: Tables<A>>(world: &W, flow: &Flow<A>, host: bool, entry: &
         phase: Phase::OPENING,
         host: u8::from(host),
         device: hop.ifindex,
+        alias: Port::NONE,
+        reserved: [0; 6],
     };
     if needs_source(entry, hop, rule.masquerade()) {
         if hop.prefsrc == A::UNSPECIFIED {
@@ -174,17 +173,27 @@ fn insert<A: Addr, W: Tables<A>>(
     // A host's masqueraded flow is answered at the port that probing finds.
     if !(probes && entry.host != 0) {
         done = insert_answer(world, entry);
-        if done == Err(Counter::TupleTaken) && is_over(world, entry, other) {
-            remove_flow(world, other);
-            done = insert_answer(world, entry);
+        if done == Err(Counter::TupleTaken) {
+            if is_over(world, entry, other) {
+                remove_flow(world, other);
+                done = insert_answer(world, entry);
+            } else if !is_same(entry, other) {
+                done = insert_at_free_port(world, entry, hash, Which::Alias);
+            }
         }
         done?;
     }
     if probes {
         done = insert_source(world, entry, hash);
-        if done == Err(Counter::TupleTaken) && is_over(world, entry, other) {
-            remove_flow(world, other);
-            done = insert_source(world, entry, hash);
+        if done == Err(Counter::TupleTaken) {
+            if is_over(world, entry, other) {
+                remove_flow(world, other);
+                done = insert_source(world, entry, hash);
+            } else if !is_same(entry, other) {
+                // One try: the table says who has a port towards this backend only port by port.
+                entry.alias = Port::new((hash as u16) | 0x8000);
+                done = insert_source(world, entry, hash);
+            }
         }
         if done.is_err() {
             // What insert_source began it undid.
@@ -200,9 +209,18 @@ fn insert<A: Addr, W: Tables<A>>(
         remove_others(world, entry);
     }
     if done.is_ok() {
+        if entry.alias != Port::NONE {
+            world.count(Counter::PortChanged);
+        }
         world.count_connection(entry.service, entry.backend_id);
     }
     done
+}
+
+/// Whether another CPU makes, or has just made, the very flow that is being made here.
+#[inline(always)]
+fn is_same<A: Addr>(entry: &Conntrack<A>, other: &Conntrack<A>) -> bool {
+    other.client == entry.client && other.frontend == entry.frontend
 }
 
 #[inline(always)]
@@ -251,28 +269,57 @@ fn is_over<A: Addr, W: Tables<A>>(world: &W, entry: &Conntrack<A>, other: &mut C
 /// The entries that rewrite the source; allocates its port (semantics.md 2.4.5, 2.10.9). On failure there is neither.
 #[inline(never)]
 fn insert_source<A: Addr, W: Tables<A>>(world: &W, entry: &mut Conntrack<A>, hash: u32) -> Result<(), Counter> {
-    entry.kind = EntryKind::RETURN;
-    let mut failure = Counter::SnatExhausted;
+    insert_at_free_port(world, entry, hash, Which::Source)?;
+    let done = insert_egress(world, entry);
+    if done.is_err() {
+        world.remove(&entry.return_key());
+    }
+    done
+}
+
+/// Which port is looked for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Which {
+    /// That of the rewritten source: the RETURN entry names it.
+    Source,
+    /// That of the client between the NAT points: the answer entry names it.
+    Alias,
+}
+
+/// Inserts the entry for the backend's packets under the first port of our range that is free towards this backend.
+#[inline(never)]
+fn insert_at_free_port<A: Addr, W: Tables<A>>(
+    world: &W,
+    entry: &mut Conntrack<A>,
+    hash: u32,
+    which: Which,
+) -> Result<(), Counter> {
+    let (wanted, mut failure) = match which {
+        Which::Source => (entry.source.port, Counter::SnatExhausted),
+        Which::Alias => (Port::NONE, Counter::TupleTaken),
+    };
     let range = world.setting(Setting::SnatPorts) as u32;
     let first = range & 0xffff;
     let size = (range >> 16).wrapping_add(1).wrapping_sub(first);
     if first != 0 && size != 0 && size <= 0xffff {
-        let own = u32::from(entry.source.port.number()).wrapping_sub(first);
+        let mut key = if which == Which::Source {
+            entry.kind = EntryKind::RETURN;
+            entry.return_key()
+        } else {
+            entry.answer_key()
+        };
+        let own = u32::from(wanted.number()).wrapping_sub(first);
         let mut offset = if own < size { own } else { scale(hash, size) };
-        let mut key = entry.return_key();
         let mut probe = 0;
         while probe < SNAT_PROBES {
             let port = Port::new(first.wrapping_add(offset) as u16);
-            entry.source.port = port;
+            match which {
+                Which::Source => entry.source.port = port,
+                Which::Alias => entry.alias = port,
+            }
             key.0.destination_port = port;
             match world.insert(&key, entry) {
-                Ok(()) => {
-                    let done = insert_egress(world, entry);
-                    if done.is_err() {
-                        world.remove(&key);
-                    }
-                    return done;
-                }
+                Ok(()) => return Ok(()),
                 Err(InsertError::Full) => {
                     failure = Counter::ConntrackFull;
                     break;

@@ -17,7 +17,7 @@ use crate::{
     flow::Flow,
     nat,
     packet::Packet,
-    protocol::Protocol,
+    protocol::{Port, Protocol},
     reply,
     settings::Setting,
     state,
@@ -125,7 +125,14 @@ fn known<F: Family, P: Packet, W: Tables<F::Addr>>(
             Way::ToBackend => (&entry.backend, decided.unwrap_or(Counter::ToBackend)),
             Way::ToClient => (&entry.client, Counter::ToClient),
         };
-        match nat::rewrite::<F, P>(packet, &flow, End::Destination, new) {
+        let mut done = Some(());
+        if entry.alias == Port::NONE || entry.kind == EntryKind::ORIGINAL {
+            done = nat::rewrite::<F, P>(packet, &flow, End::Destination, new);
+        }
+        if entry.alias != Port::NONE {
+            done = rewrite_alias::<F, P>(packet, &flow, entry);
+        }
+        match done {
             None => Verdict::drop(Counter::Malformed),
             Some(()) if hook == Hook::Host => Verdict::forward(reason, met.device),
             Some(()) => Verdict::pass(reason),
@@ -248,6 +255,18 @@ pub(crate) fn effective_phase<A: Addr, W: Tables<A>>(world: &W, original: &Connt
         .map_or(original.phase, |other| original.phase.max(other))
 }
 
+/// The client's end of a flow whose client has another port between the NAT points. Rare enough to be called.
+#[inline(never)]
+fn rewrite_alias<F: Family, P: Packet>(packet: &mut P, flow: &Flow<F::Addr>, entry: &Conntrack<F::Addr>) -> Option<()> {
+    let inner = entry.inner_client();
+    let (end, new) = match entry.kind {
+        EntryKind::ORIGINAL => (End::Source, &inner),
+        EntryKind::REPLY => (End::Destination, &entry.client),
+        _ => (End::Destination, &inner),
+    };
+    nat::rewrite::<F, P>(packet, flow, end, new)
+}
+
 /// An answer for a process of this host: it must look as if it came from the frontend by way of `ballast0`, where the
 /// route to the frontend points (strict `rp_filter`).
 #[inline(never)]
@@ -261,7 +280,9 @@ fn to_host<F: Family, P: Packet, W: Tables<F::Addr>>(
     let done = packet.get_mut::<Eth>(0).map(|eth| eth.destination = [a, b, c, d, e, f]);
     let done = done.and_then(|()| nat::rewrite::<F, P>(packet, flow, End::Source, &entry.frontend));
     let done = match done {
-        Some(()) if entry.has_source() => nat::rewrite::<F, P>(packet, flow, End::Destination, &entry.client),
+        Some(()) if entry.has_source() || entry.alias != Port::NONE => {
+            nat::rewrite::<F, P>(packet, flow, End::Destination, &entry.client)
+        }
         other => other,
     };
     match done {
@@ -283,7 +304,11 @@ fn outward<F: Family, P: Packet, W: Tables<F::Addr>>(packet: &mut P, world: &W) 
             state::touch(entry, flow.flags, flow.bytes(), world.now());
             (&entry.frontend, Counter::FromFrontend)
         };
-        match nat::rewrite::<F, P>(packet, &flow, End::Source, source) {
+        let mut done = nat::rewrite::<F, P>(packet, &flow, End::Source, source);
+        if entry.alias != Port::NONE && entry.kind == EntryKind::REPLY {
+            done = rewrite_alias::<F, P>(packet, &flow, entry);
+        }
+        match done {
             Some(()) => Verdict::pass(reason),
             None => Verdict::drop(Counter::Malformed),
         }

@@ -140,7 +140,7 @@ pub enum Counter {
     NoState = 21,
     /// Dropped: an RST to a frontend that belongs to no flow.
     StrayReset = 22,
-    /// Refused: another flow has the same client and backend between the NAT points.
+    /// Refused: another flow has the same client and backend between the NAT points, and no other port is free.
     TupleTaken = 23,
     /// Refused: the conntrack table is full.
     ConntrackFull = 24,
@@ -166,6 +166,8 @@ pub enum Counter {
     SocketNoEndpoint = 34,
     /// Socket hook: refused, an address of ours but no such port.
     SocketNoSuchPort = 35,
+    /// Flows whose source port was changed, because another one has the same client and backend between the NAT points.
+    PortChanged = 36,
 }
 
 impl Counter {
@@ -173,7 +175,7 @@ impl Counter {
     pub const CAPACITY: u32 = 64;
 
     /// Every counter in index order.
-    pub const ALL: [Self; 36] = [
+    pub const ALL: [Self; 37] = [
         Self::OtherLink,
         Self::Vlan,
         Self::Malformed,
@@ -210,6 +212,7 @@ impl Counter {
         Self::SocketLeft,
         Self::SocketNoEndpoint,
         Self::SocketNoSuchPort,
+        Self::PortChanged,
     ];
 }
 

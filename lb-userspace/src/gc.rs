@@ -175,6 +175,8 @@ mod tests {
             phase,
             host: 0,
             device: U32::ZERO,
+            alias: Port::NONE,
+            reserved: [0; 6],
         }
     }
 

@@ -436,7 +436,7 @@ fn the_kernel_decides_as_the_pipeline_in_memory() {
         Counter::Sctp,
         Counter::HostUntranslated,
         Counter::Deferred,
-        Counter::TupleTaken,
+        Counter::PortChanged,
     ] {
         assert!(kernel.get(&counter).is_some_and(|count| *count > 20), "{counter:?}: {:?}", kernel.get(&counter));
     }

@@ -90,7 +90,7 @@ fn reply_restores_frontend_without_masquerade<A: Ip>() {
 
 /// What a host's process gets back goes round by `ballast0`, at once: there is no egress towards it.
 #[track_caller]
-fn answer_to_host<A: Ip>(node: &Node<A>, answer: &Segment<A>) -> Segment<A> {
+pub(crate) fn answer_to_host<A: Ip>(node: &Node<A>, answer: &Segment<A>) -> Segment<A> {
     let mut frame = answer.frame();
     let verdict = node.ingress(&mut frame, Hook::Tc, false);
     assert_eq!((verdict.action, verdict.counter), (Action::ToHost, Counter::HostReply));

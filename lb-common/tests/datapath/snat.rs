@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use lb_common::{
     conntrack::EntryKind,
+    frontend::ClientRule,
     protocol::Protocol,
     settings::{Setting, snat_ports},
     tuple::L4Addr,
@@ -11,6 +12,7 @@ use lb_common::{
 };
 
 use crate::{
+    flows::answer_to_host,
     ip::{Ip, net},
     node::{
         BACKEND, From, KEEP, MASQUERADE, Node, Place, Rules, SERVICE, SNAT_FIRST, SNAT_LAST, host, node_addr,
@@ -29,8 +31,9 @@ both! {
     an_exhausted_range_leaves_a_hosts_other_flow_alone,
     a_range_that_is_none_is_refused,
     a_full_table_leaves_no_half_flow,
-    one_client_port_to_two_frontends_of_one_backend_is_refused,
-    one_host_port_to_two_frontends_of_one_backend,
+    one_client_port_to_two_frontends_of_one_backend,
+    flows_that_are_equal_and_find_no_port_are_refused,
+    flows_that_are_equal_end_as_others_do,
     a_finished_flow_makes_room_for_another_frontends,
 }
 
@@ -181,31 +184,73 @@ fn a_full_table_leaves_no_half_flow<A: Ip>() {
     }
 }
 
-/// Between the NAT points the two flows would be one.
-fn one_client_port_to_two_frontends_of_one_backend_is_refused<A: Ip>() {
+/// Every kind of client, with and without a rewritten source. The last masquerades: its address is not the node's first.
+fn every_client<A: Ip>() -> [(From, L4Addr<A>, ClientRule); 4] {
+    [
+        (From::Device, outside(), KEEP),
+        (From::Device, outside(), MASQUERADE),
+        (From::Host, host(), KEEP),
+        (From::Host, A::at(net::NODES, 200, 40_200), MASQUERADE),
+    ]
+}
+
+/// Between the NAT points the two flows would be one: the second gets another source port (design.md section 2.1).
+fn one_client_port_to_two_frontends_of_one_backend<A: Ip>() {
     for protocol in PROTOCOLS {
-        for rule in [KEEP, MASQUERADE] {
-            let mut node = Node::with_backend(protocol, Rules::all(rule), remote_backend::<A>(), Place::Remote);
+        for (from, client, rule) in every_client::<A>() {
+            let mut node = Node::with_backend(protocol, Rules::all(rule), remote_backend(), Place::Remote);
             node.frontend(SERVICE, protocol, other_vip(), Rules::all(rule));
-            let (got, _) = node.send(From::Device, &first(protocol, outside(), vip()));
-            refused(&node, From::Device, &first(protocol, outside(), other_vip()), Counter::TupleTaken);
-            let (back, _) = node.send(From::Device, &got.answer(SYN_ACK));
-            assert_eq!((back.source, back.destination), (vip(), outside()));
+            let (one, _) = node.send(from, &first(protocol, client, vip()));
+            let (other, reasons) = node.send(from, &first(protocol, client, other_vip()));
+            assert_eq!((reasons[0], node.counted(Counter::PortChanged)), (Counter::NewFlow, 1));
+            assert_eq!((one.destination, other.destination), (remote_backend(), remote_backend()));
+            assert_eq!(one.source.addr, other.source.addr);
+            assert_ne!(one.source.port, other.source.port);
+            // Each answer finds its own way, as often as it comes, and neither flow is made a second time.
+            for _ in 0..2 {
+                for (seen, frontend) in [(&one, vip()), (&other, other_vip())] {
+                    let back = if from == From::Host {
+                        answer_to_host(&node, &seen.answer(SYN_ACK))
+                    } else {
+                        node.send(From::Device, &seen.answer(SYN_ACK)).0
+                    };
+                    assert_eq!((back.source, back.destination), (frontend, client), "{from:?} {rule:?}");
+                    let again = first(protocol, client, frontend);
+                    let again = if protocol == Protocol::TCP { tcp(client, frontend, ACK) } else { again };
+                    let (sent, reasons) = node.send(from, &again);
+                    assert_eq!((sent.source, reasons[0]), (seen.source, Counter::ToBackend));
+                }
+            }
+            assert_eq!(node.connections(SERVICE, BACKEND), 2);
         }
     }
 }
 
-/// As above; a host's masqueraded flows are told apart by their source ports on the way back, but not on the way there.
-fn one_host_port_to_two_frontends_of_one_backend<A: Ip>() {
-    for protocol in PROTOCOLS {
-        let mut node = masquerading::<A>(protocol);
-        node.frontend(SERVICE, protocol, other_vip(), Rules::all(MASQUERADE));
-        let client = A::at(net::NODES, 200, 40_200);
-        let (seen, _) = node.send(From::Host, &first(protocol, client, vip()));
-        refused(&node, From::Host, &first(protocol, client, other_vip()), Counter::TupleTaken);
-        // The first goes on as before.
-        let (again, _) = node.send(From::Host, &first(protocol, client, vip()));
-        assert_eq!(again.source, seen.source);
+fn flows_that_are_equal_and_find_no_port_are_refused<A: Ip>() {
+    for (from, client, rule) in every_client::<A>() {
+        let mut node = Node::with_backend(Protocol::TCP, Rules::all(rule), remote_backend(), Place::Remote);
+        node.frontend(SERVICE, Protocol::TCP, other_vip(), Rules::all(rule));
+        node.send(from, &tcp(client, vip(), SYN));
+        node.memory.settings.insert(Setting::SnatPorts, 0);
+        let reason =
+            if rule == MASQUERADE && from == From::Host { Counter::SnatExhausted } else { Counter::TupleTaken };
+        refused(&node, from, &tcp(client, other_vip(), SYN), reason);
+    }
+}
+
+fn flows_that_are_equal_end_as_others_do<A: Ip>() {
+    for (from, client, rule) in every_client::<A>() {
+        let mut node = Node::with_backend(Protocol::TCP, Rules::all(rule), remote_backend(), Place::Remote);
+        node.frontend(SERVICE, Protocol::TCP, other_vip(), Rules::all(rule));
+        node.send(from, &tcp(client, vip(), SYN));
+        let before = node.entries();
+        node.send(from, &tcp(client, other_vip(), SYN));
+        node.send(from, &tcp(client, other_vip(), lb_common::wire::l4::TcpFlags::RST));
+        node.pass_seconds(11);
+        // A SYN finds the flow over, removes all its entries and makes it anew.
+        node.send(from, &tcp(client, other_vip(), SYN));
+        assert_eq!(node.entries().len(), before.len() * 2);
+        assert_eq!(node.counted(Counter::FlowReplaced), 1);
     }
 }
 
