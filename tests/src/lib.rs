@@ -21,6 +21,7 @@ pub mod kube;
 mod bpffs;
 mod leftovers;
 mod netns;
+mod node;
 mod place;
 mod process;
 pub mod scenario;
@@ -36,12 +37,13 @@ mod world;
 pub use agent::{Agent, Setup};
 pub use bpffs::Bpffs;
 pub use netns::Namespace;
+pub use node::{Node, Pod};
 pub use place::Place;
 pub use process::{Echo, Process};
 
 pub use sink::{ChecksumSink, SinkReport};
 pub use wait::wait_until;
-pub use world::{Node, Options, Pod, World, WorldBuilder};
+pub use world::{Options, World, WorldBuilder};
 
 /// Whether this process may build a [`World`].
 pub fn is_root() -> bool {

@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     fs,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    net::{Ipv4Addr, Ipv6Addr},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -11,7 +11,7 @@ use std::{
 
 use anyhow::Context;
 
-use crate::{Namespace, Place, cgroup::Cgroup, kube::PodSpec, leftovers, sys, wait_until, wiring};
+use crate::{Namespace, Node, Place, Pod, cgroup::Cgroup, kube::PodSpec, leftovers, sys, wait_until, wiring};
 
 /// Counts what netfilter finds INVALID on its way through a node, and drops it.
 const DROP_INVALID: &str = "table inet world {
@@ -303,127 +303,5 @@ impl Drop for World {
         {
             eprintln!("world: cannot remove {}: {error}", self.directory.display());
         }
-    }
-}
-
-/// A node: the host namespace of its own cgroup, BPF file system and state directory. Derefs to its [`Place`].
-#[derive(Debug)]
-pub struct Node {
-    number: u8,
-    place: Place,
-    pods: Vec<Pod>,
-    directory: PathBuf,
-    cgroup: Cgroup,
-    uplinks: u8,
-}
-
-impl Node {
-    /// Where its processes run.
-    pub fn place(&self) -> &Place {
-        &self.place
-    }
-
-    /// Its pods.
-    pub fn pods(&self) -> &[Pod] {
-        &self.pods
-    }
-
-    /// Pod `index`, counted from 0.
-    ///
-    /// # Panics
-    /// If there is no such pod.
-    pub fn pod(&self, index: usize) -> &Pod {
-        assert!(index < self.pods.len(), "{} has {} pods, not {index}", self.name(), self.pods.len());
-        &self.pods[index]
-    }
-
-    /// Its addresses on all uplinks.
-    pub fn addresses(&self) -> Vec<IpAddr> {
-        (0..self.uplinks)
-            .flat_map(|uplink| {
-                let (ipv4, ipv6) = wiring::node_ips(self.number, uplink);
-                [IpAddr::from(ipv4), IpAddr::from(ipv6)]
-            })
-            .collect()
-    }
-
-    /// Its podCIDRs, IPv4 first.
-    pub fn pod_cidrs(&self) -> [String; 2] {
-        wiring::pod_cidrs(self.number)
-    }
-
-    /// Its uplink devices.
-    pub fn uplinks(&self) -> Vec<String> {
-        (0..self.uplinks).map(|uplink| format!("eth{uplink}")).collect()
-    }
-
-    /// The router's end of its first uplink.
-    pub fn router_interface(&self) -> String {
-        wiring::router_interface(self.number, 0)
-    }
-
-    /// Its cgroup: all processes of the node and of its pods are in it.
-    pub fn cgroup(&self) -> &Path {
-        self.cgroup.path()
-    }
-
-    /// Its BPF file system.
-    pub fn bpffs(&self) -> PathBuf {
-        self.directory.join("bpf")
-    }
-
-    /// The state directory of its agent.
-    pub fn state_dir(&self) -> PathBuf {
-        self.directory.join("state")
-    }
-
-    /// Packets that netfilter found INVALID in FORWARD; see [`WorldBuilder::drop_invalid`].
-    pub fn invalid_packets(&self) -> anyhow::Result<u64> {
-        let json = self.namespace().nft_json(&["list", "counter", "inet", "world", "invalid"])?;
-        json.get("nftables")
-            .and_then(|items| items.as_array())
-            .and_then(|items| items.iter().find_map(|item| item.get("counter")?.get("packets")?.as_u64()))
-            .with_context(|| format!("{}: no counter in nft's answer {json}", self.name()))
-    }
-}
-
-impl std::ops::Deref for Node {
-    type Target = Place;
-
-    fn deref(&self) -> &Place {
-        &self.place
-    }
-}
-
-/// A pod: a namespace behind a routed veth, in its node's cgroup. Derefs to its [`Place`].
-#[derive(Debug)]
-pub struct Pod {
-    place: Place,
-    node: String,
-    interface: String,
-}
-
-impl Pod {
-    /// Where its processes run.
-    pub fn place(&self) -> &Place {
-        &self.place
-    }
-
-    /// Name of its node.
-    pub fn node(&self) -> &str {
-        &self.node
-    }
-
-    /// The node's end of its veth; its own is `eth0`.
-    pub fn interface(&self) -> &str {
-        &self.interface
-    }
-}
-
-impl std::ops::Deref for Pod {
-    type Target = Place;
-
-    fn deref(&self) -> &Place {
-        &self.place
     }
 }
