@@ -1,0 +1,74 @@
+//! The echo server.
+
+use std::{
+    io::{self, Read, Write},
+    net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    thread,
+};
+
+use anyhow::Context;
+
+use crate::Server;
+
+impl Server {
+    pub(crate) fn run(self) -> anyhow::Result<()> {
+        let any = IpAddr::from(Ipv6Addr::UNSPECIFIED);
+        // Std leaves IPV6_V6ONLY off, so one socket serves both families.
+        let tcp: Vec<_> = self
+            .tcp
+            .iter()
+            .map(|&port| TcpListener::bind((any, port)).with_context(|| format!("cannot listen on TCP port {port}")))
+            .collect::<anyhow::Result<_>>()?;
+        let udp: Vec<_> = self
+            .udp
+            .iter()
+            .map(|&port| UdpSocket::bind((any, port)).with_context(|| format!("cannot listen on UDP port {port}")))
+            .collect::<anyhow::Result<_>>()?;
+        println!("{{\"ready\":true}}");
+        let name = &*self.name;
+        thread::scope(|scope| {
+            for listener in &tcp {
+                scope.spawn(move || serve_tcp(name, listener));
+            }
+            for socket in &udp {
+                scope.spawn(move || serve_udp(name, socket));
+            }
+        });
+        Ok(())
+    }
+}
+
+fn serve_tcp(name: &str, listener: &TcpListener) {
+    for stream in listener.incoming().flatten() {
+        let name = name.to_owned();
+        // A client that goes away ends its own thread only.
+        thread::spawn(move || drop(echo_tcp(&name, stream)));
+    }
+}
+
+fn echo_tcp(name: &str, mut stream: TcpStream) -> io::Result<()> {
+    let from = stream.peer_addr()?;
+    stream.set_nodelay(true)?;
+    stream.write_all(greeting(name, from).as_bytes())?;
+    let mut buffer = vec![0; 1 << 16];
+    loop {
+        let count = stream.read(&mut buffer)?;
+        let Some(read) = buffer.get(..count).filter(|read| !read.is_empty()) else { return Ok(()) };
+        stream.write_all(read)?;
+    }
+}
+
+fn serve_udp(name: &str, socket: &UdpSocket) {
+    let mut buffer = vec![0; 1 << 16];
+    loop {
+        // An ICMP error of an earlier answer may surface here: not this server's end.
+        let Ok((count, from)) = socket.recv_from(&mut buffer) else { continue };
+        let mut answer = greeting(name, from).into_bytes();
+        answer.extend_from_slice(buffer.get(..count).unwrap_or_default());
+        drop(socket.send_to(&answer, from));
+    }
+}
+
+fn greeting(name: &str, from: SocketAddr) -> String {
+    format!("{name} {} {}\n", from.ip().to_canonical(), from.port())
+}
