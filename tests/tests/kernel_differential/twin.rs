@@ -1,12 +1,10 @@
-//! The same packets through the programs in the kernel and through the pipeline in memory: verdicts, bytes, conntrack and
-//! counters must agree.
+//! The tables, filled alike in the kernel and in memory, and a packet run on both.
 
 use std::collections::BTreeMap;
 
 use aya::programs::{SchedClassifier, TestRun, TestRunOptions, Xdp};
 use lb_common::{
     backend::{Backend, BackendId, NextHop, NextHopId, ServiceId},
-    checksum::Sum,
     frontend::{
         ClientRule, Frontend, FrontendFlags, FrontendId, FrontendKey, FrontendWord, PrefixFlags, PrefixKey, Scope,
         VIP_OWNED,
@@ -18,9 +16,9 @@ use lb_common::{
     tables::World as _,
     testing::{Buffer, FamilyTables, Memory},
     tuple::L4Addr,
-    verdict::{Action, Counter},
+    verdict::Action,
 };
-use lb_tests::{Bpffs, needs_root};
+use lb_tests::Bpffs;
 use lb_userspace::{
     bpf::{Datapath, FlowFamily, MapSizes},
     image::Table,
@@ -28,41 +26,8 @@ use lb_userspace::{
 };
 use zerocopy::{IntoBytes as _, native_endian::U32};
 
-/// Packets for each program, as the issue asks.
-const PACKETS: usize = 100_000;
-const PROGRAMS: [(&str, Option<Hook>); 4] =
-    [("lb_xdp", Some(Hook::Xdp)), ("lb_ingress", Some(Hook::Tc)), ("lb_host", Some(Hook::Host)), ("lb_egress", None)];
-
-/// xorshift64*: small, and the same everywhere.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 16
-    }
-
-    fn byte(&mut self) -> u8 {
-        self.next().to_le_bytes()[0]
-    }
-
-    fn below(&mut self, limit: usize) -> usize {
-        usize::try_from(self.next()).expect("48 bits") % limit
-    }
-
-    fn pick<T: Copy>(&mut self, from: &[T]) -> T {
-        from[self.below(from.len())]
-    }
-
-    fn chance(&mut self, percent: usize) -> bool {
-        self.below(100) < percent
-    }
-}
-
 /// Addresses of a family: outside, pod, other pod, remote pod, node, VIP, empty VIP, Local VIP, unallocated, foreign.
-trait Plan: FlowFamily {
+pub(crate) trait Plan: FlowFamily {
     const IPV6: bool;
     const TABLES: [Table; 6];
     fn addr(last: u8, net: u8) -> Self;
@@ -106,22 +71,22 @@ impl Plan for [u8; 16] {
     }
 }
 
-const POD: u8 = 1;
-const REMOTE: u8 = 2;
-const OUTSIDE: u8 = 9;
-const NODE: u8 = 5;
-const SERVICE: u8 = 96;
+pub(crate) const POD: u8 = 1;
+pub(crate) const REMOTE: u8 = 2;
+pub(crate) const OUTSIDE: u8 = 9;
+pub(crate) const NODE: u8 = 5;
+pub(crate) const SERVICE: u8 = 96;
 
 /// Both sides of the comparison.
-struct Twin {
-    datapath: Datapath,
-    memory: Memory,
+pub(crate) struct Twin {
+    pub(crate) datapath: Datapath,
+    pub(crate) memory: Memory,
     /// Frames the kernel's test run does not take.
-    refused: usize,
+    pub(crate) refused: usize,
 }
 
 impl Twin {
-    fn new(bpffs: &Bpffs) -> Self {
+    pub(crate) fn new(bpffs: &Bpffs) -> Self {
         let sizes = MapSizes { services: 64, frontends: 64, backends: 64, rings: 64, conntrack: 65_536 };
         let datapath = Datapath::open(bpffs.path(), &sizes).expect("the datapath");
         let mut twin = Self { datapath, memory: Memory::default(), refused: 0 };
@@ -211,7 +176,7 @@ impl Twin {
     }
 
     /// Runs a frame on both sides and compares; the frame as it left.
-    fn run(&mut self, program: (&'static str, Option<Hook>), frame: &[u8]) -> Vec<u8> {
+    pub(crate) fn run(&mut self, program: (&'static str, Option<Hook>), frame: &[u8]) -> Vec<u8> {
         let (name, hook) = program;
         self.memory.now = self.datapath.clock().expect("the clock");
         let mut out = vec![0; 4096];
@@ -257,7 +222,7 @@ impl Twin {
         out
     }
 
-    fn compare_flows<A: Plan>(&self) -> usize {
+    pub(crate) fn compare_flows<A: Plan>(&self) -> usize {
         let mut kernel: BTreeMap<_, _> = self.datapath.maps.flows::<A>().expect("flows").into_iter().collect();
         let mut memory = A::seen(&self.memory).conntrack.borrow().clone();
         // The clocks are read one after the other.
@@ -269,175 +234,5 @@ impl Twin {
             assert_eq!(kernel.get(key), Some(entry), "{key:?}");
         }
         kernel.len()
-    }
-}
-
-/// A frame of one of the flows there can be, or an answer to the last one.
-fn frame<A: Plan>(random: &mut Random, last: &[u8]) -> Vec<u8> {
-    let network = if A::IPV6 { 40 } else { 20 };
-    let (a, p) = if A::IPV6 { (22, 16) } else { (26, 4) };
-    let l4 = 14 + network;
-    if random.chance(35) && last.len() >= l4 + 8 && last[12..14] == ethertype::<A>() {
-        // An answer: ends swapped.
-        let mut answer = last.to_vec();
-        let (source, destination) = (last[a..a + p].to_vec(), last[a + p..a + 2 * p].to_vec());
-        answer[a..a + p].copy_from_slice(&destination);
-        answer[a + p..a + 2 * p].copy_from_slice(&source);
-        let (source, destination) = (last[l4..l4 + 2].to_vec(), last[l4 + 2..l4 + 4].to_vec());
-        answer[l4..l4 + 2].copy_from_slice(&destination);
-        answer[l4 + 2..l4 + 4].copy_from_slice(&source);
-        if answer.len() > l4 + 13 {
-            answer[l4 + 13] = random.pick(&[0x12, 0x10, 0x18, 0x11, 0x04]);
-        }
-        return answer;
-    }
-    let clients = [A::addr(1, OUTSIDE), A::addr(2, OUTSIDE), A::addr(1, POD), A::addr(1, NODE), A::addr(1, REMOTE)];
-    let servers = [
-        A::addr(1, SERVICE),
-        A::addr(1, SERVICE),
-        A::addr(1, SERVICE),
-        A::addr(2, SERVICE),
-        A::addr(3, SERVICE),
-        A::addr(9, SERVICE),
-        A::addr(1, POD),
-        A::addr(1, NODE),
-    ];
-    let (source, destination) = (random.pick(&clients), random.pick(&servers));
-    let ports =
-        (random.pick(&[1000_u16, 1001, 40_000, 40_001, 65_535]), random.pick(&[80_u16, 80, 80, 81, 8080, 40_000]));
-    let protocol =
-        random.pick(&[6_u8, 6, 6, 17, 17, 17, 132, if A::IPV6 { 58 } else { 1 }, 47, if A::IPV6 { 60 } else { 50 }]);
-    let payload = random.below(64);
-    let mut segment = vec![0_u8; payload + if protocol == 6 { 20 } else { 12 }];
-    for byte in &mut segment {
-        *byte = random.byte();
-    }
-    segment[..2].copy_from_slice(&ports.0.to_be_bytes());
-    segment[2..4].copy_from_slice(&ports.1.to_be_bytes());
-    let length = u16::try_from(segment.len()).expect("short");
-    let field = match protocol {
-        6 => {
-            segment[12] = 5 << 4;
-            segment[13] = random.pick(&[0x02, 0x02, 0x02, 0x10, 0x18, 0x11, 0x04, 0x14, 0x12]);
-            Some(16)
-        }
-        17 => {
-            segment[4..6].copy_from_slice(&length.to_be_bytes());
-            Some(6)
-        }
-        _ => None,
-    };
-    if let Some(field) = field {
-        segment[field..field + 2].fill(0);
-        if protocol == 6 || A::IPV6 || random.chance(80) {
-            let sum = Sum::default().add(source.as_ref()).add(destination.as_ref());
-            let sum = sum.add(&[0, protocol]).add(&length.to_be_bytes()).add(&segment);
-            segment[field..field + 2].copy_from_slice(&sum.checksum().0);
-        }
-    }
-    let mut frame = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2];
-    frame.extend(ethertype::<A>());
-    if A::IPV6 {
-        frame.extend([0x60, 0, 0, 0]);
-        frame.extend(length.to_be_bytes());
-        frame.extend([protocol, 64]);
-    } else {
-        let mut header = vec![0x45, 0];
-        header.extend((length + 20).to_be_bytes());
-        header.extend([0, 1, 0x40, 0, 64, protocol, 0, 0]);
-        let sum = Sum::default().add(&header).add(source.as_ref()).add(destination.as_ref());
-        header[10..12].copy_from_slice(&sum.checksum().0);
-        frame.extend(header);
-    }
-    frame.extend(source.as_ref());
-    frame.extend(destination.as_ref());
-    frame.extend(segment);
-    frame
-}
-
-fn ethertype<A: Plan>() -> [u8; 2] {
-    if A::IPV6 { [0x86, 0xdd] } else { [8, 0] }
-}
-
-/// Breaks a frame somewhere.
-fn mutate(random: &mut Random, frame: &mut Vec<u8>) {
-    match random.below(5) {
-        0 => {
-            let at = 12 + random.below(frame.len() - 12);
-            frame[at] = random.byte();
-        }
-        1 => {
-            let at = 14 + random.below(20.min(frame.len() - 14));
-            frame[at] ^= 1 << random.below(8);
-        }
-        2 => {
-            let length = 14 + random.below(frame.len() - 13);
-            frame.truncate(length);
-        }
-        3 => {
-            let tag = [0x81, 0, 0, 5];
-            frame.splice(12..12, tag);
-        }
-        _ => frame.extend(std::iter::repeat_n(0, random.below(20))),
-    }
-}
-
-#[test]
-fn the_kernel_decides_as_the_pipeline_in_memory() {
-    needs_root!();
-    let bpffs = Bpffs::new().expect("a bpffs");
-    let mut twin = Twin::new(&bpffs);
-    let mut random = Random(0x0b57_ac1e_5eed_0001);
-    let mut last = Vec::new();
-    for _ in 0..PACKETS {
-        for program in PROGRAMS {
-            let mut frame = if random.chance(50) {
-                frame::<[u8; 4]>(&mut random, &last)
-            } else {
-                frame::<[u8; 16]>(&mut random, &last)
-            };
-            if random.chance(20) {
-                mutate(&mut random, &mut frame);
-            }
-            if frame.len() < 14 {
-                continue;
-            }
-            last = twin.run(program, &frame);
-        }
-    }
-    assert!(twin.refused < PACKETS * PROGRAMS.len() / 20, "{} frames were not run", twin.refused);
-    let flows = twin.compare_flows::<[u8; 4]>() + twin.compare_flows::<[u8; 16]>();
-    let mut kernel = twin.datapath.maps.counters().expect("counters");
-    kernel.retain(|_, count| *count > 0);
-    assert_eq!(&kernel, &*twin.memory.counters.borrow());
-    println!("{PACKETS} packets for each of {} programs, {flows} conntrack entries; {kernel:?}", PROGRAMS.len());
-    // A generator that reaches little would prove little.
-    for counter in [
-        Counter::NewFlow,
-        Counter::ToBackend,
-        Counter::SourceNat,
-        Counter::ToClient,
-        Counter::FromFrontend,
-        Counter::HostReply,
-        Counter::NoEndpoint,
-        Counter::NoLocalEndpoint,
-        Counter::NoSuchPort,
-        Counter::Unallocated,
-        Counter::NoState,
-        Counter::StrayReset,
-        Counter::FlowReplaced,
-        Counter::Malformed,
-        Counter::Vlan,
-        Counter::Fragment,
-        Counter::Ipv4Options,
-        Counter::ExtensionHeader,
-        Counter::Icmp,
-        Counter::OtherProtocol,
-        Counter::Sctp,
-        Counter::HostUntranslated,
-        Counter::Deferred,
-        Counter::PortChanged,
-    ] {
-        assert!(kernel.get(&counter).is_some_and(|count| *count > 20), "{counter:?}: {:?}", kernel.get(&counter));
     }
 }

@@ -1,0 +1,143 @@
+//! Frames by chance, many of them broken.
+
+use lb_common::checksum::Sum;
+
+use crate::twin::{NODE, OUTSIDE, POD, Plan, REMOTE, SERVICE};
+
+/// xorshift64*: small, and the same everywhere.
+pub(crate) struct Random(pub(crate) u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 16
+    }
+
+    fn byte(&mut self) -> u8 {
+        self.next().to_le_bytes()[0]
+    }
+
+    fn below(&mut self, limit: usize) -> usize {
+        usize::try_from(self.next()).expect("48 bits") % limit
+    }
+
+    fn pick<T: Copy>(&mut self, from: &[T]) -> T {
+        from[self.below(from.len())]
+    }
+
+    pub(crate) fn chance(&mut self, percent: usize) -> bool {
+        self.below(100) < percent
+    }
+}
+
+/// A frame of one of the flows there can be, or an answer to the last one.
+pub(crate) fn frame<A: Plan>(random: &mut Random, last: &[u8]) -> Vec<u8> {
+    let network = if A::IPV6 { 40 } else { 20 };
+    let (a, p) = if A::IPV6 { (22, 16) } else { (26, 4) };
+    let l4 = 14 + network;
+    if random.chance(35) && last.len() >= l4 + 8 && last[12..14] == ethertype::<A>() {
+        // An answer: ends swapped.
+        let mut answer = last.to_vec();
+        let (source, destination) = (last[a..a + p].to_vec(), last[a + p..a + 2 * p].to_vec());
+        answer[a..a + p].copy_from_slice(&destination);
+        answer[a + p..a + 2 * p].copy_from_slice(&source);
+        let (source, destination) = (last[l4..l4 + 2].to_vec(), last[l4 + 2..l4 + 4].to_vec());
+        answer[l4..l4 + 2].copy_from_slice(&destination);
+        answer[l4 + 2..l4 + 4].copy_from_slice(&source);
+        if answer.len() > l4 + 13 {
+            answer[l4 + 13] = random.pick(&[0x12, 0x10, 0x18, 0x11, 0x04]);
+        }
+        return answer;
+    }
+    let clients = [A::addr(1, OUTSIDE), A::addr(2, OUTSIDE), A::addr(1, POD), A::addr(1, NODE), A::addr(1, REMOTE)];
+    let servers = [
+        A::addr(1, SERVICE),
+        A::addr(1, SERVICE),
+        A::addr(1, SERVICE),
+        A::addr(2, SERVICE),
+        A::addr(3, SERVICE),
+        A::addr(9, SERVICE),
+        A::addr(1, POD),
+        A::addr(1, NODE),
+    ];
+    let (source, destination) = (random.pick(&clients), random.pick(&servers));
+    let ports =
+        (random.pick(&[1000_u16, 1001, 40_000, 40_001, 65_535]), random.pick(&[80_u16, 80, 80, 81, 8080, 40_000]));
+    let protocol =
+        random.pick(&[6_u8, 6, 6, 17, 17, 17, 132, if A::IPV6 { 58 } else { 1 }, 47, if A::IPV6 { 60 } else { 50 }]);
+    let payload = random.below(64);
+    let mut segment = vec![0_u8; payload + if protocol == 6 { 20 } else { 12 }];
+    for byte in &mut segment {
+        *byte = random.byte();
+    }
+    segment[..2].copy_from_slice(&ports.0.to_be_bytes());
+    segment[2..4].copy_from_slice(&ports.1.to_be_bytes());
+    let length = u16::try_from(segment.len()).expect("short");
+    let field = match protocol {
+        6 => {
+            segment[12] = 5 << 4;
+            segment[13] = random.pick(&[0x02, 0x02, 0x02, 0x10, 0x18, 0x11, 0x04, 0x14, 0x12]);
+            Some(16)
+        }
+        17 => {
+            segment[4..6].copy_from_slice(&length.to_be_bytes());
+            Some(6)
+        }
+        _ => None,
+    };
+    if let Some(field) = field {
+        segment[field..field + 2].fill(0);
+        if protocol == 6 || A::IPV6 || random.chance(80) {
+            let sum = Sum::default().add(source.as_ref()).add(destination.as_ref());
+            let sum = sum.add(&[0, protocol]).add(&length.to_be_bytes()).add(&segment);
+            segment[field..field + 2].copy_from_slice(&sum.checksum().0);
+        }
+    }
+    let mut frame = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2];
+    frame.extend(ethertype::<A>());
+    if A::IPV6 {
+        frame.extend([0x60, 0, 0, 0]);
+        frame.extend(length.to_be_bytes());
+        frame.extend([protocol, 64]);
+    } else {
+        let mut header = vec![0x45, 0];
+        header.extend((length + 20).to_be_bytes());
+        header.extend([0, 1, 0x40, 0, 64, protocol, 0, 0]);
+        let sum = Sum::default().add(&header).add(source.as_ref()).add(destination.as_ref());
+        header[10..12].copy_from_slice(&sum.checksum().0);
+        frame.extend(header);
+    }
+    frame.extend(source.as_ref());
+    frame.extend(destination.as_ref());
+    frame.extend(segment);
+    frame
+}
+
+fn ethertype<A: Plan>() -> [u8; 2] {
+    if A::IPV6 { [0x86, 0xdd] } else { [8, 0] }
+}
+
+/// Breaks a frame somewhere.
+pub(crate) fn mutate(random: &mut Random, frame: &mut Vec<u8>) {
+    match random.below(5) {
+        0 => {
+            let at = 12 + random.below(frame.len() - 12);
+            frame[at] = random.byte();
+        }
+        1 => {
+            let at = 14 + random.below(20.min(frame.len() - 14));
+            frame[at] ^= 1 << random.below(8);
+        }
+        2 => {
+            let length = 14 + random.below(frame.len() - 13);
+            frame.truncate(length);
+        }
+        3 => {
+            let tag = [0x81, 0, 0, 5];
+            frame.splice(12..12, tag);
+        }
+        _ => frame.extend(std::iter::repeat_n(0, random.below(20))),
+    }
+}

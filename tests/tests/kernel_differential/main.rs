@@ -1,0 +1,78 @@
+//! The same packets through the programs in the kernel and through the pipeline in memory: verdicts, bytes, conntrack and
+//! counters must agree.
+
+mod frames;
+mod twin;
+
+use lb_common::{pipeline::Hook, verdict::Counter};
+use lb_tests::{Bpffs, needs_root};
+
+use self::{
+    frames::{Random, frame, mutate},
+    twin::Twin,
+};
+
+/// Packets for each program, as the issue asks.
+const PACKETS: usize = 100_000;
+const PROGRAMS: [(&str, Option<Hook>); 4] =
+    [("lb_xdp", Some(Hook::Xdp)), ("lb_ingress", Some(Hook::Tc)), ("lb_host", Some(Hook::Host)), ("lb_egress", None)];
+
+#[test]
+fn the_kernel_decides_as_the_pipeline_in_memory() {
+    needs_root!();
+    let bpffs = Bpffs::new().expect("a bpffs");
+    let mut twin = Twin::new(&bpffs);
+    let mut random = Random(0x0b57_ac1e_5eed_0001);
+    let mut last = Vec::new();
+    for _ in 0..PACKETS {
+        for program in PROGRAMS {
+            let mut frame = if random.chance(50) {
+                frame::<[u8; 4]>(&mut random, &last)
+            } else {
+                frame::<[u8; 16]>(&mut random, &last)
+            };
+            if random.chance(20) {
+                mutate(&mut random, &mut frame);
+            }
+            if frame.len() < 14 {
+                continue;
+            }
+            last = twin.run(program, &frame);
+        }
+    }
+    assert!(twin.refused < PACKETS * PROGRAMS.len() / 20, "{} frames were not run", twin.refused);
+    let flows = twin.compare_flows::<[u8; 4]>() + twin.compare_flows::<[u8; 16]>();
+    let mut kernel = twin.datapath.maps.counters().expect("counters");
+    kernel.retain(|_, count| *count > 0);
+    assert_eq!(&kernel, &*twin.memory.counters.borrow());
+    println!("{PACKETS} packets for each of {} programs, {flows} conntrack entries; {kernel:?}", PROGRAMS.len());
+    // A generator that reaches little would prove little.
+    for counter in [
+        Counter::NewFlow,
+        Counter::ToBackend,
+        Counter::SourceNat,
+        Counter::ToClient,
+        Counter::FromFrontend,
+        Counter::HostReply,
+        Counter::NoEndpoint,
+        Counter::NoLocalEndpoint,
+        Counter::NoSuchPort,
+        Counter::Unallocated,
+        Counter::NoState,
+        Counter::StrayReset,
+        Counter::FlowReplaced,
+        Counter::Malformed,
+        Counter::Vlan,
+        Counter::Fragment,
+        Counter::Ipv4Options,
+        Counter::ExtensionHeader,
+        Counter::Icmp,
+        Counter::OtherProtocol,
+        Counter::Sctp,
+        Counter::HostUntranslated,
+        Counter::Deferred,
+        Counter::PortChanged,
+    ] {
+        assert!(kernel.get(&counter).is_some_and(|count| *count > 20), "{counter:?}: {:?}", kernel.get(&counter));
+    }
+}
