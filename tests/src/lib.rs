@@ -1,4 +1,3 @@
-//! The test world of Ballast: a small routed cluster of network namespaces with real sockets in it, as a library.
 //!
 //! ```text
 //! client (outside) --- router ---+--- node1 --- its pods      every line is a veth pair, every hop is routed
@@ -9,7 +8,6 @@
 //!   its namespace *and* in its node's own cgroup, since socket hooks look at the cgroup and not at the namespace;
 //! * [`client`] opens connections from a place and tells what they saw; [`Echo`] is the server behind a pod;
 //! * [`kube`] writes the folder of Kubernetes documents the agents read; [`Agent`] is a running `ballast run`;
-//! * [`ChecksumSink`] verifies every checksum of what an interface receives; [`wait_until`] waits without sleeping.
 //!
 //! Everything needs root; a test starts with [`needs_root!`](crate::needs_root).
 
@@ -20,6 +18,7 @@ pub mod kube;
 
 mod bpffs;
 mod leftovers;
+mod listen;
 mod netns;
 mod node;
 mod place;

@@ -3,18 +3,7 @@
 //! A world of veths hides wrong checksums, since packets that never met a wire keep theirs unfinished and nobody
 //! checks. The sink counts those apart ([`SinkReport::partial`]), so that a test can demand that there were none.
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    thread::{self, JoinHandle},
-    time::Duration,
-};
-
-use anyhow::{Context, anyhow};
-
-use crate::{Namespace, sockets::PacketSocket};
+use crate::{Namespace, listen::Listener};
 
 /// Wrong packets described in a report; all are counted.
 const DESCRIBED: usize = 10;
@@ -36,10 +25,7 @@ pub struct SinkReport {
 
 /// Listens on an interface from a thread of its own.
 #[derive(Debug)]
-pub struct ChecksumSink {
-    stop: Arc<AtomicBool>,
-    thread: Option<JoinHandle<anyhow::Result<SinkReport>>>,
-}
+pub struct ChecksumSink(Listener<SinkReport>);
 
 impl ChecksumSink {
     /// Starts it; it sees everything that arrives once this has returned.
@@ -47,56 +33,24 @@ impl ChecksumSink {
     /// Turns receive coalescing off there: a coalesced packet carries no checksum of its own.
     pub fn start(namespace: &Namespace, interface: &str) -> anyhow::Result<Self> {
         namespace.offload(interface, &[("gro", false)])?;
-        // A socket belongs to the namespace it was opened in, whatever thread uses it later.
-        let socket = namespace.run(|| -> anyhow::Result<_> {
-            let any = rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::DGRAM, None)?;
-            let ifindex = rustix::net::netdevice::name_to_index(&any, interface)
-                .with_context(|| format!("no interface {interface} in {}", namespace.name()))?;
-            PacketSocket::open(ifindex, Duration::from_millis(20)).context("cannot open a packet socket")
-        })??;
-        let stop = Arc::new(AtomicBool::new(false));
-        let stopped = Arc::clone(&stop);
-        let thread = Some(thread::spawn(move || watch(&socket, &stopped)));
-        Ok(Self { stop, thread })
+        Ok(Self(Listener::start(namespace, interface, record)?))
     }
 
     /// Ends it once nothing arrives any more; what it saw.
-    pub fn stop(mut self) -> anyhow::Result<SinkReport> {
-        self.stop.store(true, Ordering::Relaxed);
-        let thread = self.thread.take().context("the sink was stopped before")?;
-        thread.join().map_err(|_| anyhow!("the sink panicked"))?
+    pub fn stop(self) -> anyhow::Result<SinkReport> {
+        self.0.stop()
     }
 }
 
-impl Drop for ChecksumSink {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
-    }
-}
-
-fn watch(socket: &PacketSocket, stopped: &AtomicBool) -> anyhow::Result<SinkReport> {
-    let mut report = SinkReport::default();
-    let mut buffer = vec![0_u8; 1 << 17];
-    loop {
-        let Some(frame) = socket.receive(&mut buffer).context("cannot read the packet socket")? else {
-            if stopped.load(Ordering::Relaxed) {
-                return Ok(report);
-            }
-            continue;
-        };
-        if frame.outgoing {
-            continue;
-        }
-        let bytes = buffer.get(..frame.length).unwrap_or_default();
-        match verify(bytes, frame.partial) {
-            Finding::Right if frame.partial => report.partial += 1,
-            Finding::Right => report.verified += 1,
-            Finding::Nothing => report.other += 1,
-            Finding::Wrong(what) => {
-                report.wrong += 1;
-                if report.examples.len() < DESCRIBED {
-                    report.examples.push(format!("{what}: {}", hex(bytes.get(..96).unwrap_or(bytes))));
-                }
+fn record(report: &mut SinkReport, bytes: &[u8], partial: bool) {
+    match verify(bytes, partial) {
+        Finding::Right if partial => report.partial += 1,
+        Finding::Right => report.verified += 1,
+        Finding::Nothing => report.other += 1,
+        Finding::Wrong(what) => {
+            report.wrong += 1;
+            if report.examples.len() < DESCRIBED {
+                report.examples.push(format!("{what}: {}", hex(bytes.get(..96).unwrap_or(bytes))));
             }
         }
     }
