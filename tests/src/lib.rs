@@ -1,3 +1,4 @@
+//! The test world of Ballast: a small routed cluster of network namespaces with real sockets in it, as a library.
 //!
 //! ```text
 //! client (outside) --- router ---+--- node1 --- its pods      every line is a veth pair, every hop is routed
@@ -8,12 +9,15 @@
 //!   its namespace *and* in its node's own cgroup, since socket hooks look at the cgroup and not at the namespace;
 //! * [`client`] opens connections from a place and tells what they saw; [`Echo`] is the server behind a pod;
 //! * [`kube`] writes the folder of Kubernetes documents the agents read; [`Agent`] is a running `ballast run`;
+//! * [`Cluster`] is all of this with a Service over four pods;
+//! * [`ChecksumSink`] verifies every checksum of what an interface receives, [`Capture`] remembers its addresses and hop
 //!
 //! Everything needs root; a test starts with [`needs_root!`](crate::needs_root).
 
 mod agent;
 mod cgroup;
 pub mod client;
+mod cluster;
 pub mod kube;
 
 mod bpffs;
@@ -35,6 +39,8 @@ mod world;
 
 pub use agent::{Agent, Setup};
 pub use bpffs::Bpffs;
+pub use cluster::{Cluster, NODE_PORT, TARGET};
+pub use listen::{Capture, Seen};
 pub use netns::Namespace;
 pub use node::{Node, Pod};
 pub use place::Place;

@@ -1,7 +1,7 @@
 //! Child processes of the world: output captured, killed on drop, complaints shown when the test fails.
 
 use std::{
-    fs::File,
+    fs::{self, File},
     os::unix::fs::FileExt,
     path::PathBuf,
     process::{Child, Command, ExitStatus, Stdio},
@@ -158,6 +158,18 @@ impl Echo {
         let mut process = Process::spawn(&format!("echo server {}", place.name()), command)?;
         process.first_line(Duration::from_secs(10))?;
         Ok(Self { process })
+    }
+
+    /// Keeps all its threads on one CPU, and those it will start.
+    pub fn pin(&self, cpu: usize) -> anyhow::Result<()> {
+        let mut set = rustix::thread::CpuSet::new();
+        set.set(cpu);
+        let tasks = format!("/proc/{}/task", self.process.id());
+        for entry in fs::read_dir(&tasks).with_context(|| format!("cannot list {tasks}"))? {
+            let thread = entry?.file_name().to_str().and_then(|name| Pid::from_raw(name.parse().ok()?));
+            rustix::thread::sched_setaffinity(thread, &set).with_context(|| format!("cannot stay on CPU {cpu}"))?;
+        }
+        Ok(())
     }
 
     /// The server's process.
