@@ -11,6 +11,7 @@
 //! * [`kube`] writes the folder of Kubernetes documents the agents read; [`Agent`] is a running `ballast run`;
 //! * [`Cluster`] is all of this with a Service over four pods;
 //! * [`ChecksumSink`] verifies every checksum of what an interface receives, [`Capture`] remembers its addresses and hop
+//!   limits; [`ForeignProgram`] stands in a tcx chain beside ours; [`wait_until`] waits without sleeping.
 //!
 //! Everything needs root; a test starts with [`needs_root!`](crate::needs_root).
 
@@ -32,6 +33,7 @@ pub mod scenario;
 mod sink;
 mod sockets;
 mod sys;
+mod tcx;
 mod tool;
 mod wait;
 mod wiring;
@@ -47,6 +49,7 @@ pub use place::Place;
 pub use process::{Echo, Process};
 
 pub use sink::{ChecksumSink, SinkReport};
+pub use tcx::{Fate, ForeignProgram, Matching, Position, TcxHook, tcx_chain, tcx_chain_here};
 pub use wait::wait_until;
 pub use world::{Options, World, WorldBuilder};
 

@@ -19,7 +19,7 @@ const UNSAFE_HOMES: &[&str] = &[
     "lb-userspace/src/net/netns.rs",
     "tests/src/netns.rs",
     "tests/src/sockets.rs",
-    "tests/src/sys.rs",
+    "tests/src/tcx.rs",
 ];
 
 pub(super) fn size(source: &Source) -> Option<Finding> {
