@@ -18,7 +18,7 @@ pub struct Setup {
     pub xdp: &'static str,
     /// Whether the socket hooks are attached.
     pub socket_hooks: bool,
-    /// Further YAML documents for `--config`, each starting with `---`.
+    /// Further lines of that document; further documents for `--config` may follow, each after a `---`.
     pub more: String,
 }
 

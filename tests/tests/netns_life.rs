@@ -3,11 +3,12 @@
 use std::{collections::BTreeSet, net::SocketAddr, time::Duration};
 
 use lb_tests::{
-    Agent, Cluster, Setup,
+    Agent, Cluster, Echo, NODE_PORT, Pod, Setup, TARGET, World,
     client::{self, Call, Hold, Transport},
-    kube::PodSpec,
+    kube::{PodSpec, Service},
     needs_root,
 };
+use serde_json::json;
 
 const SETUPS: [fn(bool) -> Setup; 2] = [Setup::tcx, Setup::xdp];
 
@@ -110,6 +111,70 @@ fn rule_2_8_2_a_udp_flow_leaves_a_backend_that_is_gone() {
         cluster.world.apply_pod(pod, &PodSpec::labelled("app", "web")).expect("a pod");
         cluster.wait(8).expect("the Service");
     }
+}
+
+/// Backends in the smallest map there is; number 0 is never given out.
+const SLOTS: u16 = 15;
+
+/// A `web` of UDP only, with one pod, in a map that another Service has filled but for one slot.
+fn one_free_slot(world: &World, hooks: bool) -> Vec<Agent> {
+    world.apply_nodes().expect("nodes");
+    let [first, _, filler] = [(0, 0), (0, 1), (1, 0)].map(|(node, pod)| world.node(node).pod(pod));
+    world.apply_pod(first, &PodSpec::labelled("app", "web")).expect("a pod");
+    world.apply_pod(filler, &PodSpec::labelled("app", "filler")).expect("a pod");
+    let ports = json!([{"protocol": "UDP", "port": 80, "targetPort": TARGET, "nodePort": NODE_PORT}]);
+    let web = Service::new("web", "app", "web").fields(json!({"type": "NodePort", "ports": ports}));
+    world.apply_service(&web).expect("a Service");
+    let filler = (1..=(SLOTS - 1) / 2).fold(Service::new("filler", "app", "filler"), |service, port| {
+        // TCP and UDP: two backends.
+        service.port(port, TARGET, None)
+    });
+    world.apply_service(&filler).expect("a Service");
+    let setup = Setup { more: format!("maps: {{backends: {}}}\n", SLOTS + 1), ..Setup::tcx(hooks) };
+    Agent::start_all(world, &setup).expect("agents")
+}
+
+#[test]
+fn rule_2_8_2_a_udp_flow_does_not_stay_when_its_slot_has_a_new_owner() {
+    needs_root!();
+    let world = World::new().expect("a world");
+    let agents = one_free_slot(&world, false);
+    let (old, new) = (world.node(0).pod(0), world.node(0).pod(1));
+    // The old one answers as long as it is asked: only the agent knows that it left.
+    let _servers = [old, new].map(|pod| Echo::start(pod, &[], &[TARGET]).expect("a server"));
+    let wait = |backends| {
+        for agent in &agents {
+            agent.wait_service("web", backends).expect("the Service");
+            let used = agent.status().expect("a status").maps["LB4_BACKENDS"].used;
+            // A slot without an owner keeps its generation in the map.
+            assert_eq!(used, u64::from(SLOTS), "no other slot must be left");
+        }
+    };
+    wait(2);
+    let paths = [world.client().clone(), world.node(1).pod(1).place().clone(), world.node(1).place().clone()];
+    let vips = agents[0].cluster_ips("web", 2).expect("cluster IPs");
+    let calls: Vec<_> = paths
+        .iter()
+        .flat_map(|place| vips.iter().map(move |&vip| (place, vip)))
+        .map(|(place, vip)| {
+            let source = SocketAddr::new(place.ip_like(vip), 40_010);
+            (place, Call::udp(SocketAddr::new(vip, 80)).source(source))
+        })
+        .collect();
+    let ask = |expected: &Pod| {
+        for (place, call) in &calls {
+            let answer = call.run_one(place).expect("a run");
+            let reached = answer.reached().unwrap_or_else(|error| panic!("{}: {error}: {answer:?}", place.name()));
+            assert_eq!(reached.0, expected.name(), "from {}: {answer:?}", place.name());
+        }
+    };
+    ask(old);
+    world.remove_pod(old).expect("removed");
+    wait(0);
+    world.apply_pod(new, &PodSpec::labelled("app", "web")).expect("a pod");
+    wait(2);
+    // The flows' entries still name the slot, and its service is the same.
+    ask(new);
 }
 
 #[test]
