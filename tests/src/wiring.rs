@@ -30,6 +30,11 @@ pub(crate) fn node_ips(node: u8, uplink: u8) -> (Ipv4Addr, Ipv6Addr) {
     segment_ips(node + 10 * uplink, 2)
 }
 
+/// The router, as a node sees it on its first uplink.
+pub(crate) fn gateways(node: u8) -> (Ipv4Addr, Ipv6Addr) {
+    segment_ips(node, 1)
+}
+
 pub(crate) fn pod_ips(node: u8, index: u8) -> (Ipv4Addr, Ipv6Addr) {
     let host = 10 + index;
     (

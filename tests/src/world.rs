@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     fs,
-    net::{Ipv4Addr, Ipv6Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -27,6 +27,7 @@ const DROP_INVALID: &str = "table inet world {
 #[derive(Clone, Debug)]
 pub struct Options {
     pub(crate) nodes: u8,
+    pub(crate) names: Vec<String>,
     pub(crate) pods: u8,
     pub(crate) uplinks: u8,
     pub(crate) rp_filter: u8,
@@ -44,6 +45,13 @@ impl WorldBuilder {
     #[must_use]
     pub fn nodes(mut self, nodes: u8) -> Self {
         self.options.nodes = nodes.min(9);
+        self
+    }
+
+    /// What the nodes are called instead of `node1`, `node2`, ...
+    #[must_use]
+    pub fn names(mut self, names: &[String]) -> Self {
+        names.clone_into(&mut self.options.names);
         self
     }
 
@@ -105,7 +113,8 @@ impl World {
 
     /// Options first.
     pub fn builder() -> WorldBuilder {
-        WorldBuilder { options: Options { nodes: 2, pods: 2, uplinks: 1, rp_filter: 1, drop_invalid: true } }
+        let names = Vec::new();
+        WorldBuilder { options: Options { nodes: 2, names, pods: 2, uplinks: 1, rp_filter: 1, drop_invalid: true } }
     }
 
     fn build(options: Options) -> anyhow::Result<Self> {
@@ -138,7 +147,7 @@ impl World {
         for number in 1..=world.options.nodes {
             world.add_node(number)?;
             for index in 1..=world.options.pods {
-                world.add_pod(usize::from(number) - 1, &format!("pod-{number}-{index}"), None)?;
+                world.add_pod(usize::from(number) - 1, &format!("pod-{number}-{index}"), &[])?;
             }
         }
         if !world.nodes.is_empty() {
@@ -149,9 +158,10 @@ impl World {
     }
 
     fn add_node(&mut self, number: u8) -> anyhow::Result<()> {
-        let name = format!("node{number}");
+        let given = self.options.names.get(usize::from(number) - 1).cloned();
+        let name = given.unwrap_or_else(|| format!("node{number}"));
         let cgroup = Cgroup::create(self.cgroup.path().join(&name))?;
-        let namespace = Namespace::create(&format!("{}-{name}", self.id))?;
+        let namespace = Namespace::create(&format!("{}-node{number}", self.id))?;
         wiring::prepare(&namespace, &self.options, true)?;
         wiring::join_node(&self.router, &namespace, number, &self.options)?;
         if self.options.drop_invalid {
@@ -167,26 +177,42 @@ impl World {
         Ok(())
     }
 
-    /// Adds a pod to node `node` (counted from 0), with the next free addresses of its podCIDRs or the given ones.
+    /// Adds a pod to node `node` (counted from 0), with the given addresses; of a family without one, with the next free
+    /// address of the node's podCIDR.
     ///
     /// Pods that [`build`](WorldBuilder::build) did not make are usable once [`settle`](Self::settle) returns.
-    pub fn add_pod(&mut self, node: usize, name: &str, ips: Option<(Ipv4Addr, Ipv6Addr)>) -> anyhow::Result<&Pod> {
+    pub fn add_pod(&mut self, node: usize, name: &str, ips: &[IpAddr]) -> anyhow::Result<&Pod> {
         let count = self.nodes.len();
-        let id = &self.id;
-        let node =
-            self.nodes.get_mut(node).with_context(|| format!("pod {name}: no node {node}: there are {count} nodes"))?;
-        let index = u8::try_from(node.pods.len() + 1).ok().filter(|&index| index <= 240);
-        let index = index.with_context(|| format!("pod {name}: {} is full", node.name()))?;
-        let namespace = Namespace::create(&format!("{id}-n{}p{index}", node.number))?;
+        let of =
+            self.nodes.get(node).with_context(|| format!("pod {name}: no node {node}: there are {count} nodes"))?;
+        let index = u8::try_from(of.pods.len() + 1).ok().filter(|&index| index <= 240);
+        let index = index.with_context(|| format!("pod {name}: {} is full", of.name()))?;
+        let next = wiring::pod_ips(of.number, index);
+        let ipv4 = ips.iter().find_map(|ip| if let IpAddr::V4(ip) = ip { Some(*ip) } else { None });
+        let ipv6 = ips.iter().find_map(|ip| if let IpAddr::V6(ip) = ip { Some(*ip) } else { None });
+        let (ipv4, ipv6) = (ipv4.unwrap_or(next.0), ipv6.unwrap_or(next.1));
+        let namespace = Namespace::create(&format!("{}-n{}p{index}", self.id, of.number))?;
         wiring::prepare(&namespace, &self.options, false)?;
         let interface = format!("pod{index}");
-        let (ipv4, ipv6) = ips.unwrap_or_else(|| wiring::pod_ips(node.number, index));
-        let node_ips = (node.place.ipv4, node.place.ipv6);
-        wiring::join_pod(&node.place.namespace, &interface, node_ips, &namespace, (ipv4, ipv6))?;
-        let procs = node.place.procs.clone();
+        wiring::join_pod(&of.place.namespace, &interface, (of.place.ipv4, of.place.ipv6), &namespace, (ipv4, ipv6))?;
+        let procs = of.place.procs.clone();
+        if (ipv4, ipv6) != next {
+            self.route_pod(of, (ipv4, ipv6))?;
+        }
         let place = Place { name: name.to_owned(), namespace: Arc::new(namespace), procs, ipv4, ipv6 };
+        let node = self.nodes.get_mut(node).context("the node just found")?;
         node.pods.push(Pod { place, node: node.place.name.clone(), interface });
         node.pods.last().context("the pod just added")
+    }
+
+    /// Leads everybody to addresses that may be none of their node's podCIDRs.
+    fn route_pod(&self, node: &Node, (ipv4, ipv6): (Ipv4Addr, Ipv6Addr)) -> anyhow::Result<()> {
+        let lead = |to: &Namespace, (via4, via6)| {
+            to.ip(&format!("route replace {ipv4}/32 via {via4}\nroute replace {ipv6}/128 via {via6}\n"))
+        };
+        lead(&self.router, wiring::node_ips(node.number, 0))?;
+        let mut others = self.nodes.iter().filter(|other| other.number != node.number);
+        others.try_for_each(|other| lead(other.namespace(), wiring::gateways(other.number)))
     }
 
     /// Waits until every device is up and every address usable.

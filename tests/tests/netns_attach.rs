@@ -47,7 +47,7 @@ fn a_later_interface_carries_both_hooks_within_a_tenth_of_a_second() {
 fn a_later_pod_is_served_and_its_interface_forgotten_when_it_goes() {
     needs_root!();
     let mut cluster = Cluster::start(&Setup::tcx(true)).expect("a cluster");
-    let interface = cluster.world.add_pod(0, "late", None).expect("a pod").interface().to_owned();
+    let interface = cluster.world.add_pod(0, "late", &[]).expect("a pod").interface().to_owned();
     cluster.world.settle().expect("settled");
     let node = cluster.world.node(0);
     let agent = &cluster.agents[0];
