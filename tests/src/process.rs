@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, File},
-    os::unix::fs::FileExt,
+    os::unix::{fs::FileExt, process::CommandExt},
     path::PathBuf,
     process::{Child, Command, ExitStatus, Stdio},
     thread,
@@ -28,7 +28,9 @@ impl Process {
     pub fn spawn(label: &str, mut command: Command) -> anyhow::Result<Self> {
         let stdout = tempfile::tempfile().context("no temporary file for the output")?;
         let stderr = tempfile::tempfile().context("no temporary file for the output")?;
+        // A group of its own: Ctrl-C at a terminal is for whoever built the world, who then ends it in order.
         let child = command
+            .process_group(0)
             .stdin(Stdio::piped())
             .stdout(stdout.try_clone()?)
             .stderr(stderr.try_clone()?)

@@ -2,6 +2,7 @@
 
 use std::{
     io::Write,
+    os::unix::process::CommandExt,
     process::{Command, Stdio},
 };
 
@@ -10,7 +11,9 @@ use anyhow::{Context, bail};
 /// Runs `command` with `input` on its standard input; its standard output, or an error that quotes its complaint.
 pub(crate) fn run(mut command: Command, input: &str) -> anyhow::Result<String> {
     let name = command.get_program().to_string_lossy().into_owned();
+    // A group of its own: Ctrl-C at a terminal must not end a tool that takes a world down.
     let mut child = command
+        .process_group(0)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
