@@ -1,146 +1,118 @@
-//! The access paths of every Service, tried with real sockets.
+//! The access paths of every Service: where each begins, and exactly what must come of it.
 
 use std::{
-    collections::BTreeSet,
+    collections::BTreeMap,
     net::{IpAddr, SocketAddr},
 };
 
-use comfy_table::{Table, presets::NOTHING};
-use lb_tests::{
-    Place,
-    client::{Call, Transport},
-};
+use lb_tests::{Node, Place};
 use lb_userspace::model::Protocol;
 
-use crate::stage::{PATIENCE, Stage, Target};
-
-/// Connections for a row.
-const TRIES: u32 = 6;
+use crate::{
+    stage::Stage,
+    targets::{Backend, Port, Target},
+};
 
 /// One access path.
-pub(crate) struct Row {
-    service: String,
-    path: String,
-    to: SocketAddr,
-    protocol: Protocol,
-    /// Backends reached and sources they saw; or what went wrong.
-    pub(crate) result: Result<(BTreeSet<String>, BTreeSet<IpAddr>), String>,
+pub(crate) struct Path<'a> {
+    pub(crate) service: String,
+    pub(crate) name: String,
+    pub(crate) from: &'a Place,
+    pub(crate) protocol: Protocol,
+    pub(crate) to: SocketAddr,
+    pub(crate) expect: Expect,
 }
 
-/// Where a path begins, and which sources a backend may see.
-struct Path<'a> {
-    name: String,
-    from: &'a Place,
-    to: SocketAddr,
-    sources: Vec<IpAddr>,
+/// What must come of a path.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Expect {
+    /// Every one of these backends answers sooner or later, nobody else does, and each sees this source.
+    Answers(BTreeMap<String, IpAddr>),
+    /// No endpoint anywhere: refused at once (semantics.md 2.3.1).
+    Refused,
+    /// None that policy Local allows: no answer (2.3.2, 2.3.3).
+    Silent,
 }
 
-/// Tries every path of every Service.
-pub(crate) fn try_all(stage: &Stage) -> anyhow::Result<Vec<Row>> {
-    let mut rows = Vec::new();
-    for target in &stage.targets {
-        for &(protocol, port, node_port) in &target.ports {
-            let Some(transport) = (match protocol {
-                Protocol::Tcp => Some(Transport::Tcp),
-                Protocol::Udp => Some(Transport::Udp),
-                Protocol::Sctp => None,
-            }) else {
-                continue;
-            };
-            for path in paths(stage, target, port, node_port) {
-                let answers = Call::new(transport, path.to).count(TRIES).timeout(PATIENCE).run(path.from)?;
-                let result = judge(target, &path, &answers);
-                rows.push(Row { service: target.name.clone(), path: path.name, to: path.to, protocol, result });
-            }
-        }
-    }
-    Ok(rows)
-}
-
-fn paths<'a>(stage: &'a Stage, target: &Target, port: u16, node_port: Option<u16>) -> Vec<Path<'a>> {
+/// All paths, in the order of the table.
+pub(crate) fn all(stage: &Stage) -> Vec<Path<'_>> {
     let mut paths = Vec::new();
-    let nodes = stage.world.nodes();
-    let node_ips = |like: IpAddr| nodes.iter().map(move |node| node.place().ip_like(like));
-    for &vip in &target.cluster_ips {
-        let to = SocketAddr::new(vip, port);
-        for node in nodes {
-            if let Some(pod) = node.pods().first() {
-                // A pod that reaches itself is masqueraded on the packet path (semantics.md 2.4.4).
-                let sources = vec![pod.place().ip_like(vip), node.place().ip_like(vip)];
-                let name = format!("pod on {} to ClusterIP", node.place().name());
-                paths.push(Path { name, from: pod.place(), to, sources });
-            }
+    for target in &stage.targets {
+        for port in &target.ports {
+            inside(stage, target, port, &mut paths);
+            outside(stage, target, port, &mut paths);
         }
-        for node in nodes {
-            let name = format!("{} itself to ClusterIP", node.place().name());
-            paths.push(Path { name, from: node.place(), to, sources: vec![node.place().ip_like(vip)] });
-        }
-    }
-    // Policy Cluster: the backend sees a node (semantics.md 2.4.2); Local: the client (2.4.3).
-    let outside = |like: IpAddr| {
-        if target.external_local { vec![stage.client().ip_like(like)] } else { node_ips(like).collect() }
-    };
-    if let Some(node_port) = node_port {
-        for (&family, node) in target.cluster_ips.iter().flat_map(|vip| nodes.iter().map(move |node| (vip, node))) {
-            let to = SocketAddr::new(node.place().ip_like(family), node_port);
-            let name = format!("outside to nodePort of {}", node.place().name());
-            paths.push(Path { name, from: stage.client(), to, sources: outside(family) });
-        }
-    }
-    for &address in &target.load_balancer_ips {
-        let to = SocketAddr::new(address, port);
-        let name = "outside to LoadBalancer address".to_owned();
-        paths.push(Path { name, from: stage.client(), to, sources: outside(address) });
     }
     paths
 }
 
-fn judge(
-    target: &Target,
-    path: &Path<'_>,
-    answers: &[lb_tests::client::Answer],
-) -> Result<(BTreeSet<String>, BTreeSet<IpAddr>), String> {
-    let (mut backends, mut sources) = (BTreeSet::new(), BTreeSet::new());
-    for answer in answers {
-        let (backend, source) = answer.reached().map_err(|error| error.to_string())?;
-        if !target.backends.iter().any(|known| known == backend) {
-            return Err(format!("{backend} answered, which is no backend"));
+/// Pods and processes of nodes to the ClusterIPs.
+fn inside<'a>(stage: &'a Stage, target: &Target, port: &Port, paths: &mut Vec<Path<'a>>) {
+    for &vip in &target.cluster_ips {
+        for (of_pod, node) in
+            [true, false].into_iter().flat_map(|pod| stage.world.nodes().iter().map(move |n| (pod, n)))
+        {
+            let (from, name) = if of_pod {
+                let Some(pod) = node.pods().first() else { continue };
+                (pod.place(), format!("pod on {} to ClusterIP", node.name()))
+            } else {
+                (node.place(), format!("{} itself to ClusterIP", node.name()))
+            };
+            let source = |backend: &Backend| {
+                if of_pod { pod_source(stage, node, from, port, backend) } else { node.ip_like(vip) }
+            };
+            let expect = expect(port, vip, target.internal_local.then_some(node), source);
+            let to = SocketAddr::new(vip, port.number);
+            paths.push(Path { service: target.name.clone(), name, from, protocol: port.protocol, to, expect });
         }
-        if !path.sources.contains(&source) {
-            return Err(format!("{backend} saw {source} as the client"));
-        }
-        backends.insert(backend.to_owned());
-        sources.insert(source);
     }
-    if backends.is_empty() { Err("nobody answered".to_owned()) } else { Ok((backends, sources)) }
 }
 
-/// The rows as people read them.
-pub(crate) fn table(rows: &[Row]) -> String {
-    let mut table = Table::new();
-    table.load_style(NOTHING).set_header([
-        "SERVICE",
-        "PATH",
-        "PROTOCOL",
-        "ADDRESS",
-        "RESULT",
-        "BACKENDS",
-        "SOURCE SEEN",
-    ]);
-    for row in rows {
-        let (result, backends, sources) = match &row.result {
-            Ok((backends, sources)) => (
-                "ok".to_owned(),
-                backends.iter().cloned().collect::<Vec<_>>().join(","),
-                sources.iter().map(ToString::to_string).collect::<Vec<_>>().join(","),
-            ),
-            Err(error) => (format!("FAILED: {error}"), String::new(), String::new()),
-        };
-        let (protocol, to) = (row.protocol.to_string(), row.to.to_string());
-        table.add_row([row.service.clone(), row.path.clone(), protocol, to, result, backends, sources]);
+/// The source a backend sees of a pod: its own address, but for what is masqueraded on the packet path.
+fn pod_source(stage: &Stage, node: &Node, pod: &Place, port: &Port, backend: &Backend) -> IpAddr {
+    let own = pod.ip_like(backend.address);
+    let by_connect = port.protocol == Protocol::Tcp && stage.has_socket_hooks(node);
+    let hairpin = own == backend.address;
+    // The detector tells pods by the podCIDRs of the node's document, if it has any (2.4.1).
+    let cidrs = stage.pod_cidrs(node);
+    let outsider = !cidrs.is_empty() && !cidrs.iter().any(|cidr| cidr.contains(&own));
+    if !by_connect && (hairpin || outsider) { node.ip_like(own) } else { own }
+}
+
+/// The client outside to nodePorts and LoadBalancer addresses.
+fn outside<'a>(stage: &'a Stage, target: &Target, port: &Port, paths: &mut Vec<Path<'a>>) {
+    let mut ways = Vec::new();
+    for (&vip, node_port) in target.cluster_ips.iter().filter_map(|vip| port.exposed.map(|node_port| (vip, node_port)))
+    {
+        for node in stage.world.nodes() {
+            let to = SocketAddr::new(node.ip_like(vip), node_port);
+            ways.push((format!("outside to nodePort of {}", node.name()), node, to));
+        }
     }
-    for column in table.column_iter_mut() {
-        column.set_padding((0, 2));
+    for &address in &target.load_balancer_ips {
+        // Where the router sends it.
+        let to = SocketAddr::new(address, port.number);
+        ways.push(("outside to LoadBalancer address".to_owned(), stage.world.node(0), to));
     }
-    table.lines().map(|line| line.trim_end().to_owned()).collect::<Vec<_>>().join("\n")
+    for (name, node, to) in ways {
+        // Policy Cluster: the backend sees the node (2.4.2); Local: the client (2.4.3).
+        let seen = if target.external_local { stage.client() } else { node.place() }.ip_like(to.ip());
+        let expect = expect(port, to.ip(), target.external_local.then_some(node), |_| seen);
+        let (service, from) = (target.name.clone(), stage.client());
+        paths.push(Path { service, name, from, protocol: port.protocol, to, expect });
+    }
+}
+
+/// `local`: policy Local, seen from this node.
+fn expect(port: &Port, like: IpAddr, local: Option<&Node>, source: impl Fn(&Backend) -> IpAddr) -> Expect {
+    let all: Vec<_> = port.backends.iter().filter(|backend| backend.address.is_ipv4() == like.is_ipv4()).collect();
+    if all.is_empty() {
+        return Expect::Refused;
+    }
+    let chosen: BTreeMap<_, _> = all
+        .into_iter()
+        .filter(|backend| local.is_none_or(|node| backend.node.as_deref() == Some(node.name())))
+        .map(|backend| (backend.name.clone(), source(backend)))
+        .collect();
+    if chosen.is_empty() { Expect::Silent } else { Expect::Answers(chosen) }
 }

@@ -1,80 +1,104 @@
 //! The cluster: namespaces, documents, echo servers, agents.
 
 use std::{
-    collections::BTreeMap,
     fs,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
-    path::Path,
-    process::ExitStatus,
-    time::Duration,
+    path::{Path, PathBuf},
 };
 
 use anyhow::{Context, bail};
-use lb_tests::{Agent, Echo, Place, Setup, World};
+use ipnet::IpNet;
+use lb_tests::{Agent, Node, Place, Setup, World};
 use lb_userspace::{
-    file_source::{self, Options},
-    model::{self, Protocol, TrafficPolicy},
+    file_source::{self, Options, Source, Watch},
+    model::Model,
 };
+use tokio::sync::mpsc;
 
-/// A Service as the table needs it.
-pub(crate) struct Target {
-    pub(crate) name: String,
-    pub(crate) cluster_ips: Vec<IpAddr>,
-    pub(crate) load_balancer_ips: Vec<IpAddr>,
-    /// Protocol, port, nodePort.
-    pub(crate) ports: Vec<(Protocol, u16, Option<u16>)>,
-    /// Pods behind it, by name, on any node.
-    pub(crate) backends: Vec<String>,
-    pub(crate) external_local: bool,
-}
+use crate::{
+    cast::{self, Cast},
+    progress::Progress,
+    signals::Signals,
+    targets::{Target, targets},
+};
 
 /// The running cluster; everything goes when it is dropped.
 pub(crate) struct Stage {
     // Agents before the world: they end while their namespaces still exist.
     agents: Vec<Agent>,
-    _servers: Vec<Echo>,
+    hooked: Vec<bool>,
+    cast: Cast,
+    model: Model,
+    source: Source,
     pub(crate) targets: Vec<Target>,
     pub(crate) world: World,
 }
 
 impl Stage {
-    pub(crate) fn build(file: Option<&Path>, say: impl Fn(&str)) -> anyhow::Result<Self> {
+    pub(crate) fn build(file: Option<&Path>, progress: &Progress, signals: &Signals) -> anyhow::Result<Self> {
         let demo = super::demo_folder()?;
-        let source = file.unwrap_or(&demo);
-        say("building a client, a router and two nodes in network namespaces");
-        let mut world = World::builder().nodes(2).pods(0).rp_filter(1).drop_invalid(true).build()?;
-        copy(source, &world)?;
+        let file = file.unwrap_or(&demo);
+        let texts = read(file)?;
+        let names = names(&texts, file)?;
+        progress.say("building a client, a router and the nodes in network namespaces");
+        let world = World::builder().nodes(u8::try_from(names.len())?).names(&names).pods(0);
+        let mut world = world.rp_filter(1).drop_invalid(true).build()?;
+        signals.check()?;
+        // A copy: playing with them changes nobody's files.
+        for (name, text) in &texts {
+            world.apply(name, text)?;
+        }
         let allocations = world.directory().join("allocations.json");
         let options =
             Options { allocations: Some(allocations), write_allocations: true, ..Options::new(world.manifests()) };
-        let loaded = file_source::load(&options).with_context(|| format!("cannot read {}", source.display()))?;
+        let mut source = Source::new(options);
+        let mut loaded = source.reload().with_context(|| format!("cannot read {}", file.display()))?;
+        if loaded.model.nodes.is_empty() {
+            world.apply_nodes()?;
+            loaded = source.reload()?;
+        }
+        let folder = format!("{}/", world.manifests().display());
         for finding in &loaded.findings {
-            say(&format!("{finding}"));
+            progress.note(&finding.to_string().replace(&folder, ""));
         }
         let model = loaded.model;
-        say("starting the pods");
-        let mut servers = Vec::new();
-        let names = add_pods(&mut world, &model, &say)?;
-        world.settle()?;
-        for pod in world.pods() {
-            if let Some(object) = names.get(pod.place().name()) {
-                let ports = |protocol| of_protocol(object, protocol);
-                servers.push(Echo::start(pod.place(), &ports(Protocol::Tcp), &ports(Protocol::Udp))?);
-            }
+        progress.say("starting the pods");
+        let mut cast = Cast::default();
+        cast.place(&mut world, &model, |line| progress.note(line))?;
+        signals.check()?;
+        progress.say("starting an agent on each node");
+        let mut agents = Vec::new();
+        for node in world.nodes() {
+            agents.push(Agent::start(&world, node, &Setup::tcx(true))?);
+            signals.check()?;
         }
-        if model.nodes.is_empty() {
-            world.apply_nodes()?;
-        }
-        say("starting an agent on each node");
-        let agents = Agent::start_all(&world, &Setup::tcx(true))?;
-        let targets = targets(&model);
-        for (agent, target) in agents.iter().flat_map(|agent| targets.iter().map(move |target| (agent, target))) {
+        let hooked: Vec<bool> =
+            agents.iter().map(|agent| Ok(agent.status()?.socket_hooks.attached)).collect::<anyhow::Result<_>>()?;
+        let targets = targets(&model, &cast);
+        let stage = Self { agents, hooked, cast, model, source, targets, world };
+        stage.check_services()?;
+        stage.route_load_balancers()?;
+        Ok(stage)
+    }
+
+    fn check_services(&self) -> anyhow::Result<()> {
+        for agent in &self.agents {
             let rows = agent.services()?;
-            if !rows.iter().any(|row| row.name == target.name) {
-                bail!("the agent does not know Service {}", target.name);
+            for Target { object, .. } in &self.targets {
+                if !rows.iter().any(|row| row.name == object.name && row.namespace == object.namespace) {
+                    bail!("the agent does not know Service {object}");
+                }
             }
         }
-        Ok(Self { agents, _servers: servers, targets, world })
+        Ok(())
+    }
+
+    /// The documents may give any address to a load balancer; the outside must find the first node by it.
+    fn route_load_balancers(&self) -> anyhow::Result<()> {
+        let via = self.world.node(0);
+        for ip in self.targets.iter().flat_map(|target| &target.load_balancer_ips) {
+            self.world.router().ip(&format!("route replace {ip} via {}\n", via.ip_like(*ip)))?;
+        }
+        Ok(())
     }
 
     /// The client outside.
@@ -82,11 +106,41 @@ impl Stage {
         self.world.client()
     }
 
-    /// Runs a command in the client's namespace.
-    pub(crate) fn run_at_client(&self, command: &[String]) -> anyhow::Result<ExitStatus> {
-        let (program, arguments) = command.split_first().context("no command")?;
-        let mut child = self.client().command(program)?;
-        child.args(arguments).status().with_context(|| format!("cannot run {program}"))
+    /// Whether the node's agent chooses backends at `connect()`.
+    pub(crate) fn has_socket_hooks(&self, node: &Node) -> bool {
+        let index = self.world.nodes().iter().position(|of| of.name() == node.name());
+        index.and_then(|index| self.hooked.get(index)).is_some_and(|hooked| *hooked)
+    }
+
+    /// The podCIDRs of a node's document.
+    pub(crate) fn pod_cidrs(&self, node: &Node) -> &[IpNet] {
+        self.model.nodes.get(node.name()).map_or(&[], |node| &node.pod_cidrs)
+    }
+
+    /// Tells when the documents change.
+    pub(crate) fn watch(&self) -> anyhow::Result<(Watch, mpsc::Receiver<()>)> {
+        Watch::new(&self.world.manifests()).context("cannot watch the documents")
+    }
+
+    /// Gives Pods that are new in the documents a namespace. The agents read the documents themselves.
+    pub(crate) fn follow(&mut self, progress: &Progress) -> anyhow::Result<()> {
+        let loaded = match self.source.reload() {
+            Ok(loaded) => loaded,
+            Err(error) => {
+                progress.note(&format!("{error}; the last good state stays"));
+                return Ok(());
+            }
+        };
+        for finding in &loaded.findings {
+            progress.note(&finding.to_string());
+        }
+        self.model = loaded.model;
+        let new = self.cast.place(&mut self.world, &self.model, |line| progress.note(line))?;
+        for pod in self.world.nodes().iter().flat_map(Node::pods).filter(|_| new > 0) {
+            progress.note(&format!("  ip netns exec {} bash      # pod {}", pod.namespace().name(), pod.name()));
+        }
+        progress.note("the documents have changed, the agents follow");
+        Ok(())
     }
 
     /// Shows what the agents think, when something failed.
@@ -101,107 +155,67 @@ impl Stage {
 
     /// How to play.
     pub(crate) fn manual(&self) -> String {
-        let netns = |place: &Place| place.namespace().name().to_owned();
+        let ballast = std::env::var_os("BALLAST_BIN").map_or_else(|| PathBuf::from("ballast"), PathBuf::from);
+        let ballast = ballast.display();
         let mut text = "It stays up until Ctrl-C. Try:\n".to_owned();
-        let node = self.world.node(0);
-        text.push_str(&format!("  ballast status --state-dir {}\n", node.state_dir().display()));
-        text.push_str(&format!("  ballast service list --state-dir {}\n", node.state_dir().display()));
-        text.push_str(&format!("  ip netns exec {} bash      # the client outside\n", netns(self.client())));
+        for node in self.world.nodes().iter().take(1) {
+            let state = node.state_dir();
+            for command in ["status", "service list"] {
+                text.push_str(&format!("  {ballast} {command} --state-dir {}\n", state.display()));
+            }
+        }
+        let mut line = |place: &Place, what: &str| {
+            text.push_str(&format!("  ip netns exec {} bash      # {what}\n", place.namespace().name()));
+        };
+        line(self.client(), "the client outside");
         for node in self.world.nodes() {
-            text.push_str(&format!("  ip netns exec {} bash      # {}\n", netns(node.place()), node.place().name()));
+            line(node, node.name());
         }
         for pod in self.world.pods() {
-            text.push_str(&format!("  ip netns exec {} bash      # pod {}\n", netns(pod.place()), pod.place().name()));
+            line(pod, &format!("pod {}", pod.name()));
         }
-        text.push_str(&format!("Edit the documents in {}: the agents follow.", self.world.manifests().display()));
+        let folder = self.world.manifests();
+        text.push_str(&format!(
+            "Edit the documents in {}: the agents follow, new Pods get a namespace.",
+            folder.display()
+        ));
         text
     }
 }
 
-/// Copies the documents, so that playing with them changes nobody's files.
-fn copy(source: &Path, world: &World) -> anyhow::Result<()> {
+/// The documents: name and text of each file.
+fn read(source: &Path) -> anyhow::Result<Vec<(String, String)>> {
+    let text = |path: &Path| fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()));
     if source.is_file() {
-        let text = fs::read_to_string(source).with_context(|| format!("cannot read {}", source.display()))?;
-        return world.apply("documents.yaml", &text);
+        let name = source.file_name().and_then(|name| name.to_str()).unwrap_or("documents.yaml");
+        return Ok(vec![(name.to_owned(), text(source)?)]);
     }
-    let entries = fs::read_dir(source).with_context(|| format!("cannot read {}", source.display()))?;
-    for entry in entries {
+    let mut texts = Vec::new();
+    for entry in fs::read_dir(source).with_context(|| format!("cannot read {}", source.display()))? {
         let path = entry?.path();
-        let yaml =
-            path.extension().is_some_and(|extension| ["yaml", "yml", "json"].iter().any(|known| extension == *known));
-        if let Some(name) = path.file_name().and_then(|name| name.to_str()).filter(|_| yaml) {
-            let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-            world.apply(name, &text)?;
+        let extension = path.extension().and_then(|extension| extension.to_str());
+        let known = extension.is_some_and(|extension| ["yaml", "yml", "json"].contains(&extension));
+        if let Some(name) = path.file_name().and_then(|name| name.to_str()).filter(|_| known && path.is_file()) {
+            texts.push((name.to_owned(), text(&path)?));
         }
     }
-    Ok(())
-}
-
-fn of_protocol(pod: &model::Pod, protocol: Protocol) -> Vec<u16> {
-    pod.ports.iter().filter(|(_, of, _)| *of == protocol).map(|(_, _, port)| port.get()).collect()
-}
-
-/// Makes a namespace for each Pod that can have one; the Pods by name.
-fn add_pods(
-    world: &mut World,
-    model: &model::Model,
-    say: &impl Fn(&str),
-) -> anyhow::Result<BTreeMap<String, model::Pod>> {
-    let mut names = BTreeMap::new();
-    for (name, pod) in &model.pods {
-        let node = match pod.node.as_deref() {
-            Some("node1") => 0,
-            Some("node2") => 1,
-            other => {
-                say(&format!("Pod {name}: nodeName {other:?} is neither node1 nor node2; it gets no namespace"));
-                continue;
-            }
-        };
-        if pod.host_network {
-            say(&format!("Pod {name}: hostNetwork; it gets no namespace"));
-            continue;
-        }
-        let ipv4 = pod.ips.iter().find_map(|ip| if let IpAddr::V4(ip) = ip { Some(*ip) } else { None });
-        let ipv6 = pod.ips.iter().find_map(|ip| if let IpAddr::V6(ip) = ip { Some(*ip) } else { None });
-        let index = u8::try_from(names.len() + 100).unwrap_or(u8::MAX);
-        let number = u8::try_from(node + 1)?;
-        let ips = (
-            ipv4.unwrap_or_else(|| Ipv4Addr::new(10, 244, number, index)),
-            ipv6.unwrap_or_else(|| Ipv6Addr::new(0xfd00, 0x10, 0x244, u16::from(number), 0, 0, 0, u16::from(index))),
-        );
-        world.add_pod(node, &name.name, Some(ips)).with_context(|| format!("Pod {name}"))?;
-        names.insert(name.name.clone(), pod.clone());
+    if texts.is_empty() {
+        bail!("{} holds no .yaml, .yml or .json file", source.display());
     }
-    Ok(names)
+    texts.sort();
+    Ok(texts)
 }
 
-fn targets(model: &model::Model) -> Vec<Target> {
-    let mut targets = Vec::new();
-    for (name, service) in &model.services {
-        if service.cluster_ips.is_empty() {
-            continue;
-        }
-        let slices =
-            model.slices.iter().filter(|(slice, of)| slice.namespace == name.namespace && of.service == name.name);
-        let endpoints = slices.flat_map(|(_, slice)| &slice.endpoints).filter(|endpoint| endpoint.ready);
-        let mut backends: Vec<String> = endpoints.filter_map(|endpoint| endpoint.pod.clone()).collect();
-        backends.sort();
-        backends.dedup();
-        targets.push(Target {
-            name: name.name.clone(),
-            cluster_ips: service.cluster_ips.clone(),
-            load_balancer_ips: service.load_balancer_ips.clone(),
-            ports: service
-                .ports
-                .iter()
-                .map(|port| (port.protocol, port.port.get(), port.node_port.map(std::num::NonZero::get)))
-                .collect(),
-            backends,
-            external_local: service.external_policy == TrafficPolicy::Local,
-        });
+/// The names of the nodes the documents speak of: read before there is a world to read them in.
+fn names(texts: &[(String, String)], source: &Path) -> anyhow::Result<Vec<String>> {
+    let folder = tempfile::tempdir().context("cannot make a folder")?;
+    let documents = folder.path().join("documents");
+    fs::create_dir(&documents)?;
+    for (name, text) in texts {
+        fs::write(documents.join(name), text)?;
     }
-    targets
+    let allocations = Some(folder.path().join("allocations.json"));
+    let options = Options { allocations, write_allocations: true, ..Options::new(documents) };
+    let loaded = file_source::load(&options).with_context(|| format!("cannot read {}", source.display()))?;
+    Ok(cast::node_names(&loaded.model))
 }
-
-/// How long a single try may take.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(2);

@@ -1,0 +1,106 @@
+//! Services as the table needs them: who is behind each port, by what the documents say and not by what the agent does.
+
+use std::net::IpAddr;
+
+use lb_userspace::model::{EndpointSlice, Model, ObjectName, Protocol, Service, ServicePort, TrafficPolicy};
+
+use crate::cast::{Cast, short};
+
+/// A Service.
+pub(crate) struct Target {
+    pub(crate) object: ObjectName,
+    pub(crate) name: String,
+    pub(crate) cluster_ips: Vec<IpAddr>,
+    pub(crate) load_balancer_ips: Vec<IpAddr>,
+    pub(crate) external_local: bool,
+    pub(crate) internal_local: bool,
+    pub(crate) ports: Vec<Port>,
+    /// What of it cannot be tried here, and why.
+    pub(crate) left_out: Vec<String>,
+}
+
+/// A port of a Service.
+pub(crate) struct Port {
+    pub(crate) protocol: Protocol,
+    pub(crate) number: u16,
+    /// Its nodePort.
+    pub(crate) exposed: Option<u16>,
+    pub(crate) backends: Vec<Backend>,
+}
+
+/// A Pod behind a port.
+pub(crate) struct Backend {
+    pub(crate) address: IpAddr,
+    /// Its name in the world.
+    pub(crate) name: String,
+    /// The name of its node.
+    pub(crate) node: Option<String>,
+}
+
+/// All Services with an address.
+pub(crate) fn targets(model: &Model, cast: &Cast) -> Vec<Target> {
+    let with_address = model.services.iter().filter(|(_, service)| !service.cluster_ips.is_empty());
+    with_address.map(|(object, service)| target(model, cast, object, service)).collect()
+}
+
+fn target(model: &Model, cast: &Cast, object: &ObjectName, service: &Service) -> Target {
+    let mut target = Target {
+        object: object.clone(),
+        name: short(object),
+        cluster_ips: service.cluster_ips.clone(),
+        load_balancer_ips: service.load_balancer_ips.clone(),
+        external_local: service.external_policy == TrafficPolicy::Local,
+        internal_local: service.internal_policy == TrafficPolicy::Local,
+        ports: Vec::new(),
+        left_out: Vec::new(),
+    };
+    if service.foreign_proxy {
+        target.left_out.push("another proxy's (label service.kubernetes.io/service-proxy-name)".to_owned());
+        return target;
+    }
+    if !service.source_ranges.is_empty() && !target.load_balancer_ips.is_empty() {
+        target.left_out.push("LoadBalancer address: loadBalancerSourceRanges is not honoured yet".to_owned());
+        target.load_balancer_ips.clear();
+    }
+    let slices: Vec<&EndpointSlice> = model
+        .slices
+        .iter()
+        .filter(|(name, slice)| name.namespace == object.namespace && slice.service == object.name)
+        .map(|(_, slice)| slice)
+        .collect();
+    for port in &service.ports {
+        if port.protocol == Protocol::Sctp {
+            target.left_out.push(format!("port {}/SCTP: not served yet", port.port));
+            continue;
+        }
+        match backends(cast, &slices, port) {
+            Ok(backends) => target.ports.push(Port {
+                protocol: port.protocol,
+                number: port.port.get(),
+                exposed: port.node_port.map(std::num::NonZero::get),
+                backends,
+            }),
+            Err(address) => target.left_out.push(format!(
+                "port {}/{}: its endpoint {address} is no Pod that was placed",
+                port.port, port.protocol
+            )),
+        }
+    }
+    target
+}
+
+/// The usable endpoints of a port (semantics.md 2.2.3); the error is one that nobody plays.
+fn backends(cast: &Cast, slices: &[&EndpointSlice], port: &ServicePort) -> Result<Vec<Backend>, IpAddr> {
+    let fits =
+        |slice: &&&EndpointSlice| slice.ports.iter().any(|of| of.name == port.name && of.protocol == port.protocol);
+    let all: Vec<_> = slices.iter().filter(fits).flat_map(|slice| &slice.endpoints).collect();
+    let mut usable: Vec<_> = all.iter().filter(|endpoint| endpoint.ready).collect();
+    if usable.is_empty() {
+        usable = all.iter().filter(|endpoint| endpoint.serving && endpoint.terminating).collect();
+    }
+    let backend = |address: IpAddr, node: &Option<String>| {
+        let name = cast.at(address).ok_or(address)?.to_owned();
+        Ok(Backend { address, name, node: node.clone() })
+    };
+    usable.into_iter().map(|endpoint| backend(endpoint.address, &endpoint.node)).collect()
+}
