@@ -42,6 +42,7 @@ mod world;
 pub use agent::{Agent, Setup};
 pub use bpffs::Bpffs;
 pub use cluster::{Cluster, NODE_PORT, TARGET};
+pub use leftovers::traces;
 pub use listen::{Capture, Seen};
 pub use netns::Namespace;
 pub use node::{Node, Pod};

@@ -5,7 +5,7 @@ use std::{fs, net::SocketAddr, time::Duration};
 use lb_tests::{
     ChecksumSink, Echo, Place, World,
     client::{self, Call, Hold, Transport},
-    needs_root,
+    needs_root, traces,
 };
 
 const PORT: u16 = 7000;
@@ -152,29 +152,6 @@ fn a_nodes_and_its_pods_processes_are_in_its_cgroup() {
             assert!(text.lines().any(|line| line.starts_with("0::") && line.ends_with(&wanted)), "{text}");
         }
     }
-}
-
-/// What a world called `id` has on this machine.
-fn traces(id: &str) -> Vec<String> {
-    let mut traces = Vec::new();
-    for entry in fs::read_dir("/run/netns").into_iter().flatten().flatten() {
-        traces.push(entry.path().display().to_string());
-    }
-    for table in ["/proc/self/mountinfo", "/proc/mounts"] {
-        traces.extend(fs::read_to_string(table).unwrap_or_default().lines().map(str::to_owned));
-    }
-    traces.push(std::env::temp_dir().join(id).display().to_string());
-    let cgroups = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    for mount in cgroups.lines().filter(|line| line.contains(" - cgroup2 ")).filter_map(|line| line.split(' ').nth(4)) {
-        for entry in fs::read_dir(mount).into_iter().flatten().flatten() {
-            traces.push(entry.path().display().to_string());
-        }
-    }
-    traces.retain(|trace| trace.contains(id));
-    traces.retain(|trace| {
-        !trace.starts_with(std::env::temp_dir().to_str().unwrap_or_default()) || fs::exists(trace).unwrap_or(true)
-    });
-    traces
 }
 
 #[test]
