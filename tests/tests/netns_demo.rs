@@ -1,8 +1,9 @@
 //! The demo as its user runs it, and the user's second document applied over the first.
 
-use std::{fs, net::SocketAddr, path::Path, process::Command};
+use std::{fs, net::SocketAddr, path::Path, process::Command, time::Duration};
 
-use lb_tests::{Agent, Echo, Setup, World, client::Call, needs_root, wait_until};
+use lb_tests::{Agent, Echo, Process, Setup, World, client::Call, needs_root, traces, wait_until};
+use rustix::process::Signal;
 
 fn demo() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_ballast-demo"));
@@ -10,31 +11,194 @@ fn demo() -> Command {
     command
 }
 
-fn namespaces() -> Vec<String> {
-    let entries = fs::read_dir("/run/netns").into_iter().flatten().flatten();
-    entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+/// Runs it to its end: exit code, standard output, standard error.
+fn outcome(command: &mut Command) -> (Option<i32>, String, String) {
+    let output = command.output().expect("the demo");
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    (output.status.code(), text(&output.stdout), text(&output.stderr))
+}
+
+/// Rows of a Service in the table: path, protocol, result, backends and sources.
+fn rows<'a>(table: &'a str, service: &str) -> Vec<Vec<&'a str>> {
+    let cells = |line: &'a str| line.split("  ").map(str::trim).filter(|cell| !cell.is_empty()).collect::<Vec<_>>();
+    table.lines().map(cells).filter(|row| row.first() == Some(&service)).collect()
 }
 
 #[test]
-fn every_row_of_the_demo_passes_and_nothing_stays() {
+fn every_row_of_the_demo_passes() {
     needs_root!();
-    let output = demo().arg("--once").output().expect("the demo");
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert!(output.status.success(), "{text}\n{}", String::from_utf8_lossy(&output.stderr));
-    for expected in
-        ["my-service ", "service-python ", "service-python-lb ", "LoadBalancer address", "UDP", "[fd00:10:96::"]
-    {
-        assert!(text.contains(expected), "{expected:?} is missing in\n{text}");
+    let (code, table, errors) = outcome(demo().arg("--once"));
+    assert_eq!(code, Some(0), "{table}\n{errors}");
+    assert!(table.contains("133 access paths, 0 failed"), "{table}");
+    for row in [
+        // 2.4.2: the node that was asked; 2.4.3: the client.
+        &["service-python", "outside to nodePort of node2", "TCP", "192.168.2.2:30080", "ok", "python-1,python-2"][..],
+        &[
+            "service-python-lb",
+            "outside to LoadBalancer address",
+            "TCP",
+            "203.0.113.10:3000",
+            "ok",
+            "python-1,python-2",
+        ],
+        &[
+            "my-service-local-dual",
+            "outside to nodePort of node1",
+            "UDP",
+            "[fd00:192:168:1::2]:30083",
+            "ok",
+            "my-app-1",
+        ],
+        &["my-service-local-dual", "outside to nodePort of node2", "TCP", "192.168.2.2:30083", "silent (as it should)"],
+        &["nobody-dual", "outside to nodePort of node1", "UDP", "192.168.1.2:30084", "refused (as it should)"],
+    ] {
+        let found = rows(&table, row[0]).into_iter().find(|found| found.starts_with(row));
+        let source = match row {
+            [_, _, _, _, "ok", "python-1,python-2"] if row[1].ends_with("node2") => Some("192.168.2.2"),
+            [_, _, _, _, "ok", "python-1,python-2"] => Some("192.168.1.2"),
+            [_, _, _, _, "ok", "my-app-1"] => Some("fd00:192:168:100::2"),
+            _ => None,
+        };
+        assert_eq!(
+            found.unwrap_or_else(|| panic!("{row:?} is missing in\n{table}")).get(6).copied(),
+            source,
+            "{row:?}"
+        );
     }
-    assert!(text.contains("access paths, 0 failed"), "{text}");
-    let stale: Vec<_> = namespaces().into_iter().filter(|name| is_stale(name)).collect();
-    assert!(stale.is_empty(), "{stale:?}");
+    assert!(!errors.contains('\u{1b}'), "plain lines where nobody watches: {errors:?}");
 }
 
-/// Whether a namespace belongs to a process that is gone; those of living ones come and go beside us.
-fn is_stale(name: &str) -> bool {
-    let pid = name.strip_prefix("btw-").and_then(|rest| rest.split('-').next());
-    pid.is_some_and(|pid| !Path::new("/proc").join(pid).exists())
+#[test]
+fn documents_straight_out_of_a_cluster_are_played() {
+    needs_root!();
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/documents/kubectl.yaml");
+    let (code, table, errors) = outcome(demo().arg("--once").arg("-f").arg(file));
+    assert_eq!(code, Some(0), "{table}\n{errors}");
+    assert!(table.contains(" 0 failed"), "{table}");
+    let cart = rows(&table, "shop/cart");
+    let both = "shop/cart-5d8f-aaaaa,shop/cart-5d8f-bbbbb";
+    for (path, source) in [
+        ("pod on kind-worker to ClusterIP", "10.42.1.7"),
+        ("pod on kind-worker2 to ClusterIP", "10.42.2.9"),
+        ("kind-worker itself to ClusterIP", "192.168.1.2"),
+        ("outside to nodePort of kind-worker2", "192.168.2.2"),
+        ("outside to LoadBalancer address", "192.168.1.2"),
+    ] {
+        let row = cart.iter().find(|row| row[1] == path).unwrap_or_else(|| panic!("{path} is missing in\n{table}"));
+        assert_eq!((row[4], row[5], row[6]), ("ok", both, source), "{table}");
+    }
+    assert!(rows(&table, "shop/legacy").iter().all(|row| row[4] == "refused (as it should)"), "{table}");
+    let exporter = rows(&table, "shop/exporter");
+    assert!(exporter.len() == 1 && exporter[0][1].starts_with("not tried: port 9100/TCP"), "{table}");
+    for (pod, why) in [
+        ("shop/cart-5d8f-ccccc", "spec.nodeName is not set"),
+        ("shop/exporter-x", "hostNetwork"),
+        ("shop/migrate-1", "it has ended"),
+    ] {
+        let said = errors.lines().find(|line| line.contains(pod)).unwrap_or_else(|| panic!("{pod}: {errors}"));
+        assert!(said.contains("not placed") && said.contains(why), "{said}");
+    }
+}
+
+/// A demo on a folder with little in it, so that it is soon up.
+fn small_demo(folder: &Path) -> Command {
+    let demo_folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("demo");
+    for name in ["nodes.yaml", "pods.yaml", "service-python.yaml"] {
+        fs::copy(demo_folder.join(name), folder.join(name)).expect("copied");
+    }
+    let mut command = demo();
+    command.arg("-f").arg(folder);
+    command
+}
+
+fn wait_for(process: &mut Process, what: &str) {
+    wait_until(what, Duration::from_mins(1), || {
+        let said = process.stdout() + &process.stderr();
+        let running = process.is_running();
+        if said.contains(what) { Ok(()) } else { Err(format!("running: {running}, it said {said}")) }
+    })
+    .expect(what);
+}
+
+#[test]
+fn a_signal_ends_it_at_any_time_and_nothing_stays() {
+    needs_root!();
+    let folder = tempfile::tempdir().expect("a folder");
+    let rows: [(&str, &[&str], Signal, i32); 6] = [
+        ("building", &[], Signal::INT, 130),
+        ("starting an agent", &[], Signal::INT, 130),
+        ("trying the access paths", &[], Signal::INT, 130),
+        ("stays up until Ctrl-C", &[], Signal::INT, 0),
+        ("stays up until Ctrl-C", &[], Signal::TERM, 0),
+        ("sleeping", &["--", "sh", "-c", "echo sleeping; sleep 1000"], Signal::INT, 130),
+    ];
+    for (when, arguments, signal, code) in rows {
+        let mut command = small_demo(folder.path());
+        command.args(arguments);
+        let mut process = Process::spawn("the demo", command).expect("the demo");
+        let id = format!("btw-{}-", process.id());
+        wait_for(&mut process, when);
+        process.signal(signal).expect("a signal");
+        let status = process.wait(Duration::from_secs(30)).expect("its end");
+        assert_eq!(status.code(), Some(code), "{when}: {}", process.stderr());
+        assert_eq!(traces(&id), Vec::<String>::new(), "{when}");
+    }
+}
+
+#[test]
+fn what_is_seen_as_left_behind_is_there_while_it_runs() {
+    needs_root!();
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut process = Process::spawn("the demo", small_demo(folder.path())).expect("the demo");
+    wait_for(&mut process, "stays up until Ctrl-C");
+    let traces = traces(&format!("btw-{}-", process.id()));
+    for part in ["/run/netns/", "/bpf", "/proc/", "cgroup", &std::env::temp_dir().display().to_string()] {
+        assert!(traces.iter().any(|trace| trace.contains(part)), "{part}: {traces:?}");
+    }
+    process.signal(Signal::INT).expect("a signal");
+    assert!(process.wait(Duration::from_secs(30)).expect("its end").success());
+}
+
+#[test]
+fn a_pod_that_comes_while_it_runs_gets_a_namespace_and_connections() {
+    needs_root!();
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut process = Process::spawn("the demo", small_demo(folder.path())).expect("the demo");
+    wait_for(&mut process, "the agents follow, new Pods get a namespace.");
+    let manual = process.stdout();
+    let word = |line: &str, index: usize| line.split_whitespace().nth(index).expect("a word").to_owned();
+    let documents = word(manual.lines().find(|line| line.starts_with("Edit the documents")).expect("a line"), 4);
+    let client = word(manual.lines().find(|line| line.ends_with("# the client outside")).expect("a line"), 3);
+    let pods = fs::read_to_string(folder.path().join("pods.yaml")).expect("documents");
+    let python = pods.split("---\n").find(|document| document.contains("name: python-1")).expect("a document");
+    let late = python.replace("python-1", "late").replace("10.244.1.12", "10.244.1.77").replace("1::12", "1::77");
+    fs::write(Path::new(documents.trim_end_matches(':')).join("late.yaml"), late).expect("written");
+    wait_for(&mut process, "# pod late");
+    let peer = std::env::current_exe().expect("this test").with_file_name("../ballast-peer");
+    wait_until("a connection to the new pod", Duration::from_secs(10), || {
+        let mut connect = Command::new("ip");
+        connect.args(["netns", "exec", &client]).arg(&peer).args(["connect", "--to", "192.168.1.2:30080"]);
+        let output = connect.args(["--count", "10"]).output().map_err(|error| error.to_string())?;
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        if said.contains("\"late\"") { Ok(()) } else { Err(said + &String::from_utf8_lossy(&output.stderr)) }
+    })
+    .expect("connected");
+    process.signal(Signal::INT).expect("a signal");
+    assert!(process.wait(Duration::from_secs(30)).expect("its end").success());
+}
+
+#[test]
+fn a_terminal_sees_it_move() {
+    needs_root!();
+    let folder = tempfile::tempdir().expect("a folder");
+    let command = small_demo(folder.path());
+    let words = std::iter::once(command.get_program()).chain(command.get_args()).map(|word| word.to_string_lossy());
+    let line = words.chain(["--once".into()]).collect::<Vec<_>>().join(" ");
+    let mut terminal = Command::new("script");
+    terminal.args(["--quiet", "--return", "--command", &line, "/dev/null"]);
+    let (code, shown, errors) = outcome(&mut terminal);
+    assert_eq!(code, Some(0), "{shown}{errors}");
+    assert!(shown.contains("trying access path") && shown.contains('\u{1b}'), "{shown:?}");
 }
 
 #[test]
@@ -82,7 +246,7 @@ fn the_second_document_of_the_user_changes_the_type_in_place() {
     let status = "status: {loadBalancer: {ingress: [{ip: 203.0.113.20}]}}\n";
     world.apply("service-python.yaml", &format!("{changed}{status}")).expect("applied");
     for agent in &agents {
-        wait_until("the new type", std::time::Duration::from_secs(5), || {
+        wait_until("the new type", Duration::from_secs(5), || {
             let rows = agent.services().map_err(|error| format!("{error:#}"))?;
             let row = rows.into_iter().find(|row| row.name == "service-python").ok_or("not listed")?;
             if row.service_type == "LoadBalancer" { Ok(()) } else { Err(row.service_type) }

@@ -117,3 +117,30 @@ pub(crate) fn show(rows: &[Row<'_>], targets: &[Target]) -> String {
     }
     table.lines().map(|line| line.trim_end().to_owned()).collect::<Vec<_>>().join("\n")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answer(backend: &str, source: [u8; 4]) -> Answer {
+        Answer {
+            error: None,
+            local: None,
+            peer: None,
+            backend: Some(backend.to_owned()),
+            source: Some((source, 1000).into()),
+            elapsed_ms: 1.0,
+        }
+    }
+
+    #[test]
+    fn only_the_right_backend_with_the_right_source_will_do() {
+        let wanted = BTreeMap::from([("a".to_owned(), IpAddr::from([10, 0, 0, 1]))]);
+        let judge = |answer: &Answer| judge(answer, &wanted, &mut BTreeMap::new());
+        assert_eq!(judge(&answer("a", [10, 0, 0, 1])), Ok(()));
+        assert_eq!(judge(&answer("a", [10, 0, 0, 2])), Err("a saw 10.0.0.2 instead of 10.0.0.1".to_owned()));
+        assert_eq!(judge(&answer("b", [10, 0, 0, 1])), Err("b answered, which must not".to_owned()));
+        let silent = Answer { error: Some("ETIMEDOUT".to_owned()), backend: None, ..answer("a", [10, 0, 0, 1]) };
+        assert!(judge(&silent).is_err_and(|error| error.contains("ETIMEDOUT")));
+    }
+}
