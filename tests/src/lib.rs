@@ -47,7 +47,7 @@ pub use listen::{Capture, Seen};
 pub use netns::Namespace;
 pub use node::{Node, Pod};
 pub use place::Place;
-pub use process::{Echo, Process};
+pub use process::{Echo, Process, binary};
 
 pub use sink::{ChecksumSink, SinkReport};
 pub use tcx::{Fate, ForeignProgram, Matching, Position, TcxHook, tcx_chain, tcx_chain_here};

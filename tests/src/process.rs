@@ -181,7 +181,7 @@ impl Echo {
 }
 
 /// Finds a binary of this workspace: by `BALLAST_BIN` or `BALLAST_PEER_BIN`, else beside the running test.
-pub(crate) fn binary(name: &str) -> anyhow::Result<PathBuf> {
+pub fn binary(name: &str) -> anyhow::Result<PathBuf> {
     let variable = if name == "ballast" { "BALLAST_BIN" } else { "BALLAST_PEER_BIN" };
     if let Some(path) = std::env::var_os(variable) {
         return Ok(path.into());

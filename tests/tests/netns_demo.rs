@@ -2,7 +2,7 @@
 
 use std::{fs, net::SocketAddr, path::Path, process::Command, time::Duration};
 
-use lb_tests::{Agent, Echo, Process, Setup, World, client::Call, needs_root, traces, wait_until};
+use lb_tests::{Agent, Echo, Process, Setup, World, binary, client::Call, needs_root, traces, wait_until};
 use rustix::process::Signal;
 
 fn demo() -> Command {
@@ -174,7 +174,7 @@ fn a_pod_that_comes_while_it_runs_gets_a_namespace_and_connections() {
     let late = python.replace("python-1", "late").replace("10.244.1.12", "10.244.1.77").replace("1::12", "1::77");
     fs::write(Path::new(documents.trim_end_matches(':')).join("late.yaml"), late).expect("written");
     wait_for(&mut process, "# pod late");
-    let peer = std::env::current_exe().expect("this test").with_file_name("../ballast-peer");
+    let peer = binary("ballast-peer").expect("the peer");
     wait_until("a connection to the new pod", Duration::from_secs(10), || {
         let mut connect = Command::new("ip");
         connect.args(["netns", "exec", &client]).arg(&peer).args(["connect", "--to", "192.168.1.2:30080"]);
