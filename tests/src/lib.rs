@@ -16,12 +16,11 @@
 //! Everything needs root; a test starts with [`needs_root!`](crate::needs_root).
 
 mod agent;
+mod bpffs;
 mod cgroup;
 pub mod client;
 mod cluster;
 pub mod kube;
-
-mod bpffs;
 mod leftovers;
 mod listen;
 mod netns;
@@ -29,7 +28,6 @@ mod node;
 mod place;
 mod process;
 pub mod scenario;
-
 mod sink;
 mod sockets;
 mod sys;
@@ -48,7 +46,6 @@ pub use netns::Namespace;
 pub use node::{Node, Pod};
 pub use place::Place;
 pub use process::{Echo, Process, binary};
-
 pub use sink::{ChecksumSink, SinkReport};
 pub use tcx::{Fate, ForeignProgram, Matching, Position, TcxHook, tcx_chain, tcx_chain_here};
 pub use wait::wait_until;
