@@ -28,8 +28,8 @@ impl Progress {
     /// Something that stays to be read.
     pub(crate) fn note(&self, what: &str) {
         match &self.0 {
-            Some(bar) => bar.println(what),
-            None => eprintln!("{what}"),
+            Some(bar) if !bar.is_finished() => bar.println(what),
+            Some(_) | None => eprintln!("{what}"),
         }
     }
 
