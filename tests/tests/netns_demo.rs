@@ -29,7 +29,14 @@ fn every_row_of_the_demo_passes() {
     needs_root!();
     let (code, table, errors) = outcome(demo().arg("--once"));
     assert_eq!(code, Some(0), "{table}\n{errors}");
-    assert!(table.contains("133 access paths, 0 failed"), "{table}");
+    let readme = include_str!("../../README.md");
+    let (_, sample) = readme.split_once("$ cargo xtask run --once\n").expect("the sample");
+    for line in sample.lines().take_while(|line| *line != "```").filter(|line| *line != "...") {
+        // The last one ends with the time it took.
+        let shown = line.split_once(" failed, ").map_or(line, |(counts, _)| counts);
+        assert!(table.lines().any(|real| real == line || real.starts_with(shown)), "README: {line:?}\n{table}");
+    }
+    assert!(table.contains(" access paths, 0 failed"), "{table}");
     for row in [
         // 2.4.2: the node that was asked; 2.4.3: the client.
         &["service-python", "outside to nodePort of node2", "TCP", "192.168.2.2:30080", "ok", "python-1,python-2"][..],
