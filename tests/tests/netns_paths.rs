@@ -90,7 +90,7 @@ impl Matrix {
             Expect::Reach(..) | Expect::Refused => Duration::from_secs(2),
         };
         let answer = Call::new(transport, to).timeout(timeout).run_one(from).expect("a run");
-        if let Err(error) = check(&answer, expect) {
+        if let Err(error) = check(&answer, to, expect) {
             self.failures.push(format!("{name}, {transport:?} to {to}: {error}: {answer:?}"));
         }
     }
@@ -110,7 +110,7 @@ impl Matrix {
     }
 }
 
-fn check(answer: &Answer, expect: &Expect<'_>) -> Result<(), String> {
+fn check(answer: &Answer, to: SocketAddr, expect: &Expect<'_>) -> Result<(), String> {
     match expect {
         Expect::Reach(backends, source) => {
             let (backend, seen) = answer.reached().map_err(|error| error.to_string())?;
@@ -120,6 +120,10 @@ fn check(answer: &Answer, expect: &Expect<'_>) -> Result<(), String> {
             }
             if seen != *source {
                 return Err(format!("{backend} saw {seen} instead of {source}"));
+            }
+            // However the backend was chosen, the client must not notice.
+            if answer.peer != Some(to) {
+                return Err("the peer's address is not the one that was asked for".to_owned());
             }
         }
         Expect::Refused => {
