@@ -55,9 +55,15 @@ pub(crate) fn short(name: &ObjectName) -> String {
 }
 
 impl Cast {
-    /// Gives every Pod that can have one a namespace, and every port a server. What is in the way of that is told once.
-    pub(crate) fn place(&mut self, world: &mut World, model: &Model, tell: impl Fn(&str)) -> anyhow::Result<usize> {
-        let before = self.placed.len();
+    /// Gives every Pod that can have one a namespace, and every port a server; the new names. What is in the way of that
+    /// is told once.
+    pub(crate) fn place(
+        &mut self,
+        world: &mut World,
+        model: &Model,
+        tell: impl Fn(&str),
+    ) -> anyhow::Result<Vec<String>> {
+        let mut new = Vec::new();
         for (name, pod) in &model.pods {
             if self.placed.contains_key(name) {
                 continue;
@@ -69,6 +75,7 @@ impl Cast {
             });
             match result {
                 Ok(placed) => {
+                    new.push(placed.name.clone());
                     self.placed.insert(name.clone(), placed);
                 }
                 Err(why) => {
@@ -79,11 +86,11 @@ impl Cast {
                 }
             }
         }
-        if self.placed.len() > before {
+        if !new.is_empty() {
             world.settle()?;
         }
         self.serve(world, model)?;
-        Ok(self.placed.len() - before)
+        Ok(new)
     }
 
     /// Opens the ports that a Pod has by its containers, or by the slices that name it.

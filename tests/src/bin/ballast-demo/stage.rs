@@ -136,7 +136,9 @@ impl Stage {
         }
         self.model = loaded.model;
         let new = self.cast.place(&mut self.world, &self.model, |line| progress.note(line))?;
-        for pod in self.world.nodes().iter().flat_map(Node::pods).filter(|_| new > 0) {
+        self.targets = targets(&self.model, &self.cast);
+        self.route_load_balancers()?;
+        for pod in self.world.pods().filter(|pod| new.iter().any(|name| name == pod.name())) {
             progress.note(&format!("  ip netns exec {} bash      # pod {}", pod.namespace().name(), pod.name()));
         }
         progress.note("the documents have changed, the agents follow");
