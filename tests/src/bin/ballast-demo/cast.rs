@@ -10,8 +10,9 @@ use lb_tests::{Echo, World};
 use lb_userspace::model::{Model, ObjectName, Pod, Protocol};
 
 /// What the namespaces themselves use, and what leads to Services.
-const TAKEN: [&str; 6] = [
-    "192.168.0.0/16",
+const TAKEN: [&str; 7] = [
+    "192.168.0.0/20",
+    "192.168.100.0/24",
     "10.96.0.0/16",
     "203.0.113.0/24",
     "fd00:192:168::/48",
