@@ -116,13 +116,13 @@ fn rule_2_8_2_a_udp_flow_leaves_a_backend_that_is_gone() {
 /// Backends in the smallest map there is; number 0 is never given out.
 const SLOTS: u16 = 15;
 
-/// A `web` of UDP only, with one pod, in a map that another Service has filled but for one slot.
-fn one_free_slot(world: &World, hooks: bool) -> Vec<Agent> {
+/// A `web` of one protocol, with one pod, in a map that another Service has filled but for one slot.
+fn one_free_slot(world: &World, protocol: &str) -> Vec<Agent> {
     world.apply_nodes().expect("nodes");
     let [first, _, filler] = [(0, 0), (0, 1), (1, 0)].map(|(node, pod)| world.node(node).pod(pod));
     world.apply_pod(first, &PodSpec::labelled("app", "web")).expect("a pod");
     world.apply_pod(filler, &PodSpec::labelled("app", "filler")).expect("a pod");
-    let ports = json!([{"protocol": "UDP", "port": 80, "targetPort": TARGET, "nodePort": NODE_PORT}]);
+    let ports = json!([{"protocol": protocol, "port": 80, "targetPort": TARGET, "nodePort": NODE_PORT}]);
     let web = Service::new("web", "app", "web").fields(json!({"type": "NodePort", "ports": ports}));
     world.apply_service(&web).expect("a Service");
     let filler = (1..=(SLOTS - 1) / 2).fold(Service::new("filler", "app", "filler"), |service, port| {
@@ -130,27 +130,28 @@ fn one_free_slot(world: &World, hooks: bool) -> Vec<Agent> {
         service.port(port, TARGET, None)
     });
     world.apply_service(&filler).expect("a Service");
-    let setup = Setup { more: format!("maps: {{backends: {}}}\n", SLOTS + 1), ..Setup::tcx(hooks) };
+    let setup = Setup { more: format!("maps: {{backends: {}}}\n", SLOTS + 1), ..Setup::tcx(false) };
     Agent::start_all(world, &setup).expect("agents")
+}
+
+fn wait_with_all_slots(agents: &[Agent], backends: u64) {
+    for agent in agents {
+        agent.wait_service("web", backends).expect("the Service");
+        let used = agent.status().expect("a status").maps["LB4_BACKENDS"].used;
+        // A slot without an owner keeps its generation in the map.
+        assert_eq!(used, u64::from(SLOTS), "no other slot must be left");
+    }
 }
 
 #[test]
 fn rule_2_8_2_a_udp_flow_does_not_stay_when_its_slot_has_a_new_owner() {
     needs_root!();
     let world = World::new().expect("a world");
-    let agents = one_free_slot(&world, false);
+    let agents = one_free_slot(&world, "UDP");
     let (old, new) = (world.node(0).pod(0), world.node(0).pod(1));
     // The old one answers as long as it is asked: only the agent knows that it left.
     let _servers = [old, new].map(|pod| Echo::start(pod, &[], &[TARGET]).expect("a server"));
-    let wait = |backends| {
-        for agent in &agents {
-            agent.wait_service("web", backends).expect("the Service");
-            let used = agent.status().expect("a status").maps["LB4_BACKENDS"].used;
-            // A slot without an owner keeps its generation in the map.
-            assert_eq!(used, u64::from(SLOTS), "no other slot must be left");
-        }
-    };
-    wait(2);
+    wait_with_all_slots(&agents, 2);
     let paths = [world.client().clone(), world.node(1).pod(1).place().clone(), world.node(1).place().clone()];
     let vips = agents[0].cluster_ips("web", 2).expect("cluster IPs");
     let calls: Vec<_> = paths
@@ -170,11 +171,36 @@ fn rule_2_8_2_a_udp_flow_does_not_stay_when_its_slot_has_a_new_owner() {
     };
     ask(old);
     world.remove_pod(old).expect("removed");
-    wait(0);
+    wait_with_all_slots(&agents, 0);
     world.apply_pod(new, &PodSpec::labelled("app", "web")).expect("a pod");
-    wait(2);
+    wait_with_all_slots(&agents, 2);
     // The flows' entries still name the slot, and its service is the same.
     ask(new);
+}
+
+#[test]
+fn rule_2_8_1_a_connection_stays_when_its_slot_has_a_new_owner() {
+    needs_root!();
+    let world = World::new().expect("a world");
+    let agents = one_free_slot(&world, "TCP");
+    let (old, new) = (world.node(0).pod(0), world.node(0).pod(1));
+    let _servers = [old, new].map(|pod| Echo::start(pod, &[TARGET], &[]).expect("a server"));
+    wait_with_all_slots(&agents, 2);
+    let to: Vec<_> =
+        Cluster::node_ports_of(world.node(0)).into_iter().chain(Cluster::node_ports_of(world.node(1))).collect();
+    let held: Vec<_> = to.iter().map(|to| Hold::start(world.client(), *to).expect("a held connection")).collect();
+    world.remove_pod(old).expect("removed");
+    wait_with_all_slots(&agents, 0);
+    world.apply_pod(new, &PodSpec::labelled("app", "web")).expect("a pod");
+    wait_with_all_slots(&agents, 2);
+    for to in &to {
+        let answer = Call::tcp(*to).run_one(world.client()).expect("a run");
+        assert_eq!(answer.reached().expect("an answer").0, new.name());
+    }
+    for hold in held {
+        let report = hold.stop().expect("a report");
+        assert_eq!((report.error.as_deref(), report.backend.as_deref()), (None, Some(old.name())), "{report:?}");
+    }
 }
 
 #[test]
