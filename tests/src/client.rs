@@ -110,8 +110,8 @@ impl Call {
 
     /// Makes them at `place`.
     ///
-    /// UDP sockets get ports that no earlier call of this process had, unless a source is given: of two flows with one
-    /// port that meet at one backend, the second is refused until the first one's state is gone (docs/differences.md).
+    /// UDP sockets get ports that no earlier call of this process had, unless a source is given: with a port of an earlier
+    /// one they would go on with its flow, to its backend.
     pub fn run(&self, place: &Place) -> anyhow::Result<Vec<Answer>> {
         let mut command = place.command(binary("ballast-peer")?)?;
         match self.transport {
