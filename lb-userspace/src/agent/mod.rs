@@ -270,10 +270,10 @@ impl Agent {
         self.network.route(&self.engine.desired).await;
     }
 
-    fn node(&self) -> NodeContext {
+    fn node(&mut self) -> NodeContext {
         NodeContext {
             name: self.options.node.clone(),
-            node_port_addrs: self.network.node_port_addresses(),
+            node_port_addrs: self.network.node_port_addresses(&self.options, self.model.nodes.get(&self.options.node)),
             local_addrs: self.network.local_addresses(),
             service_cidrs: self.options.service_cidrs.clone(),
             detect_node_cidr: self.options.config.detects_node_cidr(),

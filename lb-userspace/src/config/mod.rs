@@ -11,7 +11,10 @@ use serde_json::Value;
 use crate::{
     bpf::MapSizes,
     file_source::document::{self, Document},
-    net::roles::{InterfaceRule, XdpMode},
+    net::{
+        node_ports::NodePortAddresses,
+        roles::{InterfaceRule, XdpMode},
+    },
     report::Problem,
 };
 
@@ -37,8 +40,8 @@ pub struct ClientConnection {
 /// What the configuration asks for; [`Config::default`] without a file.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
-    /// Ranges of the node addresses nodePorts are served on; empty for all.
-    pub node_port_addresses: Vec<IpNet>,
+    /// The node addresses nodePorts are served on.
+    pub node_port_addresses: NodePortAddresses,
     /// Local-traffic detector.
     pub detect_local: DetectLocal,
     /// Node name, if given.
@@ -60,7 +63,7 @@ pub struct Config {
 impl Default for Config {
     fn default() -> Self {
         Self {
-            node_port_addresses: Vec::new(),
+            node_port_addresses: NodePortAddresses::All,
             detect_local: DetectLocal::NodeCidr,
             hostname_override: None,
             client_connection: ClientConnection::default(),
@@ -171,6 +174,17 @@ fn is_zero(value: &Value) -> bool {
         Value::Array(list) => list.is_empty(),
         Value::Object(fields) => fields.values().all(is_zero),
     }
+}
+
+/// Refuses the fields of a mapping that are not `known`. `path` is the mapping's own, empty for the document; of what
+/// it is, `owner` tells.
+fn check_names(document: &Document, path: &str, value: &Value, owner: &str, known: &[&str]) -> Result<(), ConfigError> {
+    let names = value.as_object().into_iter().flat_map(|fields| fields.keys());
+    let Some(name) = names.into_iter().find(|name| !known.contains(&name.as_str())) else { return Ok(()) };
+    let field = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
+    let fix = closest(name, known.iter().copied())
+        .map_or_else(|| format!("fields are {}", known.join(", ")), |close| format!("did you mean {close}?"));
+    Err(wrong(document, &field, &format!("no field of {owner}"), &fix))
 }
 
 /// The known name that `name` may have meant.
