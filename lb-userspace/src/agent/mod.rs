@@ -25,7 +25,7 @@ pub use self::cleanup::cleanup;
 use self::network::Network;
 use crate::{
     bpf::Datapath,
-    config::Config,
+    config::{Config, Notes},
     control::{self, Request, Response},
     desired::NodeContext,
     engine::Engine,
@@ -51,6 +51,8 @@ pub struct RunOptions {
     pub node: String,
     /// The configuration, already read and checked.
     pub config: Config,
+    /// What of it is not as asked.
+    pub notes: Notes,
     /// State directory.
     pub state_dir: PathBuf,
     /// The bpffs.

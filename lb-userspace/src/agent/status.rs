@@ -87,6 +87,7 @@ impl Agent {
         problems.extend(self.source_error.clone());
         problems.extend(self.sync_error.clone());
         problems.extend(self.start_problems.iter().cloned());
+        problems.extend(self.options.notes.not_yet.iter().cloned());
         problems.extend(self.engine.desired.problems.iter().cloned());
         problems.extend(self.engine.refused.iter().cloned());
         problems.extend(self.network.problems());
@@ -142,6 +143,7 @@ impl Agent {
                 .map(|(counter, count)| (format!("{counter:?}"), count))
                 .collect(),
             problems: self.problems(),
+            warnings: self.options.notes.no_effect.clone(),
             not_honoured: desired
                 .not_honoured
                 .iter()

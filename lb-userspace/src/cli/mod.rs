@@ -10,7 +10,7 @@ use ipnet::IpNet;
 
 use crate::{
     agent::{self, CleanupOptions, RunOptions},
-    config::{self, Config},
+    config::{self, Loaded},
     control::{self, Request, Response},
 };
 
@@ -187,16 +187,13 @@ fn log() {
 }
 
 fn options(run: Run) -> anyhow::Result<RunOptions> {
-    let config = match &run.config {
-        None => Config::default(),
-        Some(path) => {
-            let loaded = config::load(path)?;
-            for warning in &loaded.warnings {
-                tracing::warn!("{}: {} ({})", warning.object, warning.cause, warning.fix);
-            }
-            loaded.config
-        }
+    let Loaded { config, notes } = match &run.config {
+        None => Loaded::default(),
+        Some(path) => config::load(path)?,
     };
+    for note in notes.not_yet.iter().chain(&notes.no_effect) {
+        tracing::warn!("{}: {} ({})", note.object, note.cause, note.fix);
+    }
     let node = run
         .node
         .or_else(|| config.hostname_override.clone())
@@ -218,6 +215,7 @@ fn options(run: Run) -> anyhow::Result<RunOptions> {
         path: run.file,
         node,
         config,
+        notes,
         state_dir,
         bpffs,
         cgroup,

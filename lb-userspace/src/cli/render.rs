@@ -187,9 +187,11 @@ pub(super) fn status(status: &Status) -> String {
             tracing::debug!("writing to a string failed: {error}");
         }
     }
-    if !status.problems.is_empty() {
-        line(&mut text, "\nProblems:");
-        problems(&mut text, &status.problems);
+    for (title, told) in [("Warnings", &status.warnings), ("Problems", &status.problems)] {
+        if !told.is_empty() {
+            line(&mut text, &format!("\n{title}:"));
+            problems(&mut text, told);
+        }
     }
     text
 }

@@ -212,17 +212,22 @@ fn visit(
             return Err(wrong(document, path, "is for Windows", "remove it: this program runs on Linux"));
         }
         NotYet if set => {
-            loaded.warnings.push(warning(document, path, "is not honoured yet", "remove it, or expect the default"));
+            loaded.notes.not_yet.push(note(document, path, "is not honoured yet", "remove it, or expect the default"));
         }
         NoEffect if set => {
-            loaded.warnings.push(warning(document, path, "has no effect here", "nothing; remove it to silence this"));
+            loaded.notes.no_effect.push(note(
+                document,
+                path,
+                "has no effect here",
+                "nothing; remove it to silence this",
+            ));
         }
         Honoured | NotYet | NoEffect | Refused => {}
     }
     Ok(())
 }
 
-fn warning(document: &Document, path: &str, cause: &str, fix: &str) -> Problem {
+fn note(document: &Document, path: &str, cause: &str, fix: &str) -> Problem {
     let line = document.line(path).map(|line| format!(":{line}")).unwrap_or_default();
     Problem { object: format!("config {}{line}", document.file), cause: format!("{path} {cause}"), fix: fix.to_owned() }
 }

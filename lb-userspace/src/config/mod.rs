@@ -88,8 +88,17 @@ impl Config {
 pub struct Loaded {
     /// The configuration.
     pub config: Config,
-    /// Fields without effect.
-    pub warnings: Vec<Problem>,
+    /// What is not.
+    pub notes: Notes,
+}
+
+/// Fields that do not do what they say.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Notes {
+    /// Not honoured yet: the node behaves otherwise than it was asked to.
+    pub not_yet: Vec<Problem>,
+    /// Without meaning to a datapath like this one: nothing is missing.
+    pub no_effect: Vec<Problem>,
 }
 
 /// A configuration that cannot be used.

@@ -14,6 +14,10 @@ fn error(result: Result<Loaded, ConfigError>) -> String {
     result.expect_err("refused").to_string()
 }
 
+fn causes(notes: &[Problem]) -> Vec<&str> {
+    notes.iter().map(|note| &*note.cause).collect()
+}
+
 /// What kubeadm 1.33 puts into its `ConfigMap`.
 const KUBEADM: &str = "bindAddress: 0.0.0.0
 bindAddressHardFail: false
@@ -48,8 +52,8 @@ winkernel: {enableDSR: false, forwardHealthCheckVip: false, networkName: \"\", r
 fn the_file_of_kubeadm_passes_with_hardly_a_word() {
     let loaded = kube_proxy(KUBEADM).expect("accepted");
     assert_eq!(loaded.config.client_connection.kubeconfig, "/var/lib/kube-proxy/kubeconfig.conf");
-    let causes: Vec<_> = loaded.warnings.iter().map(|warning| &*warning.cause).collect();
-    assert_eq!(causes, ["logging.options has no effect here"]);
+    assert_eq!(loaded.notes.not_yet, []);
+    assert_eq!(causes(&loaded.notes.no_effect), ["logging.options has no effect here"]);
 }
 
 #[test]
@@ -76,11 +80,9 @@ fn no_document_means_the_defaults() {
 #[test]
 fn what_is_not_honoured_is_told() {
     let loaded = kube_proxy("mode: userspace\nclusterCIDR: 10.0.0.0/8\nipvs: {scheduler: lc}\n").expect("accepted");
-    let causes: Vec<_> = loaded.warnings.iter().map(|warning| &*warning.cause).collect();
-    assert_eq!(
-        causes,
-        ["clusterCIDR is not honoured yet", "ipvs.scheduler is not honoured yet", "mode has no effect here"]
-    );
+    let expected = ["clusterCIDR is not honoured yet", "ipvs.scheduler is not honoured yet"];
+    assert_eq!(causes(&loaded.notes.not_yet), expected);
+    assert_eq!(causes(&loaded.notes.no_effect), ["mode has no effect here"]);
 }
 
 #[test]
