@@ -23,6 +23,8 @@ pub mod k8s;
 pub mod lock;
 pub mod model;
 pub mod net;
+pub mod numbers;
+pub mod offline;
 pub mod plan;
 pub mod report;
 pub mod store;

@@ -15,7 +15,8 @@ use self::args::{Cli, Command, Global, Output, Run, ServiceCommand};
 use crate::{
     agent::{self, CleanupOptions, RunOptions},
     config::{self, Loaded},
-    control::{self, Request, Response},
+    control::{self, AskError, Request, Response},
+    offline::{self, Places},
 };
 
 /// Degraded.
@@ -107,11 +108,20 @@ fn options(run: Run, global: Global) -> anyhow::Result<RunOptions> {
 }
 
 async fn show(global: &Global, output: Output, request: &Request) -> anyhow::Result<ExitCode> {
-    let response = control::ask(&global.state_dir, request).await?;
+    let (response, online) = match control::ask(&global.state_dir, request).await {
+        Err(AskError::NotRunning { .. }) => (offline(global, request).await?, false),
+        answered => (answered?, true),
+    };
+    let told = |fields: &Option<Vec<String>>| fields.as_ref().is_some_and(|fields| !fields.is_empty());
     let degraded = match &response {
         Response::Status(status) => !status.problems.is_empty() || !status.not_honoured.is_empty(),
-        Response::Detail(detail) => !detail.problems.is_empty() || !detail.row.not_honoured.is_empty(),
-        Response::Services(_) => false,
+        Response::Detail(detail) => !detail.problems.is_empty() || told(&detail.row.not_honoured),
+        Response::Services(_) => !online,
+        Response::NotFound { namespace, name } if !online => anyhow::bail!(
+            "no agent runs on {}, and the tables it left hold no Service {namespace}/{name}; `ballast service list` \
+             shows those they hold, `ballast run` knows the others too",
+            global.state_dir.display()
+        ),
         Response::NotFound { namespace, name } => {
             anyhow::bail!("there is no Service {namespace}/{name}; `ballast service list` shows those there are")
         }
@@ -125,6 +135,20 @@ async fn show(global: &Global, output: Output, request: &Request) -> anyhow::Res
     };
     say(&text)?;
     Ok(if degraded { ExitCode::from(DEGRADED) } else { ExitCode::SUCCESS })
+}
+
+/// Answers from the pins. A list has no place to say so: standard error does.
+async fn offline(global: &Global, request: &Request) -> anyhow::Result<Response> {
+    let Global { state_dir, bpffs, cgroup, .. } = global;
+    let response = offline::answer(Places { state_dir, bpffs, cgroup: cgroup.as_deref() }, request).await?;
+    if matches!(response, Response::Services(_)) {
+        eprintln!(
+            "no agent runs on {}; these are the Services in the tables pinned in {}",
+            state_dir.display(),
+            bpffs.display()
+        );
+    }
+    Ok(response)
 }
 
 /// Prints an answer. `println!` would panic when the reader, `head` for example, has seen enough.
