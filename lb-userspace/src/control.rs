@@ -125,7 +125,16 @@ impl Server {
     }
 }
 
+/// Whether a user may ask. The socket's mode says so too, but a directory may have been made too open by hand.
+const fn may_ask(user: u32, own: u32) -> bool {
+    user == 0 || user == own
+}
+
 async fn serve_one(mut stream: UnixStream, sender: mpsc::Sender<Asked>) -> io::Result<()> {
+    let user = stream.peer_cred()?.uid();
+    if !may_ask(user, rustix::process::geteuid().as_raw()) {
+        return Err(io::Error::new(io::ErrorKind::PermissionDenied, format!("user {user} may not ask")));
+    }
     let (read, mut write) = stream.split();
     let mut line = String::new();
     let mut reader = BufReader::new(read.take(LINE));
@@ -222,6 +231,12 @@ mod tests {
         let mut text = String::new();
         stream.read_to_string(&mut text).await.expect("an answer");
         assert!(text.contains("not a request"), "{text}");
+    }
+
+    #[test]
+    fn root_and_the_own_user_may_ask() {
+        assert!(may_ask(0, 1000) && may_ask(1000, 1000) && may_ask(0, 0));
+        assert!(!may_ask(1001, 1000) && !may_ask(1000, 0));
     }
 
     #[tokio::test]

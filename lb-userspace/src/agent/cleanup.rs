@@ -17,8 +17,9 @@ const FILES: [&str; 4] = ["ids.json", "ids.json.new", "control.sock", "lock"];
 /// Removes everything an agent made and nothing else; says what, one line each.
 pub async fn cleanup(options: CleanupOptions) -> anyhow::Result<Vec<String>> {
     let CleanupOptions { state_dir, bpffs, cgroup: _, dry_run } = options;
-    // A running agent would make it all again.
+    // A running agent would make it all again, whichever state directory it has.
     let _lock = if state_dir.is_dir() { Some(InstanceLock::take(&state_dir)?) } else { None };
+    let _pins = InstanceLock::take_existing_pins(&bpffs)?;
     let verb = if dry_run { "would remove" } else { "removed" };
     let mut lines = Vec::new();
     let removed =

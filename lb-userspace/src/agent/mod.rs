@@ -24,7 +24,7 @@ use tokio::{
 pub use self::cleanup::cleanup;
 use self::network::Network;
 use crate::{
-    bpf::Datapath,
+    bpf::{self, Datapath},
     config::{Config, Notes},
     control::{self, Request, Response},
     desired::NodeContext,
@@ -83,6 +83,7 @@ pub struct CleanupOptions {
 /// A running agent.
 struct Agent {
     options: RunOptions,
+    _pins: InstanceLock,
     datapath: Datapath,
     engine: Engine,
     network: Network,
@@ -185,6 +186,8 @@ async fn reload(source: &mut Option<Source>) -> anyhow::Result<Result<file_sourc
 
 impl Agent {
     async fn start(options: RunOptions, loaded: file_source::Loaded) -> anyhow::Result<Self> {
+        bpf::check_bpffs(&options.bpffs)?;
+        let pins = InstanceLock::take_pins(&options.bpffs)?;
         let mut datapath = Datapath::open(&options.bpffs, &options.config.maps)?;
         let (engine, problem) = Engine::open(&mut datapath.maps, &options.state_dir)
             .with_context(|| format!("cannot read the state in {}", options.state_dir.display()))?;
@@ -195,6 +198,7 @@ impl Agent {
             hash_seed: if seed == 0 { random()? } else { seed },
             netns_cookie: net::netns_cookie().context("cannot read the cookie of the network namespace")?,
             options,
+            _pins: pins,
             datapath,
             engine,
             network,
