@@ -7,6 +7,7 @@
 //! ```
 
 mod cleanup;
+mod collect;
 mod network;
 mod status;
 
@@ -30,7 +31,7 @@ use crate::{
     desired::NodeContext,
     engine::Engine,
     file_source::{self, Finding, Source, Watch},
-    gc::{Clock, Collector},
+    gc::Collector,
     lock::InstanceLock,
     model::Model,
     net,
@@ -117,6 +118,7 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
     let mut events = net::events::watch().context("cannot watch the network")?;
     let mut source = Some(Source::new(source_options(&options)));
     let loaded = reload(&mut source).await?.context("no documents to begin with")?;
+    report(&loaded.findings);
     let mut agent = Agent::start(options, loaded).await?;
     let server = control::Server::bind(&agent.options.state_dir)
         .with_context(|| format!("cannot open the control socket in {}", agent.options.state_dir.display()))?;
@@ -210,7 +212,6 @@ impl Agent {
             socket_hooks: HookStatus::default(),
             collectors: Default::default(),
         };
-        agent.report_findings();
         // Tables before hooks: the first packet a program sees finds everything.
         agent.network.list(&agent.options).await;
         agent.program().await;
@@ -224,7 +225,7 @@ impl Agent {
         self.model = loaded.model;
         self.findings = loaded.findings;
         self.source_error = None;
-        self.report_findings();
+        report(&self.findings);
         self.program().await;
     }
 
@@ -236,12 +237,6 @@ impl Agent {
             cause: error.to_string(),
             fix: "correct it; until then the last good state stays".to_owned(),
         });
-    }
-
-    fn report_findings(&self) {
-        for finding in &self.findings {
-            tracing::warn!("{finding}");
-        }
     }
 
     /// Links, addresses or routes may have changed.
@@ -335,50 +330,18 @@ impl Agent {
         self.engine.desired.services.values().map(|service| service.frontends.len()).sum()
     }
 
-    /// A round of garbage collection.
-    fn collect(&mut self) {
-        let now = match self.datapath.clock() {
-            Ok(now) => now,
-            Err(error) => {
-                tracing::warn!("cannot read the kernel's clock: {error}; flows are not collected now");
-                return;
-            }
-        };
-        let clock = Clock { now, ticks_per_second: self.clock_ticks };
-        let maps = &self.datapath.maps;
-        let rounds = (self.collectors.0.round(maps, clock), self.collectors.1.round(maps, clock));
-        match rounds {
-            (Ok(v4), Ok(v6)) => {
-                let removed = v4.removed + v6.removed;
-                for (service, (packets, bytes)) in v4.ended.iter().chain(&v6.ended) {
-                    self.add_traffic(*service, *packets, *bytes);
-                }
-                if removed > 0 {
-                    tracing::debug!("{removed} conntrack entries collected");
-                }
-            }
-            (Err(error), _) | (_, Err(error)) => tracing::warn!("cannot collect flows: {error}; tried again soon"),
-        }
-    }
-
-    fn add_traffic(&self, service: u32, packets: u64, bytes: u64) {
-        let maps = &self.datapath.maps;
-        for (index, more) in [(service * 2, packets), (service * 2 + 1, bytes)] {
-            let written = maps
-                .word("LB_SVC_TRAFFIC", index)
-                .and_then(|word| maps.set_word("LB_SVC_TRAFFIC", index, word.wrapping_add(more)));
-            if let Err(error) = written {
-                tracing::warn!("cannot keep the traffic of service {service}: {error}");
-            }
-        }
-    }
-
     fn answer(&self, request: &Request) -> Response {
         match request {
             Request::Status => Response::Status(Box::new(self.status())),
             Request::Services => Response::Services(self.service_rows()),
             Request::Describe { namespace, name } => self.describe(namespace, name),
         }
+    }
+}
+
+fn report(findings: &[Finding]) {
+    for finding in findings {
+        tracing::warn!("{finding}");
     }
 }
 
