@@ -186,7 +186,9 @@ pub async fn ask(state_dir: &Path, request: &Request) -> Result<Response, AskErr
     let failed = |cause: io::Error| {
         let state_dir = state_dir.to_owned();
         match cause.kind() {
-            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => AskError::NotRunning { state_dir },
+            io::ErrorKind::NotFound | io::ErrorKind::NotADirectory | io::ErrorKind::ConnectionRefused => {
+                AskError::NotRunning { state_dir }
+            }
             io::ErrorKind::PermissionDenied => AskError::Denied { state_dir },
             _ => AskError::Failed { state_dir, cause },
         }

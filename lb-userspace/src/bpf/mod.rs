@@ -43,7 +43,7 @@ pub enum OpenError {
     #[error("this program was built without its BPF object; build it with `cargo xtask build`")]
     NoObject,
     /// Not a bpffs.
-    #[error("{0} is not a bpffs; mount one there (`mount -t bpf bpf {0}`) or name another with --bpffs")]
+    #[error("{0} is not a bpffs; mount one there (`mkdir -p {0}; mount -t bpf bpf {0}`) or name another with --bpffs")]
     NoBpffs(PathBuf),
     /// The file system refused.
     #[error("cannot {what} {path}: {cause}; the agent needs to be root on a mounted bpffs")]

@@ -110,18 +110,25 @@ impl Cli {
         cli
     }
 
-    /// What clap cannot say: an option of every command that means nothing to this one.
+    /// What clap cannot say.
     fn check(&self) -> Result<(), clap::Error> {
-        let name = match self.command {
-            Command::Run(_) => "run",
+        let conflict = |text: String| Err(Self::command().error(ErrorKind::ArgumentConflict, text));
+        let name = match &self.command {
+            Command::Run(run) => {
+                let v4 = run.service_cidr.iter().filter(|net| net.addr().is_ipv4()).count();
+                if v4 > 1 || run.service_cidr.len() - v4 > 1 {
+                    let text = "--service-cidr: two ranges of one family; give at most one IPv4 and one IPv6 range";
+                    return conflict(text.to_owned());
+                }
+                "run"
+            }
             Command::Cleanup { .. } => "cleanup",
             Command::Status | Command::Service(_) | Command::Version => return Ok(()),
         };
         if self.global.output.is_none() {
             return Ok(());
         }
-        let text = format!("--output: `ballast {name}` has no answer that comes in forms; leave it out");
-        Err(Self::command().error(ErrorKind::ArgumentConflict, text))
+        conflict(format!("--output: `ballast {name}` has no answer that comes in forms; leave it out"))
     }
 }
 

@@ -5,7 +5,6 @@ mod render;
 
 use std::{
     io::{self, IsTerminal as _, Write as _},
-    net::IpAddr,
     process::ExitCode,
 };
 
@@ -86,12 +85,6 @@ fn options(run: Run, global: Global) -> anyhow::Result<RunOptions> {
         Some(node) => node,
         None => rustix::system::uname().nodename().to_string_lossy().to_lowercase(),
     };
-    let mut families: Vec<bool> = run.service_cidr.iter().map(|net| matches!(net.addr(), IpAddr::V6(_))).collect();
-    families.sort_unstable();
-    families.dedup();
-    if families.len() != run.service_cidr.len() {
-        anyhow::bail!("--service-cidr: two ranges of one family; give at most one IPv4 and one IPv6 range");
-    }
     let Global { state_dir, bpffs, cgroup, .. } = global;
     Ok(RunOptions {
         path: run.file,

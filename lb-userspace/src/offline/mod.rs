@@ -55,6 +55,17 @@ pub enum OfflineError {
         /// Where pins would be.
         bpffs: PathBuf,
     },
+    /// There is nowhere to read.
+    #[error(
+        "no agent runs on {state_dir}, and {bpffs} is no bpffs where its pins could be; start one with `ballast run`, or \
+         name its --state-dir and --bpffs"
+    )]
+    Nowhere {
+        /// Where an agent would listen.
+        state_dir: PathBuf,
+        /// Where pins would be.
+        bpffs: PathBuf,
+    },
     /// The pins cannot be read.
     #[error("no agent runs on {state_dir}, and what is pinned cannot be told: {cause}")]
     Pins {
@@ -101,11 +112,11 @@ pub async fn answer(places: Places<'_>, request: &Request) -> Result<Response, O
 impl<'a> Left<'a> {
     fn read(places: Places<'a>) -> Result<Self, OfflineError> {
         let state_dir = || places.state_dir.to_owned();
-        let pinned = bpf::read_pinned(places.bpffs);
-        let Some(mut maps) =
-            pinned.map_err(|cause| OfflineError::Pins { state_dir: state_dir(), cause: cause.into() })?
-        else {
-            return Err(OfflineError::Nothing { state_dir: state_dir(), bpffs: places.bpffs.to_owned() });
+        let mut maps = match bpf::read_pinned(places.bpffs) {
+            Ok(Some(maps)) => maps,
+            Ok(None) => return Err(OfflineError::Nothing { state_dir: state_dir(), bpffs: places.bpffs.to_owned() }),
+            Err(OpenError::NoBpffs(bpffs)) => return Err(OfflineError::Nowhere { state_dir: state_dir(), bpffs }),
+            Err(cause) => return Err(OfflineError::Pins { state_dir: state_dir(), cause: cause.into() }),
         };
         let failed = |what: String| move |cause| OfflineError::State { state_dir: state_dir(), what, cause };
         let image = plan::read_mirror(&mut maps).map_err(failed("the pinned maps".to_owned()))?;
