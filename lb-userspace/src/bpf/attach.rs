@@ -20,6 +20,9 @@ use super::{
 /// The socket hooks.
 pub const SOCKET_PROGRAMS: [&str; 4] = ["lb_connect4", "lb_connect6", "lb_peername4", "lb_peername6"];
 
+/// Magic number of cgroup2 in `statfs(2)`.
+const CGROUP2_MAGIC: u64 = 0x6367_7270;
+
 /// A hook that could not be attached.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot attach {program} to {target}: {cause}")]
@@ -81,6 +84,11 @@ impl Datapath {
         let target = cgroup.display().to_string();
         let failed = |program, cause: String| AttachError { program, target: format!("cgroup {target}"), cause };
         let file = File::open(cgroup).map_err(|error| failed("the socket hooks", error.to_string()))?;
+        // The kernel would only say EBADF.
+        let is_cgroup2 = rustix::fs::fstatfs(&file).is_ok_and(|found| found.f_type.cast_unsigned() == CGROUP2_MAGIC);
+        if !is_cgroup2 {
+            return Err(failed("the socket hooks", "it is no directory of a cgroup2 file system".to_owned()));
+        }
         let id = file.metadata().map_err(|error| failed("the socket hooks", error.to_string()))?.ino();
         for name in SOCKET_PROGRAMS {
             let pin = self.pins.links().join(format!("cgroup-{id}-{name}"));
