@@ -8,6 +8,7 @@
 
 mod cleanup;
 mod collect;
+mod loader;
 mod network;
 mod status;
 
@@ -23,14 +24,14 @@ use tokio::{
 };
 
 pub use self::cleanup::cleanup;
-use self::network::Network;
+use self::{loader::Loader, network::Network};
 use crate::{
     bpf::{self, Datapath},
     config::{Config, Notes},
     control::{self, Request, Response},
     desired::NodeContext,
     engine::Engine,
-    file_source::{self, Finding, Source, Watch},
+    file_source::{self, Finding, Watch},
     gc::Collector,
     lock::InstanceLock,
     model::Model,
@@ -116,8 +117,9 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
     // The watches before the first reads: no change falls between them.
     let (_watch, mut ticks) = watch(&options)?;
     let mut events = net::events::watch().context("cannot watch the network")?;
-    let mut source = Some(Source::new(source_options(&options)));
-    let loaded = reload(&mut source).await?.context("no documents to begin with")?;
+    let mut loader = Loader::new(source_options(&options));
+    loader.start();
+    let loaded = loader.finished().await?.context("no documents to begin with")?;
     report(&loaded.findings);
     let mut agent = Agent::start(options, loaded).await?;
     let server = control::Server::bind(&agent.options.state_dir)
@@ -133,14 +135,19 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
         tokio::select! {
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
-            Some(()) = ticks.recv() => {
-                match reload(&mut source).await? {
-                    Ok(loaded) => agent.documents(loaded).await,
-                    Err(error) => agent.unreadable(&error),
+            Some(()) = ticks.recv() => loader.start(),
+            loaded = loader.finished() => match loaded? {
+                Ok(loaded) => agent.documents(loaded).await,
+                Err(error) => agent.unreadable(&error),
+            },
+            Some(_) = events.recv() => agent.network_changed().await,
+            _ = list.tick() => {
+                agent.network_changed().await;
+                // No change of the documents tells that a lock was released or an allocation file restored.
+                if agent.source_error.is_some() {
+                    loader.start();
                 }
             }
-            Some(_) = events.recv() => agent.network_changed().await,
-            _ = list.tick() => agent.network_changed().await,
             _ = collect.tick() => agent.collect(),
             Some((request, answer)) = requests.recv() => {
                 let response = agent.answer(&request);
@@ -172,18 +179,6 @@ fn watch(options: &RunOptions) -> anyhow::Result<(Option<Watch>, mpsc::Receiver<
     let (watch, ticks) = Watch::new(&options.path)
         .with_context(|| format!("cannot watch {}; give a file or folder that exists", options.path.display()))?;
     Ok((Some(watch), ticks))
-}
-
-/// Reads the documents on another thread: they may lie on a slow disk, and the allocation file may be locked.
-async fn reload(source: &mut Option<Source>) -> anyhow::Result<Result<file_source::Loaded, file_source::LoadError>> {
-    let Some(mut taken) = source.take() else { bail!("the source was lost") };
-    let (taken, loaded) = tokio::task::spawn_blocking(move || {
-        let loaded = taken.reload();
-        (taken, loaded)
-    })
-    .await?;
-    *source = Some(taken);
-    Ok(loaded)
 }
 
 impl Agent {
@@ -231,12 +226,15 @@ impl Agent {
 
     /// The documents cannot be read: the last good ones stay.
     fn unreadable(&mut self, error: &file_source::LoadError) {
-        tracing::error!("{error}; the last good state stays");
-        self.source_error = Some(Problem {
+        let problem = Problem {
             object: format!("source {}", self.options.path.display()),
             cause: error.to_string(),
             fix: "correct it; until then the last good state stays".to_owned(),
-        });
+        };
+        if self.source_error.as_ref() != Some(&problem) {
+            tracing::error!("{error}; the last good state stays");
+        }
+        self.source_error = Some(problem);
     }
 
     /// Links, addresses or routes may have changed.

@@ -25,7 +25,12 @@ const DEGRADED: u8 = 3;
 pub fn main() -> ExitCode {
     let cli = Cli::read();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let result = runtime.context("cannot start").and_then(|runtime| runtime.block_on(execute(cli)));
+    let result = runtime.context("cannot start").and_then(|runtime| {
+        let result = runtime.block_on(execute(cli));
+        // A read of the documents may still wait for a lock: it has nothing to finish.
+        runtime.shutdown_background();
+        result
+    });
     result.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");
         ExitCode::FAILURE

@@ -110,6 +110,7 @@ fn start() -> Result<(Bpffs, Agent), &'static str> {
     let bpffs = Bpffs::mount().ok_or("a bpffs cannot be mounted")?;
     bpffs.place.file("docs/web.yaml", DOCUMENTS);
     bpffs.place.file("config.yaml", CONFIG);
+    fs::create_dir(bpffs.place.path("no-cgroup")).expect("a directory");
     let agent = Agent::start(&bpffs.place, &["--config", "config.yaml"])?;
     Ok((bpffs, agent))
 }
@@ -126,8 +127,8 @@ fn status_names_what_is_not_as_asked() {
         "interfaces rule \"eth9\": no interface has such a name",
         "nodePortAddresses: primary: there is no Node node1",
         // No cgroup2, and what follows from that.
-        "socket hooks: cannot attach",
-        "no-cgroup",
+        "socket hooks: cannot attach the socket hooks to cgroup",
+        "it is no directory of a cgroup2 file system",
         "mount cgroup2, name it with --cgroup",
     ];
     bpffs.place.run(&["status"]).expect(3, &parts);
@@ -185,4 +186,31 @@ fn pins_belong_to_one_agent_whatever_its_state_directory() {
     place.run_isolated("state", &["cleanup"]).expect(0, &["removed"]);
     place.run_isolated("state", &["cleanup"]).expect(0, &["nothing of Ballast is here"]);
     place.run(&["status"]).expect_error(1, &["nothing of Ballast is pinned in"]);
+}
+
+#[test]
+fn an_agent_whose_allocation_file_is_locked_goes_on() {
+    let (bpffs, _agent) = match start() {
+        Ok(started) => started,
+        Err(reason) => return skip(reason),
+    };
+    let place = &bpffs.place;
+    let lock = fs::File::create(place.path("allocations.json.lock")).expect("the lock file");
+    lock.lock().expect("the lock");
+    let more =
+        DOCUMENTS.replace("web", "more").replace(".10,", ".11,").replace("30080", "30081").replace("113.7", "113.8");
+    place.file("docs/more.yaml", &more);
+    // Long enough for the change to be seen, far too short for the lock to be given up.
+    let until = Instant::now() + Duration::from_secs(2);
+    while Instant::now() < until {
+        let start = Instant::now();
+        let list = place.run(&["service", "list"]);
+        list.expect(0, &["web"]);
+        assert!(!list.stdout.contains("more") && start.elapsed() < Duration::from_secs(5), "{list:?}");
+    }
+    drop(lock);
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !place.run(&["service", "list"]).stdout.contains("more") {
+        assert!(Instant::now() < deadline, "the change is lost");
+    }
 }
