@@ -28,4 +28,5 @@ pub mod offline;
 pub mod plan;
 pub mod report;
 pub mod store;
+mod suggest;
 pub mod topology;

@@ -40,7 +40,7 @@ pub struct Status {
     pub counters: BTreeMap<String, u64>,
     /// Everything that is degraded: each names the object, the cause and the mend. Non-empty means exit code 3.
     pub problems: Vec<Problem>,
-    /// What was asked for and means nothing here: shown, but nothing is degraded by it.
+    /// What means nothing here or may not be as meant: shown, but nothing is degraded by it.
     pub warnings: Vec<Problem>,
     /// Fields that are not honoured yet, by Service `namespace/name` (exit code 3 as well).
     pub not_honoured: BTreeMap<String, Vec<String>>,

@@ -5,6 +5,7 @@ use crate::{
     control::Response,
     describe::{self, ServiceNumbers},
     desired::{BackendAddr, ServiceKey},
+    file_source::Severity,
     gc::Survey,
     ids::BackendKey,
     model::ObjectName,
@@ -44,9 +45,18 @@ impl Agent {
         numbers::of_service(&self.datapath.maps, service, key.family, backends, surveys)
     }
 
+    fn findings(&self, severity: Severity) -> impl Iterator<Item = Problem> {
+        self.findings.iter().filter(move |finding| finding.severity == severity).map(Problem::from)
+    }
+
+    /// What may not be as meant.
+    fn warnings(&self) -> Vec<Problem> {
+        self.options.notes.no_effect.iter().cloned().chain(self.findings(Severity::Warning)).collect()
+    }
+
     /// Everything that is not as asked.
     pub(super) fn problems(&self) -> Vec<Problem> {
-        let mut problems: Vec<Problem> = self.findings.iter().map(Problem::from).collect();
+        let mut problems: Vec<Problem> = self.findings(Severity::Error).collect();
         problems.extend(self.source_error.clone());
         problems.extend(self.sync_error.clone());
         problems.extend(self.start_problems.iter().cloned());
@@ -87,7 +97,7 @@ impl Agent {
             flows: surveys.iter().map(|survey| survey.flows).sum(),
             counters: numbers::counters(maps),
             problems: self.problems(),
-            warnings: self.options.notes.no_effect.clone(),
+            warnings: self.warnings(),
             not_honoured: desired
                 .not_honoured
                 .iter()

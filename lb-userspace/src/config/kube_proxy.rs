@@ -2,8 +2,8 @@
 
 use serde_json::Value;
 
-use super::{ClientConnection, ConfigError, Loaded, closest, is_zero, network, wrong};
-use crate::{file_source::document::Document, net::node_ports::NodePortAddresses, report::Problem};
+use super::{ClientConnection, ConfigError, Loaded, is_zero, network, wrong};
+use crate::{file_source::document::Document, net::node_ports::NodePortAddresses, report::Problem, suggest::closest};
 
 pub(super) const VERSION: &str = "kubeproxy.config.k8s.io/v1alpha1";
 pub(super) const KIND: &str = "KubeProxyConfiguration";

@@ -16,6 +16,7 @@ use crate::{
         roles::{InterfaceRule, XdpMode},
     },
     report::Problem,
+    suggest::closest,
 };
 
 /// Which pods are this node's (semantics.md 2.3.8).
@@ -194,31 +195,6 @@ fn check_names(document: &Document, path: &str, value: &Value, owner: &str, know
     let fix = closest(name, known.iter().copied())
         .map_or_else(|| format!("fields are {}", known.join(", ")), |close| format!("did you mean {close}?"));
     Err(wrong(document, &field, &format!("no field of {owner}"), &fix))
-}
-
-/// The known name that `name` may have meant.
-fn closest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
-    let limit = 1 + name.len() / 3;
-    known.map(|known| (distance(name, known), known)).filter(|(far, _)| *far <= limit).min().map(|(_, known)| known)
-}
-
-/// Levenshtein distance, upper and lower case alike.
-fn distance(one: &str, other: &str) -> usize {
-    let other: Vec<char> = other.to_lowercase().chars().collect();
-    let mut row: Vec<usize> = (0..=other.len()).collect();
-    for (index, left) in one.to_lowercase().chars().enumerate() {
-        let mut diagonal = index;
-        let mut last = index + 1;
-        let mut next = vec![last];
-        for (right, above) in other.iter().zip(row.iter().skip(1)) {
-            let cost = if left == *right { diagonal } else { 1 + diagonal.min(*above).min(last) };
-            diagonal = *above;
-            last = cost;
-            next.push(cost);
-        }
-        row = next;
-    }
-    row.last().copied().unwrap_or(0)
 }
 
 /// A range, or an address as a range of one.

@@ -135,9 +135,3 @@ fn node_port_addresses_are_words_or_ranges() {
         assert_eq!(config.node_port_addresses, expected, "{list}");
     }
 }
-
-#[test]
-fn suggestions_are_only_made_when_close() {
-    assert_eq!(closest("hostnameoverride", ["hostnameOverride", "mode"].into_iter()), Some("hostnameOverride"));
-    assert_eq!(closest("zzz", ["hostnameOverride", "mode"].into_iter()), None);
-}

@@ -88,6 +88,10 @@ ports: [{name: http, port: 8080}]
 endpoints:
 - {addresses: [10.244.1.5], nodeName: node1}
 - {addresses: [10.244.2.5], nodeName: node2}
+---
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: web}
 ";
 
 const CONFIG: &str = "\
@@ -123,6 +127,7 @@ fn status_names_what_is_not_as_asked() {
     };
     let parts = [
         "Warnings:\n  config config.yaml:3: mode has no effect here",
+        "kind Deployment is not used here",
         "clusterCIDR is not honoured yet",
         "interfaces rule \"eth9\": no interface has such a name",
         "nodePortAddresses: primary: there is no Node node1",
@@ -134,7 +139,7 @@ fn status_names_what_is_not_as_asked() {
     bpffs.place.run(&["status"]).expect(3, &parts);
     let json = bpffs.place.run(&["-o", "json", "status"]);
     let status: lb_userspace::report::Status = serde_json::from_str(&json.stdout).expect("a status");
-    assert_eq!((status.warnings.len(), status.services, &*status.node), (1, 1, "node1"));
+    assert_eq!((status.warnings.len(), status.services, &*status.node), (2, 1, "node1"));
     bpffs.place.run(&["service", "list"]).expect(0, &["LoadBalancer", "10.96.0.10", "80:30080/TCP"]);
 }
 
