@@ -81,6 +81,9 @@ pub enum PinError {
         /// Why.
         cause: String,
     },
+    /// Somebody removed it.
+    #[error("the map {0} is not pinned any more, though others beside it are; `ballast run` pins a new one")]
+    Missing(PathBuf),
     /// Per-CPU values cannot be read without.
     #[error("cannot read the number of CPUs ({what}): {cause}; mount sysfs on /sys")]
     Cpus {
@@ -150,6 +153,9 @@ impl Maps {
             let path = directory.join(spec.name);
             let unreadable =
                 |error: &(dyn Error + 'static)| PinError::Unreadable { path: path.clone(), cause: chain(error) };
+            if !path.exists() {
+                return Err(PinError::Missing(path));
+            }
             let info = MapInfo::from_pin(&path).map_err(|error| unreadable(&error))?;
             check(spec, &info, None, &path)?;
             let fd: OwnedFd = sys::open(&path, access).map_err(|error| unreadable(&error))?;

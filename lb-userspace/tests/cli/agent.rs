@@ -172,7 +172,7 @@ fn the_tables_tell_what_an_agent_left() {
     place.run(&["service", "list"]).expect(3, &["unknown", "10.96.0.10"]);
 
     fs::remove_file(place.path("bpf/ballast/v1/maps/LB_RINGS")).expect("a pin");
-    place.run(&["status"]).expect_error(1, &["LB_RINGS", "no agent runs on"]);
+    place.run(&["status"]).expect_error(1, &["no agent runs on", "LB_RINGS is not pinned any more"]);
 }
 
 #[test]
