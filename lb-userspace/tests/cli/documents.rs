@@ -44,7 +44,7 @@ metadata: {name: vip-2}
 spec: {clusterIP: 10.96.0.30, ports: [{port: 81}]}
 ---
 apiVersion: v1
-kind: Servise
+kind: Services
 metadata: {name: misspelt}
 ---
 kind: [
@@ -68,7 +68,7 @@ fn each_wrong_object_is_named_with_its_place_and_the_rest_go_on() {
             "docs/all.yaml:9: Service default/family: spec.clusterIPs[0]: fd00:10:96::20 is not an IPv4 address",
             "Service default/port-2: spec.ports[0].nodePort: nodePort 30500/TCP belongs to Service default/port-1",
             "Service default/vip-2: spec.clusterIPs[0]: 10.96.0.30 belongs to Service default/vip-1",
-            "docs/all.yaml:32: kind: no kind Servise (did you mean Service?)",
+            "docs/all.yaml:32: kind: no kind Services (did you mean Service?)",
             "docs/all.yaml:35: unclosed bracket",
             "EndpointSlice default/slice: endpoints[0].addresses[0]: fd00::1 is not an IPv4 address",
             // It went as far as a machine without a bpffs lets it.
