@@ -125,12 +125,21 @@ impl Server {
     }
 }
 
+/// Whether a user may ask. The socket's mode says so too, but a directory may have been made too open by hand.
+const fn may_ask(user: u32, own: u32) -> bool {
+    user == 0 || user == own
+}
+
 async fn serve_one(mut stream: UnixStream, sender: mpsc::Sender<Asked>) -> io::Result<()> {
+    let user = stream.peer_cred()?.uid();
     let (read, mut write) = stream.split();
     let mut line = String::new();
     let mut reader = BufReader::new(read.take(LINE));
     timeout(PATIENCE, reader.read_line(&mut line)).await??;
     let response = match serde_json::from_str(&line) {
+        _ if !may_ask(user, rustix::process::geteuid().as_raw()) => {
+            Response::Error { message: format!("user {user} may not ask, root may") }
+        }
         Ok(request) => {
             let (answer, answered) = oneshot::channel();
             let gone = || Response::Error { message: "the agent is stopping".to_owned() };
@@ -177,7 +186,9 @@ pub async fn ask(state_dir: &Path, request: &Request) -> Result<Response, AskErr
     let failed = |cause: io::Error| {
         let state_dir = state_dir.to_owned();
         match cause.kind() {
-            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => AskError::NotRunning { state_dir },
+            io::ErrorKind::NotFound | io::ErrorKind::NotADirectory | io::ErrorKind::ConnectionRefused => {
+                AskError::NotRunning { state_dir }
+            }
             io::ErrorKind::PermissionDenied => AskError::Denied { state_dir },
             _ => AskError::Failed { state_dir, cause },
         }
@@ -222,6 +233,12 @@ mod tests {
         let mut text = String::new();
         stream.read_to_string(&mut text).await.expect("an answer");
         assert!(text.contains("not a request"), "{text}");
+    }
+
+    #[test]
+    fn root_and_the_own_user_may_ask() {
+        assert!(may_ask(0, 1000) && may_ask(1000, 1000) && may_ask(0, 0));
+        assert!(!may_ask(1001, 1000) && !may_ask(1000, 0));
     }
 
     #[tokio::test]

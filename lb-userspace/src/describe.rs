@@ -67,9 +67,9 @@ pub fn service_detail(
     let object = format!("Service {name}");
     Some(ServiceDetail {
         row: row(name, service, slices, desired),
-        labels: service.labels.clone(),
-        annotations: service.annotations.clone(),
-        selector: service.selector.clone(),
+        labels: Some(service.labels.clone()),
+        annotations: Some(service.annotations.clone()),
+        selector: Some(service.selector.clone()),
         ip_families: service.ip_families.iter().map(ToString::to_string).collect(),
         external_traffic_policy: policy(service.external_policy).to_owned(),
         internal_traffic_policy: policy(service.internal_policy).to_owned(),
@@ -113,7 +113,7 @@ fn row(name: &ObjectName, service: &Service, slices: &[&EndpointSlice], desired:
             })
             .collect(),
         backends: usable_addresses(name, service, slices, desired).len() as u64,
-        not_honoured: desired.not_honoured.get(name).cloned().unwrap_or_default(),
+        not_honoured: Some(desired.not_honoured.get(name).cloned().unwrap_or_default()),
     }
 }
 
@@ -162,7 +162,7 @@ fn endpoints(
                 node: endpoint.node,
                 pod: endpoint.pod,
                 state: endpoint.state.words().to_owned(),
-                local: endpoint.local,
+                local: Some(endpoint.local),
                 connections: numbers.backends.get(&backend).copied().unwrap_or(0),
             }));
         }
@@ -209,7 +209,7 @@ mod tests {
         };
         let detail = service_detail(&model, &desired, &name, "node1", &numbers).expect("exists");
         let states: Vec<_> = detail.endpoints.iter().map(|row| (&*row.state, row.local, row.connections)).collect();
-        assert_eq!(states, [("ready", true, 3), ("ready", false, 3), ("not ready", false, 0)]);
+        assert_eq!(states, [("ready", Some(true), 3), ("ready", Some(false), 3), ("not ready", Some(false), 0)]);
         let kinds: Vec<_> = detail.frontends.iter().map(|row| (&*row.kind, row.port, row.connections)).collect();
         assert_eq!(kinds, [("ClusterIP", 80, 5), ("NodePort", 30080, 5), ("LoadBalancer", 80, 5)]);
         assert_eq!((&*detail.external_traffic_policy, &*detail.session_affinity), ("Local", "None"));

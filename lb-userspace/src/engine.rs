@@ -53,23 +53,8 @@ impl Engine {
     /// the maps say.
     pub fn open(store: &mut dyn MapStore, state_dir: &Path) -> io::Result<(Self, Option<Problem>)> {
         let mirror = plan::read_mirror(store)?;
-        let ids_file = state_dir.join("ids.json");
-        let (ids, problem) = match fs::read(&ids_file) {
-            Ok(json) => match Ids::from_json(&json) {
-                Ok(ids) => (ids, None),
-                Err(error) => {
-                    let problem = Problem {
-                        object: format!("file {}", ids_file.display()),
-                        cause: error.to_string(),
-                        fix: "nothing: the numbers were recovered from the maps and the file is written anew"
-                            .to_owned(),
-                    };
-                    (Ids::default(), Some(problem))
-                }
-            },
-            Err(error) if error.kind() == io::ErrorKind::NotFound => (Ids::default(), None),
-            Err(error) => return Err(error),
-        };
+        let ids_file = ids_file(state_dir);
+        let (ids, problem) = load_ids(&ids_file)?;
         let engine = Self { ids, mirror, ids_file, adopted: false, desired: Desired::default(), refused: Vec::new() };
         Ok((engine, problem))
     }
@@ -133,4 +118,29 @@ impl Engine {
         fs::write(&temporary, json).map_err(failed)?;
         fs::rename(&temporary, &self.ids_file).map_err(failed)
     }
+}
+
+/// Where the numbers are saved.
+pub(crate) fn ids_file(state_dir: &Path) -> PathBuf {
+    state_dir.join("ids.json")
+}
+
+/// The saved numbers: none without a file, and none with a problem where the file is damaged.
+pub(crate) fn load_ids(file: &Path) -> io::Result<(Ids, Option<Problem>)> {
+    let json = match fs::read(file) {
+        Ok(json) => json,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok((Ids::default(), None)),
+        Err(error) => return Err(error),
+    };
+    Ok(match Ids::from_json(&json) {
+        Ok(ids) => (ids, None),
+        Err(error) => {
+            let problem = Problem {
+                object: format!("file {}", file.display()),
+                cause: error.to_string(),
+                fix: "nothing: the numbers were recovered from the maps and the file is written anew".to_owned(),
+            };
+            (Ids::default(), Some(problem))
+        }
+    })
 }

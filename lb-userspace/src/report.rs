@@ -40,6 +40,8 @@ pub struct Status {
     pub counters: BTreeMap<String, u64>,
     /// Everything that is degraded: each names the object, the cause and the mend. Non-empty means exit code 3.
     pub problems: Vec<Problem>,
+    /// What means nothing here or may not be as meant: shown, but nothing is degraded by it.
+    pub warnings: Vec<Problem>,
     /// Fields that are not honoured yet, by Service `namespace/name` (exit code 3 as well).
     pub not_honoured: BTreeMap<String, Vec<String>>,
 }
@@ -68,7 +70,7 @@ pub struct DeviceStatus {
     pub why: String,
     /// `xdp+tcx`, `tcx` or `none`.
     pub hooks: String,
-    /// Set when something fell back: the errno and what it means.
+    /// Set when something fell back or is gone: the errno and what it means.
     pub degraded: Option<String>,
 }
 
@@ -115,9 +117,9 @@ pub struct ServiceRow {
     pub ports: Vec<PortRow>,
     /// Usable backends (distinct endpoint addresses).
     pub backends: u64,
-    /// Fields not honoured.
+    /// Fields not honoured; absent when read from the pins, which do not tell.
     #[serde(rename = "notHonoured")]
-    pub not_honoured: Vec<String>,
+    pub not_honoured: Option<Vec<String>>,
 }
 
 /// A port in [`ServiceRow`].
@@ -142,12 +144,12 @@ pub struct ServiceDetail {
     /// The list row.
     #[serde(flatten)]
     pub row: ServiceRow,
-    /// Labels.
-    pub labels: BTreeMap<String, String>,
-    /// Annotations.
-    pub annotations: BTreeMap<String, String>,
-    /// Selector.
-    pub selector: BTreeMap<String, String>,
+    /// Labels; absent when read from the pins.
+    pub labels: Option<BTreeMap<String, String>>,
+    /// Annotations; absent when read from the pins.
+    pub annotations: Option<BTreeMap<String, String>>,
+    /// Selector; absent when read from the pins.
+    pub selector: Option<BTreeMap<String, String>>,
     /// IP families.
     pub ip_families: Vec<String>,
     /// External traffic policy.
@@ -200,10 +202,11 @@ pub struct EndpointRow {
     pub node: Option<String>,
     /// Pod.
     pub pod: Option<String>,
-    /// `ready`, `terminating` (serving while terminating) or `not ready`.
+    /// `ready`, `terminating` (serving while terminating) or `not ready`; read from the pins, `in use` or `no new
+    /// connections`.
     pub state: String,
-    /// On this node.
-    pub local: bool,
+    /// On this node; absent when read from the pins and not told by them.
+    pub local: Option<bool>,
     /// New connections to it.
     pub connections: u64,
 }

@@ -2,7 +2,7 @@
 
 use std::{fs, io, path::Path};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, anyhow};
 
 use super::CleanupOptions;
 use crate::{
@@ -17,8 +17,9 @@ const FILES: [&str; 4] = ["ids.json", "ids.json.new", "control.sock", "lock"];
 /// Removes everything an agent made and nothing else; says what, one line each.
 pub async fn cleanup(options: CleanupOptions) -> anyhow::Result<Vec<String>> {
     let CleanupOptions { state_dir, bpffs, cgroup: _, dry_run } = options;
-    // A running agent would make it all again.
+    // A running agent would make it all again, whichever state directory it has.
     let _lock = if state_dir.is_dir() { Some(InstanceLock::take(&state_dir)?) } else { None };
+    let _pins = InstanceLock::take_existing_pins(&bpffs)?;
     let verb = if dry_run { "would remove" } else { "removed" };
     let mut lines = Vec::new();
     let removed =
@@ -26,7 +27,7 @@ pub async fn cleanup(options: CleanupOptions) -> anyhow::Result<Vec<String>> {
     lines.extend(removed.iter().map(|path| format!("{verb} {}", path.display())));
     let netlink = Netlink::open().context("cannot speak to the kernel")?;
     let found = if dry_run { host_device::exists(&netlink).await } else { host_device::remove(&netlink).await };
-    if found.with_context(|| format!("cannot remove {}", host_device::NAME))? {
+    if found.map_err(|error| anyhow!("{error}; run this as root of the agent's network namespace"))? {
         lines.push(format!("{verb} device {} with its routes", host_device::NAME));
     }
     if reserved_ports::restore(&state_dir, dry_run).context("cannot restore net.ipv4.ip_local_reserved_ports")? {

@@ -7,6 +7,8 @@
 //! ```
 
 mod cleanup;
+mod collect;
+mod loader;
 mod network;
 mod status;
 
@@ -22,15 +24,15 @@ use tokio::{
 };
 
 pub use self::cleanup::cleanup;
-use self::network::Network;
+use self::{loader::Loader, network::Network};
 use crate::{
-    bpf::Datapath,
-    config::Config,
+    bpf::{self, Datapath},
+    config::{Config, Notes},
     control::{self, Request, Response},
     desired::NodeContext,
     engine::Engine,
-    file_source::{self, Finding, Source, Watch},
-    gc::{Clock, Collector},
+    file_source::{self, Finding, Watch},
+    gc::Collector,
     lock::InstanceLock,
     memory,
     model::Model,
@@ -52,6 +54,8 @@ pub struct RunOptions {
     pub node: String,
     /// The configuration, already read and checked.
     pub config: Config,
+    /// What of it is not as asked.
+    pub notes: Notes,
     /// State directory.
     pub state_dir: PathBuf,
     /// The bpffs.
@@ -82,6 +86,7 @@ pub struct CleanupOptions {
 /// A running agent.
 struct Agent {
     options: RunOptions,
+    _pins: InstanceLock,
     datapath: Datapath,
     engine: Engine,
     network: Network,
@@ -113,8 +118,10 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
     // The watches before the first reads: no change falls between them.
     let (_watch, mut ticks) = watch(&options)?;
     let mut events = net::events::watch().context("cannot watch the network")?;
-    let mut source = Some(Source::new(source_options(&options)));
-    let loaded = reload(&mut source).await?.context("no documents to begin with")?;
+    let mut loader = Loader::new(source_options(&options));
+    loader.start();
+    let loaded = loader.finished().await?.context("no documents to begin with")?;
+    report(&loaded.findings);
     let mut agent = Agent::start(options, loaded).await?;
     let server = control::Server::bind(&agent.options.state_dir)
         .with_context(|| format!("cannot open the control socket in {}", agent.options.state_dir.display()))?;
@@ -129,14 +136,19 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
         tokio::select! {
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
-            Some(()) = ticks.recv() => {
-                match reload(&mut source).await? {
-                    Ok(loaded) => agent.documents(loaded).await,
-                    Err(error) => agent.unreadable(&error),
+            Some(()) = ticks.recv() => loader.start(),
+            loaded = loader.finished() => match loaded? {
+                Ok(loaded) => agent.documents(loaded).await,
+                Err(error) => agent.unreadable(&error),
+            },
+            Some(_) = events.recv() => agent.network_changed().await,
+            _ = list.tick() => {
+                agent.network_changed().await;
+                // No change of the documents tells that a lock was released or an allocation file restored.
+                if agent.source_error.is_some() {
+                    loader.start();
                 }
             }
-            Some(_) = events.recv() => agent.network_changed().await,
-            _ = list.tick() => agent.network_changed().await,
             _ = collect.tick() => agent.collect(),
             Some((request, answer)) = requests.recv() => {
                 let response = agent.answer(&request);
@@ -170,20 +182,10 @@ fn watch(options: &RunOptions) -> anyhow::Result<(Option<Watch>, mpsc::Receiver<
     Ok((Some(watch), ticks))
 }
 
-/// Reads the documents on another thread: they may lie on a slow disk, and the allocation file may be locked.
-async fn reload(source: &mut Option<Source>) -> anyhow::Result<Result<file_source::Loaded, file_source::LoadError>> {
-    let Some(mut taken) = source.take() else { bail!("the source was lost") };
-    let (taken, loaded) = tokio::task::spawn_blocking(move || {
-        let loaded = taken.reload();
-        (taken, loaded)
-    })
-    .await?;
-    *source = Some(taken);
-    Ok(loaded)
-}
-
 impl Agent {
     async fn start(options: RunOptions, loaded: file_source::Loaded) -> anyhow::Result<Self> {
+        bpf::check_bpffs(&options.bpffs)?;
+        let pins = InstanceLock::take_pins(&options.bpffs)?;
         let mut datapath = Datapath::open(&options.bpffs, &options.config.maps)?;
         #[cfg(feature = "bpf-log")]
         datapath.follow_log();
@@ -196,6 +198,7 @@ impl Agent {
             hash_seed: if seed == 0 { random()? } else { seed },
             netns_cookie: net::netns_cookie().context("cannot read the cookie of the network namespace")?,
             options,
+            _pins: pins,
             datapath,
             engine,
             network,
@@ -207,7 +210,6 @@ impl Agent {
             socket_hooks: HookStatus::default(),
             collectors: Default::default(),
         };
-        agent.report_findings();
         // Tables before hooks: the first packet a program sees finds everything.
         agent.network.list(&agent.options).await;
         agent.program().await;
@@ -222,25 +224,22 @@ impl Agent {
         self.model = loaded.model;
         self.findings = loaded.findings;
         self.source_error = None;
-        self.report_findings();
+        report(&self.findings);
         self.program().await;
         memory::give_back();
     }
 
     /// The documents cannot be read: the last good ones stay.
     fn unreadable(&mut self, error: &file_source::LoadError) {
-        tracing::error!("{error}; the last good state stays");
-        self.source_error = Some(Problem {
+        let problem = Problem {
             object: format!("source {}", self.options.path.display()),
             cause: error.to_string(),
             fix: "correct it; until then the last good state stays".to_owned(),
-        });
-    }
-
-    fn report_findings(&self) {
-        for finding in &self.findings {
-            tracing::warn!("{finding}");
+        };
+        if self.source_error.as_ref() != Some(&problem) {
+            tracing::error!("{error}; the last good state stays");
         }
+        self.source_error = Some(problem);
     }
 
     /// Links, addresses or routes may have changed.
@@ -275,10 +274,10 @@ impl Agent {
         self.network.route(&self.engine.desired).await;
     }
 
-    fn node(&self) -> NodeContext {
+    fn node(&mut self) -> NodeContext {
         NodeContext {
             name: self.options.node.clone(),
-            node_port_addrs: self.network.node_port_addresses(),
+            node_port_addrs: self.network.node_port_addresses(&self.options, self.model.nodes.get(&self.options.node)),
             local_addrs: self.network.local_addresses(),
             service_cidrs: self.options.service_cidrs.clone(),
             detect_node_cidr: self.options.config.detects_node_cidr(),
@@ -334,50 +333,18 @@ impl Agent {
         self.engine.desired.services.values().map(|service| service.frontends.len()).sum()
     }
 
-    /// A round of garbage collection.
-    fn collect(&mut self) {
-        let now = match self.datapath.clock() {
-            Ok(now) => now,
-            Err(error) => {
-                tracing::warn!("cannot read the kernel's clock: {error}; flows are not collected now");
-                return;
-            }
-        };
-        let clock = Clock { now, ticks_per_second: self.clock_ticks };
-        let maps = &self.datapath.maps;
-        let rounds = (self.collectors.0.round(maps, clock), self.collectors.1.round(maps, clock));
-        match rounds {
-            (Ok(v4), Ok(v6)) => {
-                let removed = v4.removed + v6.removed;
-                for (service, (packets, bytes)) in v4.ended.iter().chain(&v6.ended) {
-                    self.add_traffic(*service, *packets, *bytes);
-                }
-                if removed > 0 {
-                    tracing::debug!("{removed} conntrack entries collected");
-                }
-            }
-            (Err(error), _) | (_, Err(error)) => tracing::warn!("cannot collect flows: {error}; tried again soon"),
-        }
-    }
-
-    fn add_traffic(&self, service: u32, packets: u64, bytes: u64) {
-        let maps = &self.datapath.maps;
-        for (index, more) in [(service * 2, packets), (service * 2 + 1, bytes)] {
-            let written = maps
-                .word("LB_SVC_TRAFFIC", index)
-                .and_then(|word| maps.set_word("LB_SVC_TRAFFIC", index, word.wrapping_add(more)));
-            if let Err(error) = written {
-                tracing::warn!("cannot keep the traffic of service {service}: {error}");
-            }
-        }
-    }
-
     fn answer(&self, request: &Request) -> Response {
         match request {
             Request::Status => Response::Status(Box::new(self.status())),
             Request::Services => Response::Services(self.service_rows()),
             Request::Describe { namespace, name } => self.describe(namespace, name),
         }
+    }
+}
+
+fn report(findings: &[Finding]) {
+    for finding in findings {
+        tracing::warn!("{finding}");
     }
 }
 

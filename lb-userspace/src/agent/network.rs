@@ -13,6 +13,7 @@ use crate::{
     bpf::{Attached, Datapath},
     desired::{Desired, FrontendKind},
     image::NextHopInfo,
+    model::Node,
     net::{
         self, Address, Netlink,
         host_device::{self, HostDevice},
@@ -28,7 +29,6 @@ pub(super) struct Network {
     host: Result<HostDevice, Problem>,
     addresses: Vec<Address>,
     devices: Vec<Device>,
-    allowed: Vec<IpNet>,
     /// What is attached, by interface index; an error is told and tried again.
     attached: BTreeMap<u32, Result<Attached, String>>,
     next_hops: BTreeMap<IpAddr, NextHopInfo>,
@@ -68,7 +68,6 @@ impl Network {
             host,
             addresses: Vec::new(),
             devices: Vec::new(),
-            allowed: options.config.node_port_addresses.clone(),
             attached: BTreeMap::new(),
             next_hops: BTreeMap::new(),
             problems,
@@ -230,8 +229,12 @@ impl Network {
         self.host.as_ref().ok().copied()
     }
 
-    pub(super) fn node_port_addresses(&self) -> Vec<IpAddr> {
-        net::node_port_addresses(&self.addresses, &self.allowed)
+    /// Where nodePorts are served; what is wrong with that is told from now on.
+    pub(super) fn node_port_addresses(&mut self, options: &RunOptions, own: Option<&Node>) -> Vec<IpAddr> {
+        let internal_ips = own.map(|own| &*own.internal_ips);
+        let served = options.config.node_port_addresses.serve(&self.addresses, &options.node, internal_ips);
+        self.problems.insert("node ports", served.problems);
+        served.addresses
     }
 
     pub(super) fn local_addresses(&self) -> BTreeSet<IpAddr> {

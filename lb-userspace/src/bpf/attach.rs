@@ -12,10 +12,16 @@ use aya::programs::{
     links::FdLink, tc::TcAttachOptions,
 };
 
-use super::{Datapath, chain, program, sys};
+use super::{
+    Datapath, chain, program,
+    sys::{self, Access},
+};
 
 /// The socket hooks.
 pub const SOCKET_PROGRAMS: [&str; 4] = ["lb_connect4", "lb_connect6", "lb_peername4", "lb_peername6"];
+
+/// Magic number of cgroup2 in `statfs(2)`.
+const CGROUP2_MAGIC: u64 = 0x6367_7270;
 
 /// A hook that could not be attached.
 #[derive(Debug, thiserror::Error)]
@@ -78,6 +84,11 @@ impl Datapath {
         let target = cgroup.display().to_string();
         let failed = |program, cause: String| AttachError { program, target: format!("cgroup {target}"), cause };
         let file = File::open(cgroup).map_err(|error| failed("the socket hooks", error.to_string()))?;
+        // The kernel would only say EBADF.
+        let is_cgroup2 = rustix::fs::fstatfs(&file).is_ok_and(|found| found.f_type.cast_unsigned() == CGROUP2_MAGIC);
+        if !is_cgroup2 {
+            return Err(failed("the socket hooks", "it is no directory of a cgroup2 file system".to_owned()));
+        }
         let id = file.metadata().map_err(|error| failed("the socket hooks", error.to_string()))?.ino();
         for name in SOCKET_PROGRAMS {
             let pin = self.pins.links().join(format!("cgroup-{id}-{name}"));
@@ -96,7 +107,7 @@ impl Datapath {
     /// Detaches the socket hooks of every cgroup, or of every other one than `keep`.
     pub fn detach_cgroups(&mut self, keep: Option<&Path>) -> io::Result<()> {
         let keep = keep.and_then(|path| fs::metadata(path).ok()).map(|metadata| format!("cgroup-{}-", metadata.ino()));
-        for name in self.pin_names()? {
+        for name in self.pins.link_names()? {
             let kept = keep.as_ref().is_some_and(|keep| name.starts_with(keep));
             if name.starts_with("cgroup-") && !kept {
                 self.remove_pin(&name);
@@ -107,16 +118,7 @@ impl Datapath {
 
     /// Interface indexes that have links of ours pinned.
     pub fn attached_devices(&self) -> io::Result<Vec<u32>> {
-        let mut devices: Vec<u32> = Vec::new();
-        for name in self.pin_names()? {
-            let parts = name.split_once('-');
-            if let Some(index) = parts.filter(|(kind, _)| *kind != "cgroup").and_then(|(_, index)| index.parse().ok()) {
-                devices.push(index);
-            }
-        }
-        devices.sort_unstable();
-        devices.dedup();
-        Ok(devices)
+        Ok(self.pins.devices()?.into_keys().collect())
     }
 
     /// Forgets a device: detaches what is still attached.
@@ -124,11 +126,6 @@ impl Datapath {
         for kind in ["ingress", "egress", "xdp", "host"] {
             self.remove_pin(&format!("{kind}-{ifindex}"));
         }
-    }
-
-    fn pin_names(&self) -> io::Result<Vec<String>> {
-        let entries = fs::read_dir(self.pins.links())?;
-        entries.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect()
     }
 
     fn remove_pin(&self, name: &str) {
@@ -177,7 +174,7 @@ fn keep(link: impl TryInto<FdLink>, pin: &Path) -> Result<(), String> {
 
 /// Puts the program behind a pinned link. A link whose device or cgroup is gone is forgotten.
 fn adopt(pin: &Path, program: Result<&aya::programs::ProgramFd, ProgramError>) -> bool {
-    let (Ok(link), Ok(program)) = (sys::open(pin), program) else { return false };
+    let (Ok(link), Ok(program)) = (sys::open(pin, Access::ReadWrite), program) else { return false };
     if let Err(error) = sys::update_link(link.as_fd(), program.as_fd()) {
         tracing::info!("the link {} cannot be adopted ({error}); making a new one", pin.display());
         if let Err(error) = fs::remove_file(pin) {

@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    error::Error,
     io,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
@@ -12,8 +13,9 @@ use lb_common::{conntrack::Conntrack, family::Abi, tuple::FlowTuple, verdict::Co
 use zerocopy::IntoBytes as _;
 
 use super::{
+    chain,
     spec::{MAPS, Size, Spec},
-    sys::{self, RawMap},
+    sys::{self, Access, RawMap},
 };
 use crate::{image::Table, report::MapStatus, store::MapStore};
 
@@ -72,12 +74,23 @@ pub enum PinError {
         wanted: String,
     },
     /// Not a map, or not readable.
-    #[error("the pin {path} cannot be read as a map: {cause}; remove it if it is not Ballast's")]
+    #[error("the pin {path} cannot be read as a map: {cause}; run this as root, remove it if it is not Ballast's")]
     Unreadable {
         /// Its path.
         path: PathBuf,
         /// Why.
         cause: String,
+    },
+    /// Somebody removed it.
+    #[error("the map {0} is not pinned any more, though others beside it are; `ballast run` pins a new one")]
+    Missing(PathBuf),
+    /// Per-CPU values cannot be read without.
+    #[error("cannot read the number of CPUs ({what}): {cause}; mount sysfs on /sys")]
+    Cpus {
+        /// The file.
+        what: &'static str,
+        /// Why.
+        cause: io::Error,
     },
 }
 
@@ -89,13 +102,14 @@ pub(super) fn check_pins(directory: &Path, sizes: &MapSizes) -> Result<(), PinEr
             continue;
         }
         let info = MapInfo::from_pin(&path)
-            .map_err(|error| PinError::Unreadable { path: path.clone(), cause: error.to_string() })?;
-        check(spec, &info, sizes.of(spec), &path)?;
+            .map_err(|error| PinError::Unreadable { path: path.clone(), cause: chain(&error) })?;
+        check(spec, &info, Some(sizes.of(spec)), &path)?;
     }
     Ok(())
 }
 
-fn check(spec: &Spec, info: &MapInfo, max_entries: u32, path: &Path) -> Result<(), PinError> {
+/// `max_entries`: the size it must have, if any.
+fn check(spec: &Spec, info: &MapInfo, max_entries: Option<u32>, path: &Path) -> Result<(), PinError> {
     let mismatch = |what, found: String, wanted: String| PinError::Mismatch {
         name: spec.name,
         path: path.to_owned(),
@@ -114,7 +128,7 @@ fn check(spec: &Spec, info: &MapInfo, max_entries: u32, path: &Path) -> Result<(
         ("type", kind, spec.kind.number()),
         ("key size", info.key_size(), key),
         ("value size", info.value_size(), value),
-        ("max entries", info.max_entries(), max_entries),
+        ("max entries", info.max_entries(), max_entries.unwrap_or_else(|| info.max_entries())),
         ("flags", info.map_flags(), spec.kind.flags()),
     ] {
         if found != wanted {
@@ -132,17 +146,22 @@ pub struct Maps {
 }
 
 impl Maps {
-    /// Opens the maps pinned in `directory`.
-    pub(super) fn open(directory: &Path) -> io::Result<Self> {
+    /// Opens the maps pinned in `directory`. Each must have the layout this program knows; of any size.
+    pub(super) fn open(directory: &Path, access: Access) -> Result<Self, PinError> {
         let mut raw = BTreeMap::new();
         for spec in &MAPS {
             let path = directory.join(spec.name);
-            let named = |error: &dyn std::fmt::Display| io::Error::other(format!("map {}: {error}", path.display()));
-            let info = MapInfo::from_pin(&path).map_err(|error| named(&error))?;
-            let fd: OwnedFd = sys::open(&path).map_err(|error| named(&error))?;
+            let unreadable =
+                |error: &(dyn Error + 'static)| PinError::Unreadable { path: path.clone(), cause: chain(error) };
+            if !path.exists() {
+                return Err(PinError::Missing(path));
+            }
+            let info = MapInfo::from_pin(&path).map_err(|error| unreadable(&error))?;
+            check(spec, &info, None, &path)?;
+            let fd: OwnedFd = sys::open(&path, access).map_err(|error| unreadable(&error))?;
             raw.insert(spec.name, RawMap::new(fd, info.key_size(), info.value_size(), info.max_entries()));
         }
-        let cpus = aya::util::nr_cpus().map_err(|(what, error)| io::Error::other(format!("{what}: {error}")))?;
+        let cpus = aya::util::nr_cpus().map_err(|(what, error)| PinError::Cpus { what, cause: error })?;
         Ok(Self { raw, cpus })
     }
 

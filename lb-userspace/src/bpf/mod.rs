@@ -10,6 +10,7 @@ mod attach;
 #[cfg(feature = "bpf-log")]
 mod log;
 mod maps;
+mod pins;
 mod spec;
 mod sys;
 
@@ -23,9 +24,11 @@ use aya::{
     programs::{CgroupSockAddr, Program, ProgramError, SchedClassifier, Xdp},
 };
 
+use self::sys::Access;
 pub use self::{
     attach::{AttachError, Attached, SOCKET_PROGRAMS},
     maps::{FlowFamily, MapSizes, Maps, PinError},
+    pins::{Hooks, Pins},
     spec::SCHEMA,
 };
 
@@ -42,7 +45,7 @@ pub enum OpenError {
     #[error("this program was built without its BPF object; build it with `cargo xtask build`")]
     NoObject,
     /// Not a bpffs.
-    #[error("{0} is not a bpffs; mount one there (`mount -t bpf bpf {0}`) or name another with --bpffs")]
+    #[error("{0} is not a bpffs; mount one there (`mkdir -p {0}; mount -t bpf bpf {0}`) or name another with --bpffs")]
     NoBpffs(PathBuf),
     /// The file system refused.
     #[error("cannot {what} {path}: {cause}; the agent needs to be root on a mounted bpffs")]
@@ -70,61 +73,6 @@ pub enum OpenError {
     },
 }
 
-/// Where everything is pinned.
-#[derive(Clone, Debug)]
-pub struct Pins {
-    base: PathBuf,
-    root: PathBuf,
-}
-
-impl Pins {
-    /// The pins in a bpffs.
-    pub fn new(bpffs: &Path) -> Self {
-        let base = bpffs.join("ballast");
-        Self { root: base.join(format!("v{SCHEMA}")), base }
-    }
-
-    pub(crate) fn maps(&self) -> PathBuf {
-        self.root.join("maps")
-    }
-
-    fn links(&self) -> PathBuf {
-        self.root.join("links")
-    }
-
-    /// Removes every pin and says which; a dry run only says.
-    pub fn remove(&self, dry_run: bool) -> io::Result<Vec<PathBuf>> {
-        let mut removed = Vec::new();
-        // Links first: no program runs when its maps go.
-        for directory in [self.links(), self.maps(), self.root.clone(), self.base.clone()] {
-            let entries = match fs::read_dir(&directory) {
-                Ok(entries) => entries,
-                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                Err(error) => return Err(error),
-            };
-            for entry in entries {
-                let path = entry?.path();
-                if path.is_dir() {
-                    continue;
-                }
-                if !dry_run {
-                    fs::remove_file(&path)?;
-                }
-                removed.push(path);
-            }
-            if !dry_run {
-                match fs::remove_dir(&directory) {
-                    Ok(()) => removed.push(directory),
-                    // Another version's.
-                    Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {}
-                    Err(error) => return Err(error),
-                }
-            }
-        }
-        Ok(removed)
-    }
-}
-
 /// The loaded programs and the open maps.
 #[derive(Debug)]
 pub struct Datapath {
@@ -149,10 +97,7 @@ impl Datapath {
             let path = path.to_owned();
             move |cause| OpenError::Io { what, path, cause }
         };
-        let magic = rustix::fs::statfs(bpffs).map_err(io::Error::from).map_err(failed("look at", bpffs))?;
-        if magic.f_type.cast_unsigned() != BPF_FS_MAGIC {
-            return Err(OpenError::NoBpffs(bpffs.to_owned()));
-        }
+        check_bpffs(bpffs)?;
         let (maps, links) = (pins.maps(), pins.links());
         maps::check_pins(&maps, sizes)?;
         for directory in [&maps, &links] {
@@ -173,7 +118,7 @@ impl Datapath {
         for name in SOCKET_PROGRAMS {
             load::<CgroupSockAddr>(&mut ebpf, name, CgroupSockAddr::load)?;
         }
-        let maps = Maps::open(&maps).map_err(|cause| OpenError::Maps(cause.to_string()))?;
+        let maps = Maps::open(&maps, Access::ReadWrite)?;
         Ok(Self { ebpf, pins, maps })
     }
 
@@ -204,6 +149,26 @@ impl Datapath {
     /// A loaded program, for test runs.
     pub fn program(&mut self, name: &str) -> Option<&mut Program> {
         self.ebpf.program_mut(name)
+    }
+}
+
+/// Whether a bpffs is mounted there.
+pub fn check_bpffs(bpffs: &Path) -> Result<(), OpenError> {
+    match rustix::fs::statfs(bpffs) {
+        Ok(found) if found.f_type.cast_unsigned() == BPF_FS_MAGIC => Ok(()),
+        Ok(_) | Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR) => Err(OpenError::NoBpffs(bpffs.to_owned())),
+        Err(error) => Err(OpenError::Io { what: "look at", path: bpffs.to_owned(), cause: error.into() }),
+    }
+}
+
+/// The maps an agent left pinned, to be read only; `None` if there are none.
+pub fn read_pinned(bpffs: &Path) -> Result<Option<Maps>, OpenError> {
+    check_bpffs(bpffs)?;
+    let directory = Pins::new(bpffs).maps();
+    match fs::read_dir(&directory) {
+        Ok(_) => Ok(Some(Maps::open(&directory, Access::ReadOnly)?)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(cause) => Err(OpenError::Io { what: "read", path: directory, cause }),
     }
 }
 

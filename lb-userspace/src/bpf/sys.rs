@@ -17,6 +17,9 @@ const BPF_OBJ_GET: libc::c_long = 7;
 const BPF_MAP_LOOKUP_BATCH: libc::c_long = 24;
 const BPF_LINK_UPDATE: libc::c_long = 29;
 
+/// A descriptor through which the kernel refuses writes.
+const BPF_F_RDONLY: u32 = 1 << 3;
+
 /// `MEMBARRIER_CMD_GLOBAL`: returns after an RCU grace period of all CPUs.
 const MEMBARRIER_CMD_GLOBAL: libc::c_long = 1;
 
@@ -199,11 +202,22 @@ impl RawMap {
     }
 }
 
+/// What may be done with an opened object. A link is always opened for writing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Access {
+    ReadWrite,
+    ReadOnly,
+}
+
 /// Opens a pinned object.
-pub(super) fn open(path: &Path) -> io::Result<OwnedFd> {
+pub(super) fn open(path: &Path, access: Access) -> io::Result<OwnedFd> {
     let text = CString::new(path.as_os_str().as_bytes())?;
+    let flags = match access {
+        Access::ReadWrite => 0,
+        Access::ReadOnly => BPF_F_RDONLY,
+    };
     let mut attr = Attr { zero: [0; 16] };
-    attr.object = Object { path: text.as_ptr() as u64, fd: 0, flags: 0 };
+    attr.object = Object { path: text.as_ptr() as u64, fd: 0, flags };
     let fd = call(BPF_OBJ_GET, &mut attr)?;
     let fd = i32::try_from(fd).map_err(io::Error::other)?;
     // SAFETY: the kernel has just made this descriptor for us.

@@ -1,6 +1,6 @@
 //! Answers as text.
 
-use std::fmt::Write as _;
+use std::{collections::BTreeMap, fmt::Write as _};
 
 use comfy_table::{Table, presets::NOTHING};
 use serde::Serialize;
@@ -77,8 +77,9 @@ pub(super) fn services(rows: &[ServiceRow]) -> String {
 /// `ballast service describe`.
 pub(super) fn detail(detail: &ServiceDetail) -> String {
     let row = &detail.row;
-    let pairs = |map: &std::collections::BTreeMap<String, String>| {
-        list(map.iter().map(|(key, value)| format!("{key}={value}")))
+    let pairs = |map: &Option<BTreeMap<String, String>>| match map {
+        Some(map) => list(map.iter().map(|(key, value)| format!("{key}={value}"))),
+        None => "<unknown>".to_owned(),
     };
     let mut text = String::new();
     for (name, value) in [
@@ -122,13 +123,18 @@ pub(super) fn detail(detail: &ServiceDetail) -> String {
                 endpoint.state.clone(),
                 endpoint.node.clone().unwrap_or_else(|| "-".to_owned()),
                 endpoint.pod.clone().unwrap_or_else(|| "-".to_owned()),
-                if endpoint.local { "yes" } else { "no" }.to_owned(),
+                match endpoint.local {
+                    Some(true) => "yes",
+                    Some(false) => "no",
+                    None => "-",
+                }
+                .to_owned(),
                 endpoint.connections.to_string(),
             ]
         }),
     ));
-    if !row.not_honoured.is_empty() {
-        line(&mut text, &format!("\nNot honoured yet:        {}", row.not_honoured.join(", ")));
+    if let Some(fields) = row.not_honoured.as_ref().filter(|fields| !fields.is_empty()) {
+        line(&mut text, &format!("\nNot honoured yet:        {}", fields.join(", ")));
     }
     if !detail.problems.is_empty() {
         line(&mut text, "\nProblems:");
@@ -187,9 +193,11 @@ pub(super) fn status(status: &Status) -> String {
             tracing::debug!("writing to a string failed: {error}");
         }
     }
-    if !status.problems.is_empty() {
-        line(&mut text, "\nProblems:");
-        problems(&mut text, &status.problems);
+    for (title, told) in [("Warnings", &status.warnings), ("Problems", &status.problems)] {
+        if !told.is_empty() {
+            line(&mut text, &format!("\n{title}:"));
+            problems(&mut text, told);
+        }
     }
     text
 }

@@ -2,8 +2,8 @@
 
 use serde_json::Value;
 
-use super::{ClientConnection, ConfigError, Loaded, closest, is_zero, network, wrong};
-use crate::{file_source::document::Document, report::Problem};
+use super::{ClientConnection, ConfigError, Loaded, is_zero, network, wrong};
+use crate::{file_source::document::Document, net::node_ports::NodePortAddresses, report::Problem, suggest::closest};
 
 pub(super) const VERSION: &str = "kubeproxy.config.k8s.io/v1alpha1";
 pub(super) const KIND: &str = "KubeProxyConfiguration";
@@ -145,27 +145,40 @@ pub(super) fn read(document: &Document, loaded: &mut Loaded) -> Result<(), Confi
             return Err(wrong(document, "detectLocalMode", &format!("{other:?} is no mode"), "use NodeCIDR"));
         }
     }
-    if let Some(list) = document.value.get("nodePortAddresses").filter(|list| !list.is_null()) {
-        let field = "nodePortAddresses";
-        let list = list.as_array().ok_or_else(|| wrong(document, field, "not a list", "write a list of ranges"))?;
-        for entry in list {
-            let text = entry.as_str().unwrap_or_default();
-            match text {
-                "all" => {}
-                "primary" | "localhost" => {
-                    let fix = "give the ranges of the addresses, or leave it empty for all";
-                    return Err(wrong(document, field, &format!("{text:?} is not honoured yet"), fix));
-                }
-                _ => {
-                    let fix = "write a range such as 192.0.2.0/24";
-                    let net =
-                        network(text).ok_or_else(|| wrong(document, field, &format!("{entry} is no range"), fix))?;
-                    config.node_port_addresses.push(net);
-                }
-            }
+    config.node_port_addresses = node_port_addresses(document)?;
+    Ok(())
+}
+
+/// The words stand without ranges, and `all` stands alone, as kube-proxy wants it.
+fn node_port_addresses(document: &Document) -> Result<NodePortAddresses, ConfigError> {
+    const FIELD: &str = "nodePortAddresses";
+    let list = match document.value.get(FIELD) {
+        None | Some(Value::Null) => return Ok(NodePortAddresses::All),
+        Some(Value::Array(list)) => list,
+        Some(_) => return Err(wrong(document, FIELD, "not a list", "write a list of ranges")),
+    };
+    let (mut all, mut primary, mut localhost, mut ranges) = (false, false, false, Vec::new());
+    for (index, entry) in list.iter().enumerate() {
+        match entry.as_str() {
+            Some("all") => all = true,
+            Some("primary") => primary = true,
+            Some("localhost") => localhost = true,
+            text => ranges.push(text.and_then(network).ok_or_else(|| {
+                let fix = "write a range such as 192.0.2.0/24, or primary, localhost or all";
+                wrong(document, &format!("{FIELD}[{index}]"), &format!("{entry} is no range"), fix)
+            })?),
         }
     }
-    Ok(())
+    let mixed = |cause: &str, fix: &str| Err(wrong(document, FIELD, cause, fix));
+    match (all, primary, localhost, ranges.is_empty()) {
+        (true | false, false, false, true) => Ok(NodePortAddresses::All),
+        (true, ..) => mixed("all stands beside others", "write all alone, or leave it out"),
+        (false, false, false, false) => Ok(NodePortAddresses::Ranges(ranges)),
+        (false, _, _, false) => mixed("primary or localhost stands beside ranges", "write words or ranges, not both"),
+        (false, true, true, true) => Ok(NodePortAddresses::PrimaryAndLocalhost),
+        (false, true, false, true) => Ok(NodePortAddresses::Primary),
+        (false, false, true, true) => Ok(NodePortAddresses::Localhost),
+    }
 }
 
 fn visit(
@@ -199,17 +212,22 @@ fn visit(
             return Err(wrong(document, path, "is for Windows", "remove it: this program runs on Linux"));
         }
         NotYet if set => {
-            loaded.warnings.push(warning(document, path, "is not honoured yet", "remove it, or expect the default"));
+            loaded.notes.not_yet.push(note(document, path, "is not honoured yet", "remove it, or expect the default"));
         }
         NoEffect if set => {
-            loaded.warnings.push(warning(document, path, "has no effect here", "nothing; remove it to silence this"));
+            loaded.notes.no_effect.push(note(
+                document,
+                path,
+                "has no effect here",
+                "nothing; remove it to silence this",
+            ));
         }
         Honoured | NotYet | NoEffect | Refused => {}
     }
     Ok(())
 }
 
-fn warning(document: &Document, path: &str, cause: &str, fix: &str) -> Problem {
+fn note(document: &Document, path: &str, cause: &str, fix: &str) -> Problem {
     let line = document.line(path).map(|line| format!(":{line}")).unwrap_or_default();
     Problem { object: format!("config {}{line}", document.file), cause: format!("{path} {cause}"), fix: fix.to_owned() }
 }

@@ -11,8 +11,12 @@ use serde_json::Value;
 use crate::{
     bpf::MapSizes,
     file_source::document::{self, Document},
-    net::roles::{InterfaceRule, XdpMode},
+    net::{
+        node_ports::NodePortAddresses,
+        roles::{InterfaceRule, XdpMode},
+    },
     report::Problem,
+    suggest::closest,
 };
 
 /// Which pods are this node's (semantics.md 2.3.8).
@@ -37,8 +41,8 @@ pub struct ClientConnection {
 /// What the configuration asks for; [`Config::default`] without a file.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
-    /// Ranges of the node addresses nodePorts are served on; empty for all.
-    pub node_port_addresses: Vec<IpNet>,
+    /// The node addresses nodePorts are served on.
+    pub node_port_addresses: NodePortAddresses,
     /// Local-traffic detector.
     pub detect_local: DetectLocal,
     /// Node name, if given.
@@ -60,7 +64,7 @@ pub struct Config {
 impl Default for Config {
     fn default() -> Self {
         Self {
-            node_port_addresses: Vec::new(),
+            node_port_addresses: NodePortAddresses::All,
             detect_local: DetectLocal::NodeCidr,
             hostname_override: None,
             client_connection: ClientConnection::default(),
@@ -85,8 +89,17 @@ impl Config {
 pub struct Loaded {
     /// The configuration.
     pub config: Config,
-    /// Fields without effect.
-    pub warnings: Vec<Problem>,
+    /// What is not.
+    pub notes: Notes,
+}
+
+/// Fields that do not do what they say.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Notes {
+    /// Not honoured yet: the node behaves otherwise than it was asked to.
+    pub not_yet: Vec<Problem>,
+    /// Without meaning to a datapath like this one: nothing is missing.
+    pub no_effect: Vec<Problem>,
 }
 
 /// A configuration that cannot be used.
@@ -173,29 +186,15 @@ fn is_zero(value: &Value) -> bool {
     }
 }
 
-/// The known name that `name` may have meant.
-fn closest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
-    let limit = 1 + name.len() / 3;
-    known.map(|known| (distance(name, known), known)).filter(|(far, _)| *far <= limit).min().map(|(_, known)| known)
-}
-
-/// Levenshtein distance, upper and lower case alike.
-fn distance(one: &str, other: &str) -> usize {
-    let other: Vec<char> = other.to_lowercase().chars().collect();
-    let mut row: Vec<usize> = (0..=other.len()).collect();
-    for (index, left) in one.to_lowercase().chars().enumerate() {
-        let mut diagonal = index;
-        let mut last = index + 1;
-        let mut next = vec![last];
-        for (right, above) in other.iter().zip(row.iter().skip(1)) {
-            let cost = if left == *right { diagonal } else { 1 + diagonal.min(*above).min(last) };
-            diagonal = *above;
-            last = cost;
-            next.push(cost);
-        }
-        row = next;
-    }
-    row.last().copied().unwrap_or(0)
+/// Refuses the fields of a mapping that are not `known`. `path` is the mapping's own, empty for the document; of what
+/// it is, `owner` tells.
+fn check_names(document: &Document, path: &str, value: &Value, owner: &str, known: &[&str]) -> Result<(), ConfigError> {
+    let names = value.as_object().into_iter().flat_map(|fields| fields.keys());
+    let Some(name) = names.into_iter().find(|name| !known.contains(&name.as_str())) else { return Ok(()) };
+    let field = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
+    let fix = closest(name, known.iter().copied())
+        .map_or_else(|| format!("fields are {}", known.join(", ")), |close| format!("did you mean {close}?"));
+    Err(wrong(document, &field, &format!("no field of {owner}"), &fix))
 }
 
 /// A range, or an address as a range of one.

@@ -3,8 +3,9 @@
 use std::ops::RangeInclusive;
 
 use serde::Deserialize;
+use serde_json::Value;
 
-use super::{ConfigError, Loaded, closest, wrong};
+use super::{ConfigError, Loaded, check_names, wrong};
 use crate::{
     bpf::MapSizes,
     file_source::document::Document,
@@ -15,6 +16,9 @@ pub(super) const VERSION: &str = "ballast.dev/v1alpha1";
 pub(super) const KIND: &str = "BallastConfiguration";
 
 const FIELDS: [&str; 7] = ["apiVersion", "kind", "xdp", "socketHooks", "interfaces", "maps", "snatPorts"];
+
+const MAP_FIELDS: [&str; 5] = ["services", "frontends", "backends", "rings", "conntrack"];
+const RULE_FIELDS: [&str; 3] = ["match", "role", "xdp"];
 
 /// More is no cluster anybody has, and would take the node's memory at start.
 const MOST_ENTRIES: u32 = 1 << 24;
@@ -42,13 +46,13 @@ struct Maps {
 }
 
 pub(super) fn read(document: &Document, loaded: &mut Loaded) -> Result<(), ConfigError> {
-    let names = document.value.as_object().into_iter().flat_map(|fields| fields.keys());
-    for name in names {
-        if !FIELDS.contains(&name.as_str()) {
-            let fix = closest(name, FIELDS.into_iter())
-                .map_or_else(|| format!("fields are {}", FIELDS.join(", ")), |close| format!("did you mean {close}?"));
-            return Err(wrong(document, name, &format!("no field of {KIND}"), &fix));
-        }
+    check_names(document, "", &document.value, KIND, &FIELDS)?;
+    if let Some(maps) = document.value.get("maps") {
+        check_names(document, "maps", maps, "maps", &MAP_FIELDS)?;
+    }
+    let rules = document.value.get("interfaces").and_then(Value::as_array).into_iter().flatten();
+    for (index, rule) in rules.enumerate() {
+        check_names(document, &format!("interfaces[{index}]"), rule, "interfaces", &RULE_FIELDS)?;
     }
     let own: Own = serde_path_to_error::deserialize(&*document.value).map_err(|error| {
         let path = error.path().to_string();

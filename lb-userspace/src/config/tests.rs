@@ -14,6 +14,10 @@ fn error(result: Result<Loaded, ConfigError>) -> String {
     result.expect_err("refused").to_string()
 }
 
+fn causes(notes: &[Problem]) -> Vec<&str> {
+    notes.iter().map(|note| &*note.cause).collect()
+}
+
 /// What kubeadm 1.33 puts into its `ConfigMap`.
 const KUBEADM: &str = "bindAddress: 0.0.0.0
 bindAddressHardFail: false
@@ -48,8 +52,8 @@ winkernel: {enableDSR: false, forwardHealthCheckVip: false, networkName: \"\", r
 fn the_file_of_kubeadm_passes_with_hardly_a_word() {
     let loaded = kube_proxy(KUBEADM).expect("accepted");
     assert_eq!(loaded.config.client_connection.kubeconfig, "/var/lib/kube-proxy/kubeconfig.conf");
-    let causes: Vec<_> = loaded.warnings.iter().map(|warning| &*warning.cause).collect();
-    assert_eq!(causes, ["logging.options has no effect here"]);
+    assert_eq!(loaded.notes.not_yet, []);
+    assert_eq!(causes(&loaded.notes.no_effect), ["logging.options has no effect here"]);
 }
 
 #[test]
@@ -60,7 +64,8 @@ fn fields_in_both_documents_are_honoured() {
                 snatPorts: 40000-40009\nmaps: {conntrack: 1024}\ninterfaces: [{match: 'eth*', role: uplink, xdp: 'on'}]\n";
     let config = parse("c.yaml", text).expect("accepted").config;
     assert_eq!(config.hostname_override.as_deref(), Some("n1"));
-    assert_eq!(config.node_port_addresses.len(), 2);
+    let ranges = ["192.0.2.0/24", "2001:db8::1/128"].map(|net| net.parse().expect("a range"));
+    assert_eq!(config.node_port_addresses, NodePortAddresses::Ranges(ranges.into()));
     assert_eq!((config.xdp, config.socket_hooks), (XdpMode::Off, false));
     assert_eq!(config.snat_ports, 40_000..=40_009);
     assert_eq!((config.maps.conntrack, config.maps.backends), (1024, MapSizes::default().backends));
@@ -75,11 +80,9 @@ fn no_document_means_the_defaults() {
 #[test]
 fn what_is_not_honoured_is_told() {
     let loaded = kube_proxy("mode: userspace\nclusterCIDR: 10.0.0.0/8\nipvs: {scheduler: lc}\n").expect("accepted");
-    let causes: Vec<_> = loaded.warnings.iter().map(|warning| &*warning.cause).collect();
-    assert_eq!(
-        causes,
-        ["clusterCIDR is not honoured yet", "ipvs.scheduler is not honoured yet", "mode has no effect here"]
-    );
+    let expected = ["clusterCIDR is not honoured yet", "ipvs.scheduler is not honoured yet"];
+    assert_eq!(causes(&loaded.notes.not_yet), expected);
+    assert_eq!(causes(&loaded.notes.no_effect), ["mode has no effect here"]);
 }
 
 #[test]
@@ -92,13 +95,22 @@ fn errors_name_place_cause_and_fix() {
         (kube_proxy("conntrack: {maxperCore: 1}\n"), "did you mean maxPerCore?"),
         (kube_proxy("winkernel: {sourceVip: 10.0.0.1}\n"), "winkernel: is for Windows"),
         (kube_proxy("detectLocalMode: ClusterCIDR\n"), "ClusterCIDR is not honoured yet; use NodeCIDR"),
-        (kube_proxy("nodePortAddresses: [localhost]\n"), "\"localhost\" is not honoured yet"),
-        (kube_proxy("nodePortAddresses: [nonsense]\n"), "\"nonsense\" is no range"),
+        (kube_proxy("nodePortAddresses: [nonsense]\n"), "c.yaml:3: nodePortAddresses[0]: \"nonsense\" is no range"),
+        (kube_proxy("nodePortAddresses: [80]\n"), "80 is no range"),
+        (kube_proxy("nodePortAddresses: all\n"), "nodePortAddresses: not a list"),
+        (kube_proxy("nodePortAddresses: [all, primary]\n"), "all stands beside others; write all alone"),
+        (kube_proxy("nodePortAddresses: [all, 192.0.2.0/24]\n"), "all stands beside others"),
+        (kube_proxy("nodePortAddresses: [primary, 192.0.2.0/24]\n"), "primary or localhost stands beside ranges"),
         (own("xpd: auto\n"), "did you mean xdp?"),
         (own("xdp: maybe\n"), "c.yaml:3: xdp: unknown variant `maybe`"),
         (own("maps: {backends: 3}\n"), "maps.backends: 3 is out of range; use 16 to"),
         (own("snatPorts: 80-90\n"), "is no range of ports"),
-        (own("interfaces: [{match: e, speed: 1}]\n"), "unknown field `speed`"),
+        (own("interfaces: [{match: e, speed: 1}]\n"), "no field of interfaces; fields are match, role, xdp"),
+        (
+            own("interfaces:\n- match: e\n- mach: e\n"),
+            "c.yaml:5: interfaces[1].mach: no field of interfaces; did you mean match?",
+        ),
+        (own("maps: {backend: 16}\n"), "maps.backend: no field of maps; did you mean backends?"),
         (parse("c.yaml", "kind: Config\n"), "is no configuration; use kubeproxy.config.k8s.io/v1alpha1"),
         (parse("c.yaml", "a: [\n"), "c.yaml"),
     ] {
@@ -110,7 +122,16 @@ fn errors_name_place_cause_and_fix() {
 }
 
 #[test]
-fn suggestions_are_only_made_when_close() {
-    assert_eq!(closest("hostnameoverride", ["hostnameOverride", "mode"].into_iter()), Some("hostnameOverride"));
-    assert_eq!(closest("zzz", ["hostnameOverride", "mode"].into_iter()), None);
+fn node_port_addresses_are_words_or_ranges() {
+    for (list, expected) in [
+        ("null", NodePortAddresses::All),
+        ("[]", NodePortAddresses::All),
+        ("[all]", NodePortAddresses::All),
+        ("[primary]", NodePortAddresses::Primary),
+        ("[localhost]", NodePortAddresses::Localhost),
+        ("[localhost, primary]", NodePortAddresses::PrimaryAndLocalhost),
+    ] {
+        let config = kube_proxy(&format!("nodePortAddresses: {list}\n")).expect("accepted").config;
+        assert_eq!(config.node_port_addresses, expected, "{list}");
+    }
 }

@@ -28,6 +28,7 @@ pub(crate) mod fixture;
 mod tests;
 
 pub use self::compute::desired;
+pub(crate) use self::rules::Rules;
 
 /// One service port of one family: what gets a `ServiceId`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

@@ -8,10 +8,10 @@ use crate::model::TrafficPolicy;
 
 /// The rules of one frontend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Rules {
-    pub(super) pod: ClientRule,
-    pub(super) host: ClientRule,
-    pub(super) outside: ClientRule,
+pub(crate) struct Rules {
+    pub(crate) pod: ClientRule,
+    pub(crate) host: ClientRule,
+    pub(crate) outside: ClientRule,
 }
 
 impl Rules {
@@ -42,6 +42,12 @@ impl Rules {
         }
     }
 
+    /// Whether they are those of a cluster IP: one set for everyone and no pod's source rewritten, which no nodePort or
+    /// load balancer address has.
+    pub(crate) fn are_internal(self) -> bool {
+        !self.pod.masquerade() && self.pod.scope() == self.outside.scope()
+    }
+
     /// Whether any client is sent to the set.
     pub(super) fn use_scope(self, scope: Scope) -> bool {
         [self.pod, self.host, self.outside].iter().any(|rule| rule.scope() == scope)
@@ -65,5 +71,18 @@ pub(super) fn unroutable(addr: IpAddr) -> Option<&'static str> {
         IpAddr::V6(v6) if v6.is_unicast_link_local() => Some("a link-local address"),
         IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some() => Some("an IPv4 address written as IPv6"),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn internal_and_external_rules_are_told_apart() {
+        for policy in [TrafficPolicy::Cluster, TrafficPolicy::Local] {
+            assert!(Rules::internal(policy, true).are_internal() && Rules::internal(policy, false).are_internal());
+            assert!(!Rules::external(policy).are_internal());
+        }
     }
 }

@@ -19,6 +19,7 @@ use super::{
 use crate::{
     k8s::{self, LABEL_SERVICE_NAME},
     model::{EndpointSlice, Node, ObjectName, Pod},
+    suggest::almost,
 };
 
 /// The objects of all documents.
@@ -45,6 +46,7 @@ pub(super) fn read(
     options: &Options,
     findings: &mut Vec<Finding>,
 ) -> Objects {
+    const KINDS: [&str; 6] = ["Service", "Pod", "Node", "Namespace", "Endpoints", "EndpointSlice"];
     let mut objects = Objects::default();
     let mut unknown = BTreeSet::new();
     let mut seen: BTreeMap<(String, ObjectName), Arc<str>> = BTreeMap::new();
@@ -61,7 +63,12 @@ pub(super) fn read(
                 continue;
             }
             _ => {
-                if unknown.insert(kind.clone()) {
+                if let Some(meant) = almost(&kind, KINDS.into_iter()) {
+                    // What it may have been before keeps what it owns.
+                    objects.nameless = true;
+                    let issue = Issue::error("kind", format!("no kind {kind}"), format!("did you mean {meant}?"));
+                    findings.push(finding(&document, None, issue));
+                } else if unknown.insert(kind.clone()) {
                     let issue = Issue::warning(
                         "kind",
                         format!("kind {kind} is not used here: ignored"),

@@ -234,7 +234,6 @@ impl Source {
             {
                 parsed.readable = false;
                 let mut finding = intake::broken(&name, None, "the file is empty".into(), true);
-                finding.severity = Severity::Warning;
                 finding.fix = "delete the file to remove its objects".into();
                 findings.push(finding);
                 parsed.keep(name, last);

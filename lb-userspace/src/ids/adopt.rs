@@ -16,7 +16,7 @@ use crate::{
     desired::{BackendAddr, Desired, ServiceKey},
     image::{
         Image, Table,
-        octets::{Octets, decode, model_protocol},
+        octets::{Octets, array, decode, model_protocol},
     },
     model::Protocol,
 };
@@ -176,9 +176,4 @@ fn rings(mirror: &Image, words: BTreeMap<(u32, usize), RingWord>, services: &BTr
         }
     }
     Rings::adopt(ours, &foreign)
-}
-
-/// The entries of an array.
-fn array<V: zerocopy::FromBytes>(mirror: &Image, table: Table) -> impl Iterator<Item = (u32, V)> {
-    mirror.table(table).filter_map(decode::<zerocopy::native_endian::U32, V>).map(|(index, value)| (index.get(), value))
 }

@@ -5,13 +5,14 @@ use std::{collections::BTreeMap, fmt::Write};
 use lb_common::{
     backend::{Backend, NextHop},
     frontend::{ClientRule, Frontend, FrontendKey, FrontendWord, PrefixFlags, PrefixKey, Scope},
-    ring::{RingWord, WhenEmpty},
+    ring::WhenEmpty,
 };
 use zerocopy::native_endian::U32;
 
 use super::{
     Image, Table,
-    octets::{Octets, decode, model_protocol},
+    octets::{Octets, array, decode, model_protocol},
+    programmed::ring,
 };
 
 /// One line for each entry that is in use: frontends with their rules, services with their sets, backends, next hops,
@@ -37,10 +38,8 @@ impl Lines {
     }
 
     fn family<A: Octets>(&mut self, image: &Image) {
-        let records: BTreeMap<u32, Frontend<A>> =
-            image.table(A::RECORDS).filter_map(decode::<U32, Frontend<A>>).map(|(id, it)| (id.get(), it)).collect();
-        let backends: BTreeMap<u32, Backend<A>> =
-            image.table(A::BACKENDS).filter_map(decode::<U32, Backend<A>>).map(|(id, it)| (id.get(), it)).collect();
+        let records: BTreeMap<u32, Frontend<A>> = array(image, A::RECORDS).collect();
+        let backends: BTreeMap<u32, Backend<A>> = array(image, A::BACKENDS).collect();
         let frontends = image.table(A::FRONTENDS).filter_map(decode::<FrontendKey<A>, FrontendWord>);
         self.add(frontends.map(|(key, word)| frontend(&key, word, &records)));
 
@@ -57,7 +56,7 @@ impl Lines {
             let (service, hop) = (backend.service.get(), backend.next_hop.get());
             format!("backend   {id} {at} service={service} next-hop={hop}")
         }));
-        let hops = image.table(A::NEXT_HOPS).filter_map(decode::<U32, NextHop<A>>);
+        let hops = array::<NextHop<A>>(image, A::NEXT_HOPS);
         self.add(hops.filter(|(_, hop)| hop.ifindex.get() != 0).map(|(id, hop)| {
             let mut line = format!("next-hop  {id} ifindex={}", hop.ifindex);
             if hop.prefsrc != A::UNSPECIFIED {
@@ -109,25 +108,16 @@ fn rule(rule: ClientRule) -> String {
 
 /// A ring's backends in the order of their addresses: the rendezvous order tells a reader nothing.
 fn set<A: Octets>(image: &Image, index: u32, backends: &BTreeMap<u32, Backend<A>>) -> String {
-    let bytes = image.get(Table::Services, &index.to_ne_bytes());
-    let Some(word) = bytes.and_then(|bytes| <RingWord as zerocopy::FromBytes>::read_from_bytes(bytes).ok()) else {
-        return "unused".to_owned();
-    };
-    if word.length() == 0 {
+    let Some((word, ids)) = ring(image, index) else { return "unused".to_owned() };
+    if ids.is_empty() {
         return match word.when_empty() {
             WhenEmpty::Reject => "reject",
             WhenEmpty::Drop => "drop",
         }
         .to_owned();
     }
-    let slots = word.offset()..word.offset().saturating_add(word.length());
-    let mut addrs: Vec<_> = slots
-        .map(|slot| {
-            let bytes = image.get(Table::Rings, &slot.to_ne_bytes())?;
-            let id = u32::from_ne_bytes(bytes.try_into().ok()?);
-            backends.get(&id).filter(|backend| backend.service.get() != 0).map(|it| A::socket(it.address))
-        })
-        .collect();
+    let live = |id| backends.get(&id).filter(|backend| backend.service.get() != 0).map(|it| A::socket(it.address));
+    let mut addrs: Vec<_> = ids.into_iter().map(|id| id.and_then(live)).collect();
     addrs.sort_unstable();
     let addrs: Vec<_> =
         addrs.into_iter().map(|addr| addr.map_or_else(|| "missing".to_owned(), |addr| addr.to_string())).collect();

@@ -10,6 +10,7 @@ mod build;
 mod capacity;
 mod dump;
 pub(crate) mod octets;
+mod programmed;
 mod ring_order;
 
 #[cfg(test)]
@@ -19,6 +20,7 @@ pub use self::{
     build::{Built, NextHopInfo, build},
     capacity::Capacity,
     dump::dump,
+    programmed::{Programmed, ProgrammedBackend, ProgrammedFrontend, prefixes, programmed},
 };
 
 /// A table the control plane owns. Conntrack, counters and socket slots belong to the kernel side and are not here.

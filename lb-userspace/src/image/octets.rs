@@ -8,7 +8,7 @@ use lb_common::{
     tuple::L4Addr,
 };
 
-use super::Table;
+use super::{Image, Table};
 use crate::model::{IpFamily, Protocol};
 
 /// Addresses of a family as they stand in the maps, and that family's tables.
@@ -98,4 +98,9 @@ pub(crate) const fn model_protocol(protocol: protocol::Protocol) -> Option<Proto
 /// An entry of a dump as typed values; `None` if the sizes are not the expected ones.
 pub(crate) fn decode<K: zerocopy::FromBytes, V: zerocopy::FromBytes>((key, value): (&[u8], &[u8])) -> Option<(K, V)> {
     Some((K::read_from_bytes(key).ok()?, V::read_from_bytes(value).ok()?))
+}
+
+/// The entries of an array.
+pub(crate) fn array<V: zerocopy::FromBytes>(image: &Image, table: Table) -> impl Iterator<Item = (u32, V)> {
+    image.table(table).filter_map(decode::<zerocopy::native_endian::U32, V>).map(|(index, value)| (index.get(), value))
 }

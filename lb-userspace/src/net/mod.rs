@@ -5,12 +5,11 @@ pub mod events;
 pub mod host_device;
 mod netlink;
 mod netns;
+pub mod node_ports;
 pub mod reserved_ports;
 pub mod roles;
 
 use std::{io, net::IpAddr, path::PathBuf};
-
-use ipnet::IpNet;
 
 pub use self::{
     netlink::{Address, Link, Netlink},
@@ -30,24 +29,6 @@ pub fn cgroup2_root() -> io::Result<PathBuf> {
         .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "no cgroup2 is mounted"))
 }
 
-/// Addresses nodePorts are served on: those of this node in `allowed`, never loopback or link-local ones. A family
-/// without a range in `allowed` is served on all its addresses (semantics.md 2.9). Sorted, each once.
-pub fn node_port_addresses(addresses: &[Address], allowed: &[IpNet]) -> Vec<IpAddr> {
-    let is_allowed = |addr: &IpAddr| {
-        let mut same_family = allowed.iter().filter(|net| net.addr().is_ipv4() == addr.is_ipv4()).peekable();
-        same_family.peek().is_none() || same_family.any(|net| net.contains(addr))
-    };
-    let mut found: Vec<IpAddr> = addresses
-        .iter()
-        .filter(|address| address.usable && address.universe)
-        .map(|address| address.net.addr())
-        .filter(|addr| is_global(*addr) && is_allowed(addr))
-        .collect();
-    found.sort_unstable();
-    found.dedup();
-    found
-}
-
 /// Neither loopback, link-local, multicast nor unspecified.
 pub fn is_global(addr: IpAddr) -> bool {
     match addr {
@@ -63,35 +44,6 @@ pub fn is_global(addr: IpAddr) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn address(net: &str) -> Address {
-        Address { ifindex: 2, net: net.parse().expect("an address"), usable: true, universe: true }
-    }
-
-    #[test]
-    fn rule_2_9_node_ports_are_served_on_global_addresses_in_the_allowed_ranges() {
-        let addresses = [
-            address("192.0.2.1/24"),
-            address("198.51.100.1/24"),
-            address("127.0.0.1/8"),
-            address("169.254.20.10/32"),
-            address("fe80::1/64"),
-            address("::1/128"),
-            address("2001:db8::1/64"),
-            Address { usable: false, ..address("2001:db8::2/64") },
-            Address { universe: false, ..address("192.0.2.3/32") },
-            address("192.0.2.1/32"),
-        ];
-        let text = |allowed: &[&str]| {
-            let allowed: Vec<IpNet> = allowed.iter().map(|net| net.parse().expect("a range")).collect();
-            node_port_addresses(&addresses, &allowed).iter().map(ToString::to_string).collect::<Vec<_>>()
-        };
-        assert_eq!(text(&[]), ["192.0.2.1", "198.51.100.1", "2001:db8::1"]);
-        assert_eq!(text(&["192.0.2.0/25"]), ["192.0.2.1", "2001:db8::1"]);
-        assert_eq!(text(&["192.0.2.0/25", "2001:db8:1::/48"]), ["192.0.2.1"]);
-        assert_eq!(text(&["192.0.2.0/25", "198.51.100.1/32", "::/0"]), ["192.0.2.1", "198.51.100.1", "2001:db8::1"]);
-        assert_eq!(text(&["127.0.0.0/8", "2001:db8:1::/48"]), [""; 0]);
-    }
 
     #[test]
     fn a_namespace_has_a_cookie_that_stays() {

@@ -1,0 +1,192 @@
+//! What the command line says.
+
+use std::{ops::RangeInclusive, path::PathBuf};
+
+use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum, error::ErrorKind};
+use ipnet::IpNet;
+
+/// Kubernetes Services in eBPF.
+#[derive(Debug, Parser)]
+#[command(name = "ballast", version, max_term_width = 100)]
+#[command(after_help = "Exit codes: 0 ok, 1 failed, 2 wrong usage, 3 degraded (see `ballast status`).")]
+pub(super) struct Cli {
+    #[command(subcommand)]
+    pub(super) command: Command,
+    #[command(flatten)]
+    pub(super) global: Global,
+}
+
+/// Before or after the subcommand, as people expect it.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Options of every command")]
+pub(super) struct Global {
+    /// Form of the answer [default: table]
+    #[arg(short, long, value_enum, global = true, value_name = "FORM")]
+    pub(super) output: Option<Output>,
+    /// Where the agent keeps its state and listens
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/ballast", global = true)]
+    pub(super) state_dir: PathBuf,
+    /// BPF file system to pin to
+    #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf", global = true)]
+    pub(super) bpffs: PathBuf,
+    /// cgroup2 whose processes are served [default: the root of its mount]
+    #[arg(long, value_name = "DIR", global = true)]
+    pub(super) cgroup: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Serve the Services of a file or folder of Kubernetes documents on this node
+    Run(Box<Run>),
+    /// Show the agent's devices, tables, counters and problems
+    Status,
+    /// Show Services
+    #[command(subcommand)]
+    Service(ServiceCommand),
+    /// Remove everything an agent made on this node: programs, tables, routes, settings
+    Cleanup {
+        /// Only say what would be removed
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// Print the version
+    Version,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum ServiceCommand {
+    /// List all Services
+    List,
+    /// Show a Service with its frontends, endpoints and problems
+    Describe {
+        /// Which: NAMESPACE/NAME
+        #[arg(value_parser = object)]
+        service: (String, String),
+    },
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Run {
+    /// File, folder or - for standard input: Service, Pod, Node, Namespace, Endpoints, EndpointSlice documents
+    #[arg(short, long = "filename", value_name = "PATH")]
+    pub(super) file: PathBuf,
+    #[arg(
+        long,
+        alias = "hostname-override",
+        value_name = "NAME",
+        help = "Name of this node [default: hostnameOverride, $NODE_NAME, the host name]"
+    )]
+    pub(super) node: Option<String>,
+    /// KubeProxyConfiguration and/or BallastConfiguration
+    #[arg(long, value_name = "FILE")]
+    pub(super) config: Option<PathBuf>,
+    /// Where allocated addresses and ports are kept, for all nodes of the documents
+    /// [default: /var/lib/ballast/allocations/<hash of PATH>.json]
+    #[arg(long, value_name = "PATH")]
+    pub(super) allocations: Option<PathBuf>,
+    /// Ranges of cluster IPs
+    #[arg(long, value_name = "CIDR", value_delimiter = ',', default_value = "10.96.0.0/16,fd00:10:96::/112")]
+    pub(super) service_cidr: Vec<IpNet>,
+    /// Range of nodePorts
+    #[arg(long, value_name = "FIRST-LAST", value_parser = port_range, default_value = "30000-32767")]
+    pub(super) node_port_range: RangeInclusive<u16>,
+}
+
+/// How an answer is printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum Output {
+    Table,
+    Json,
+    Yaml,
+}
+
+impl Cli {
+    /// Reads the command line of this process; wrong usage ends it with a message and code 2.
+    pub(super) fn read() -> Self {
+        let cli = Self::parse();
+        if let Err(error) = cli.check() {
+            error.exit();
+        }
+        cli
+    }
+
+    /// What clap cannot say.
+    fn check(&self) -> Result<(), clap::Error> {
+        let conflict = |text: String| Err(Self::command().error(ErrorKind::ArgumentConflict, text));
+        let name = match &self.command {
+            Command::Run(run) => {
+                let v4 = run.service_cidr.iter().filter(|net| net.addr().is_ipv4()).count();
+                if v4 > 1 || run.service_cidr.len() - v4 > 1 {
+                    let text = "--service-cidr: two ranges of one family; give at most one IPv4 and one IPv6 range";
+                    return conflict(text.to_owned());
+                }
+                "run"
+            }
+            Command::Cleanup { .. } => "cleanup",
+            Command::Status | Command::Service(_) | Command::Version => return Ok(()),
+        };
+        if self.global.output.is_none() {
+            return Ok(());
+        }
+        conflict(format!("--output: `ballast {name}` has no answer that comes in forms; leave it out"))
+    }
+}
+
+fn object(text: &str) -> Result<(String, String), String> {
+    match text.split_once('/') {
+        Some((namespace, name)) if !namespace.is_empty() && !name.is_empty() && !name.contains('/') => {
+            Ok((namespace.to_owned(), name.to_owned()))
+        }
+        _ => Err("write NAMESPACE/NAME, for example default/web".to_owned()),
+    }
+}
+
+fn port_range(text: &str) -> Result<RangeInclusive<u16>, String> {
+    let range = text.split_once('-').and_then(|(first, last)| {
+        let (first, last): (u16, u16) = (first.parse().ok()?, last.parse().ok()?);
+        (first > 0 && first <= last).then_some(first..=last)
+    });
+    range.ok_or_else(|| "write two ports, for example 30000-32767".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_definition_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn names_and_ranges_are_checked() {
+        assert_eq!(object("default/web"), Ok(("default".to_owned(), "web".to_owned())));
+        for wrong in ["web", "/web", "default/", "a/b/c"] {
+            assert!(object(wrong).is_err(), "{wrong}");
+        }
+        assert_eq!(port_range("1-2"), Ok(1..=2));
+        for wrong in ["1", "2-1", "0-5", "a-b", "1-70000"] {
+            assert!(port_range(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn options_of_every_command_stand_before_or_after_it() {
+        for line in [
+            "ballast -o json --state-dir /s service list",
+            "ballast service -o json list --state-dir /s",
+            "ballast --state-dir /s service list -o json",
+        ] {
+            let cli = Cli::try_parse_from(line.split(' ')).expect("understood");
+            assert_eq!((cli.global.output, cli.global.state_dir), (Some(Output::Json), "/s".into()), "{line}");
+        }
+    }
+
+    #[test]
+    fn a_form_is_refused_where_there_is_no_answer() {
+        let check = |line: &str| Cli::try_parse_from(line.split(' ')).expect("understood").check();
+        assert!(check("ballast cleanup --dry-run -o json").is_err_and(|error| error.exit_code() == 2));
+        assert!(check("ballast -o json run -f x").is_err());
+        assert!(check("ballast version -o json").is_ok());
+    }
+}

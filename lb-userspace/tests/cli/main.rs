@@ -1,0 +1,6 @@
+//! The whole binary, as people meet it: usage, bad input, and what is left when the agent is gone.
+
+mod agent;
+mod documents;
+mod place;
+mod usage;
