@@ -253,7 +253,8 @@ impl Network {
                 Err(cause) => problems.push(Problem {
                     object: format!("device {}", name(*ifindex)),
                     cause: cause.clone(),
-                    fix: "its Service traffic is not served; see the error, it is tried again".to_owned(),
+                    fix: "its Service traffic is not served; tcx needs kernel 6.6 or newer; it is tried again with every change"
+                        .to_owned(),
                 }),
                 Ok(Attached { degraded: Some(cause), .. }) => problems.push(Problem {
                     object: format!("device {}", name(*ifindex)),
