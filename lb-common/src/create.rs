@@ -35,19 +35,28 @@ pub(crate) enum Outcome {
     Flow(Counter),
 }
 
-/// Finds or makes the flow of a packet. `host`: the client is a process of this node. `doubt`: the packet has met a flow
-/// that may be over; else it has met none, and nobody is asked again.
+/// Whether the flow that a packet has met goes on, though it looked as if it were over. If not, it is removed.
+#[inline(always)]
+pub(crate) fn resume<A: Addr, W: Tables<A>>(world: &W, flow: &Flow<A>) -> bool {
+    let resumed = world.scratch(|Scratch { other, .. }| {
+        if world.conntrack(&flow.key, |found| *other = *found).is_none() {
+            return false;
+        }
+        let goes_on = goes_on(world, flow, other);
+        if !goes_on {
+            remove_flow(world, other);
+        }
+        goes_on
+    });
+    resumed.unwrap_or(false)
+}
+
+/// Makes the flow of a packet that belongs to none. `host`: the client is a process of this node.
 ///
 /// The steps are called one after the other, not one by the other, for the sake of the BPF stack.
 #[inline(always)]
-pub(crate) fn enter<A: Addr, W: Tables<A>>(world: &W, flow: &Flow<A>, host: bool, doubt: bool) -> Outcome {
-    let outcome = world.scratch(|Scratch { entry, other }| {
-        if doubt && world.conntrack(&flow.key, |found| *other = *found).is_some() {
-            if goes_on(world, flow, other) {
-                return Outcome::Flow(Counter::ToBackend);
-            }
-            remove_flow(world, other);
-        }
+pub(crate) fn enter<A: Addr, W: Tables<A>>(world: &W, flow: &Flow<A>, host: bool) -> Outcome {
+    let outcome = world.scratch(|Scratch { entry, other, .. }| {
         match choose(world, flow, host, entry) {
             Outcome::Flow(_) => {}
             outcome => return outcome,

@@ -7,7 +7,12 @@ use crate::{
     packet::{Packet, Wire},
     protocol::Protocol,
     verdict::Counter,
-    wire::{eth::Eth, icmp, ipv4::Ipv4, ipv6::Ipv6},
+    wire::{
+        eth::Eth,
+        icmp,
+        ipv4::Ipv4,
+        ipv6::{Extension, Ipv6},
+    },
 };
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -55,6 +60,38 @@ pub enum End {
     Destination,
 }
 
+/// How much of what a network header may carry is read.
+pub trait Depth: Copy + 'static {
+    /// Options, extension headers, fragments and tags in front; else the plain header at its plain place.
+    const FULL: bool;
+
+    /// Where the network header begins, of a packet in which it was found at `found`.
+    #[inline(always)]
+    fn network(found: usize) -> usize {
+        // Known when the program is compiled, so that every offset of the fast path is.
+        if Self::FULL { found } else { Eth::LENGTH }
+    }
+}
+
+/// What the plain depth says of a header that has to be read in full.
+pub const RARE: Counter = Counter::ExtensionHeader;
+
+/// The fast path's depth. What it does not read is an error that tells so.
+#[derive(Clone, Copy, Debug)]
+pub struct Plain;
+
+/// Everything.
+#[derive(Clone, Copy, Debug)]
+pub struct Full;
+
+impl Depth for Plain {
+    const FULL: bool = false;
+}
+
+impl Depth for Full {
+    const FULL: bool = true;
+}
+
 /// What the network header says, its lengths checked against the frame.
 #[derive(Clone, Copy, Debug)]
 pub struct Network {
@@ -79,14 +116,14 @@ pub trait Family: Copy + 'static {
     /// Type and code of "port unreachable".
     const PORT_UNREACHABLE: (u8, u8);
 
-    /// Reads the network header, every length checked. The error is the reason to pass the packet up.
-    fn parse<P: Packet>(packet: &P) -> Result<Network, Counter>;
+    /// Reads the network header at `at`, every length checked. The error is the reason to pass the packet up.
+    fn parse<P: Packet, D: Depth>(packet: &P, at: usize) -> Result<Network, Counter>;
 
-    /// Source and destination of a parsed frame.
-    fn addresses<P: Packet>(packet: &P) -> Option<(&Self::Addr, &Self::Addr)>;
+    /// Source and destination of the network header at `at`.
+    fn addresses<P: Packet>(packet: &P, at: usize) -> Option<(&Self::Addr, &Self::Addr)>;
 
-    /// Writes an address; an IPv4 header checksum follows.
-    fn set_address<P: Packet>(packet: &mut P, end: End, new: &Self::Addr) -> Option<()>;
+    /// Writes an address of the network header at `at`; an IPv4 header checksum follows.
+    fn set_address<P: Packet>(packet: &mut P, at: usize, end: End, new: &Self::Addr) -> Option<()>;
 
     /// A header for a packet of our own, hop limit 64.
     fn header(source: Self::Addr, destination: Self::Addr, protocol: u8, payload: u16) -> Self::Header;
@@ -110,8 +147,8 @@ impl Family for V4 {
     const PORT_UNREACHABLE: (u8, u8) = icmp::PORT_UNREACHABLE_V4;
 
     #[inline(always)]
-    fn parse<P: Packet>(packet: &P) -> Result<Network, Counter> {
-        let ip: &Ipv4 = packet.get(Eth::LENGTH).ok_or(Counter::Malformed)?;
+    fn parse<P: Packet, D: Depth>(packet: &P, at: usize) -> Result<Network, Counter> {
+        let ip: &Ipv4 = packet.get(at).ok_or(Counter::Malformed)?;
         if ip.version_ihl >> 4 != 4 {
             return Err(Counter::Malformed);
         }
@@ -121,11 +158,11 @@ impl Family for V4 {
             return Err(Counter::Malformed);
         }
         let total = usize::from(u16::from_be_bytes(ip.total_length));
-        if total < header_length || !packet.holds(Eth::LENGTH.wrapping_add(total)) {
+        if total < header_length || !packet.holds(at.wrapping_add(total)) {
             return Err(Counter::Malformed);
         }
-        if header_length > Ipv4::LENGTH {
-            return Err(Counter::Ipv4Options);
+        if !D::FULL && header_length > Ipv4::LENGTH {
+            return Err(RARE);
         }
         // More fragments, or an offset.
         if u16::from_be_bytes(ip.fragment) & 0x3fff != 0 {
@@ -133,19 +170,19 @@ impl Family for V4 {
         }
         Ok(Network {
             protocol: Protocol(ip.protocol),
-            payload: Eth::LENGTH.wrapping_add(Ipv4::LENGTH),
+            payload: at.wrapping_add(if D::FULL { header_length } else { Ipv4::LENGTH }),
             payload_length: total.wrapping_sub(header_length),
         })
     }
 
     #[inline(always)]
-    fn addresses<P: Packet>(packet: &P) -> Option<(&[u8; 4], &[u8; 4])> {
-        packet.get::<Ipv4>(Eth::LENGTH).map(|ip| (&ip.source, &ip.destination))
+    fn addresses<P: Packet>(packet: &P, at: usize) -> Option<(&[u8; 4], &[u8; 4])> {
+        packet.get::<Ipv4>(at).map(|ip| (&ip.source, &ip.destination))
     }
 
     #[inline(always)]
-    fn set_address<P: Packet>(packet: &mut P, end: End, new: &[u8; 4]) -> Option<()> {
-        let ip: &mut Ipv4 = packet.get_mut(Eth::LENGTH)?;
+    fn set_address<P: Packet>(packet: &mut P, at: usize, end: End, new: &[u8; 4]) -> Option<()> {
+        let ip: &mut Ipv4 = packet.get_mut(at)?;
         let field = match end {
             End::Source => &mut ip.source,
             End::Destination => &mut ip.destination,
@@ -187,34 +224,38 @@ impl Family for V6 {
     const PORT_UNREACHABLE: (u8, u8) = icmp::PORT_UNREACHABLE_V6;
 
     #[inline(always)]
-    fn parse<P: Packet>(packet: &P) -> Result<Network, Counter> {
-        let ip: &Ipv6 = packet.get(Eth::LENGTH).ok_or(Counter::Malformed)?;
+    fn parse<P: Packet, D: Depth>(packet: &P, at: usize) -> Result<Network, Counter> {
+        let ip: &Ipv6 = packet.get(at).ok_or(Counter::Malformed)?;
         if ip.version_flow[0] >> 4 != 6 {
             return Err(Counter::Malformed);
         }
-        let payload = Eth::LENGTH.wrapping_add(Ipv6::LENGTH);
+        let payload = at.wrapping_add(Ipv6::LENGTH);
         let payload_length = usize::from(u16::from_be_bytes(ip.payload_length));
         if !packet.holds(payload.wrapping_add(payload_length)) {
             return Err(Counter::Malformed);
         }
+        let network = Network { protocol: Protocol(ip.next_header), payload, payload_length };
         match ip.next_header {
-            Ipv6::FRAGMENT => return Err(Counter::Fragment),
+            Ipv6::FRAGMENT => Err(Counter::Fragment),
             Ipv6::HOP_BY_HOP | Ipv6::ROUTING | Ipv6::AUTHENTICATION | Ipv6::DESTINATION => {
-                return Err(Counter::ExtensionHeader);
+                if D::FULL {
+                    extensions(packet, network)
+                } else {
+                    Err(RARE)
+                }
             }
-            _ => {}
+            _ => Ok(network),
         }
-        Ok(Network { protocol: Protocol(ip.next_header), payload, payload_length })
     }
 
     #[inline(always)]
-    fn addresses<P: Packet>(packet: &P) -> Option<(&[u8; 16], &[u8; 16])> {
-        packet.get::<Ipv6>(Eth::LENGTH).map(|ip| (&ip.source, &ip.destination))
+    fn addresses<P: Packet>(packet: &P, at: usize) -> Option<(&[u8; 16], &[u8; 16])> {
+        packet.get::<Ipv6>(at).map(|ip| (&ip.source, &ip.destination))
     }
 
     #[inline(always)]
-    fn set_address<P: Packet>(packet: &mut P, end: End, new: &[u8; 16]) -> Option<()> {
-        let ip: &mut Ipv6 = packet.get_mut(Eth::LENGTH)?;
+    fn set_address<P: Packet>(packet: &mut P, at: usize, end: End, new: &[u8; 16]) -> Option<()> {
+        let ip: &mut Ipv6 = packet.get_mut(at)?;
         match end {
             End::Source => ip.source = *new,
             End::Destination => ip.destination = *new,
@@ -233,4 +274,45 @@ impl Family for V6 {
             destination,
         }
     }
+}
+
+/// Extension headers that are read (RFC 8200 section 4.1 asks for no more than one of each but two of one kind).
+const EXTENSIONS: u32 = 6;
+
+/// Walks over extension headers: `network` becomes what is behind them.
+#[inline(always)]
+fn extensions<P: Packet>(packet: &P, mut network: Network) -> Result<Network, Counter> {
+    let mut step = 0;
+    while step <= EXTENSIONS {
+        let kind = network.protocol.0;
+        if !matches!(kind, Ipv6::HOP_BY_HOP | Ipv6::ROUTING | Ipv6::AUTHENTICATION | Ipv6::DESTINATION) {
+            return if kind == Ipv6::FRAGMENT { Err(Counter::Fragment) } else { Ok(network) };
+        }
+        if step == EXTENSIONS {
+            break;
+        }
+        let header: &Extension = packet.get(network.payload).ok_or(Counter::Malformed)?;
+        // Not to be rewritten: the destination in the header is not where it goes (RFC 8200 section 4.4).
+        if kind == Ipv6::ROUTING && header.rest[1] != 0 {
+            return Err(Counter::ExtensionHeader);
+        }
+        let length = usize::from(header.length);
+        let length = if kind == Ipv6::AUTHENTICATION {
+            // RFC 4302 section 2.2. What it protects includes the addresses: it fails at the receiver, as it would
+            // behind any NAT.
+            length.wrapping_add(2).wrapping_mul(4)
+        } else {
+            length.wrapping_add(1).wrapping_mul(8)
+        };
+        if length > network.payload_length {
+            return Err(Counter::Malformed);
+        }
+        network = Network {
+            protocol: Protocol(header.next_header),
+            payload: network.payload.wrapping_add(length),
+            payload_length: network.payload_length.wrapping_sub(length),
+        };
+        step = step.wrapping_add(1);
+    }
+    Err(Counter::ExtensionHeader)
 }

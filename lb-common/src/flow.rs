@@ -1,15 +1,17 @@
 //! A parsed packet of a protocol that Services know.
 
+use zerocopy::{
+    FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned,
+    native_endian::{U16, U32},
+};
+
 use crate::{
-    family::Family,
+    family::{Addr, Depth, Family},
     packet::Packet,
     protocol::{Port, Protocol},
     tuple::{FlowKey, FlowTuple, L4Addr, Side},
     verdict::Counter,
-    wire::{
-        eth::Eth,
-        l4::{Ports, Sctp, Tcp, TcpFlags, Udp},
-    },
+    wire::l4::{Ports, Sctp, Tcp, TcpFlags, Udp},
 };
 
 /// A packet whose lengths were all checked. Only [`Flow::parse`] makes one.
@@ -19,13 +21,15 @@ pub struct Flow<A> {
     pub key: FlowKey<A>,
     /// TCP flags; none for other protocols.
     pub flags: TcpFlags,
+    /// Offset of the network header in the frame.
+    l3: usize,
     /// Offset of the transport header in the frame.
     l4: usize,
     /// Bytes of transport header and payload, as the network header says.
     l4_length: usize,
 }
 
-impl<A: crate::family::Addr> Flow<A> {
+impl<A: Addr> Flow<A> {
     /// A flow to [parse](Self::parse) into: in place, for the sake of the BPF stack.
     #[inline(always)]
     pub const fn empty() -> Self {
@@ -38,13 +42,20 @@ impl<A: crate::family::Addr> Flow<A> {
             side: Side::INGRESS,
             reserved: [0; 2],
         };
-        Self { key: FlowKey(key), flags: TcpFlags::NONE, l4: 0, l4_length: 0 }
+        Self { key: FlowKey(key), flags: TcpFlags::NONE, l3: 0, l4: 0, l4_length: 0 }
     }
 
-    /// Parses a frame of family `F`, seen at `side`. The error is the reason to pass it up untouched.
+    /// Parses a frame of family `F` whose network header begins at `l3`, seen at `side`. The error is the reason to pass
+    /// it up untouched.
     #[inline(always)]
-    pub fn parse<F: Family<Addr = A>, P: Packet>(&mut self, packet: &P, side: Side) -> Result<(), Counter> {
-        let network = F::parse(packet)?;
+    pub fn parse<F: Family<Addr = A>, P: Packet, D: Depth>(
+        &mut self,
+        packet: &P,
+        l3: usize,
+        side: Side,
+    ) -> Result<(), Counter> {
+        let l3 = D::network(l3);
+        let network = F::parse::<P, D>(packet, l3)?;
         let l4 = network.payload;
         let length = network.payload_length;
         let (ports, flags) = match network.protocol {
@@ -75,7 +86,7 @@ impl<A: crate::family::Addr> Flow<A> {
             Protocol(number) if number == F::ICMP => return Err(Counter::Icmp),
             _ => return Err(Counter::OtherProtocol),
         };
-        let (source, destination) = F::addresses(packet).ok_or(Counter::Malformed)?;
+        let (source, destination) = F::addresses(packet, l3).ok_or(Counter::Malformed)?;
         *self = Self {
             key: FlowKey(FlowTuple {
                 source: *source,
@@ -87,6 +98,7 @@ impl<A: crate::family::Addr> Flow<A> {
                 reserved: [0; 2],
             }),
             flags,
+            l3,
             l4,
             l4_length: length,
         };
@@ -111,6 +123,12 @@ impl<A: crate::family::Addr> Flow<A> {
         self.key.0.protocol
     }
 
+    /// Offset of the network header.
+    #[inline(always)]
+    pub const fn l3(&self) -> usize {
+        self.l3
+    }
+
     /// Offset of the transport header.
     #[inline(always)]
     pub const fn l4(&self) -> usize {
@@ -126,7 +144,44 @@ impl<A: crate::family::Addr> Flow<A> {
     /// Bytes from the network header on.
     #[inline(always)]
     pub const fn bytes(&self) -> u64 {
-        self.l4.wrapping_sub(Eth::LENGTH).wrapping_add(self.l4_length) as u64
+        self.l4.wrapping_sub(self.l3).wrapping_add(self.l4_length) as u64
+    }
+}
+
+/// A parsed packet in memory of the CPU's own, for the next subprogram: a BPF verifier that sees where its offsets come
+/// from would follow each way to each of them.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub struct Parked<A> {
+    tuple: FlowTuple<A>,
+    l3: U16,
+    l4: U16,
+    l4_length: U32,
+    flags: TcpFlags,
+    reserved: [u8; 3],
+}
+
+impl<A: Addr> Parked<A> {
+    /// Parks a flow.
+    #[inline(always)]
+    pub fn set(&mut self, flow: &Flow<A>) {
+        self.tuple = flow.key.0;
+        self.l3.set(flow.l3 as u16);
+        self.l4.set(flow.l4 as u16);
+        self.l4_length.set(flow.l4_length as u32);
+        self.flags = flow.flags;
+    }
+
+    /// The flow that was parked.
+    #[inline(always)]
+    pub fn get(&self) -> Flow<A> {
+        Flow {
+            key: FlowKey(self.tuple),
+            flags: self.flags,
+            l3: usize::from(self.l3.get()),
+            l4: usize::from(self.l4.get()),
+            l4_length: self.l4_length.get() as usize,
+        }
     }
 }
 

@@ -24,7 +24,7 @@ pub fn rewrite<F: Family, P: Packet>(
         End::Source => (&key.source, key.source_port),
         End::Destination => (&key.destination, key.destination_port),
     };
-    F::set_address(packet, end, &new.addr)?;
+    F::set_address(packet, flow.l3(), end, &new.addr)?;
     let ports: &mut Ports = packet.get_mut(flow.l4())?;
     match end {
         End::Source => ports.source = new.port,

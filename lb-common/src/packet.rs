@@ -34,6 +34,9 @@ pub trait Packet {
     /// Views a header to change it.
     fn get_mut<T: Wire>(&mut self, offset: usize) -> Option<&mut T>;
 
+    /// Makes more than the plain headers viewable in place: options, extension headers, a quoted packet.
+    fn pull(&mut self);
+
     /// Whether the frame has at least `bytes` bytes, those that are not viewable in place included.
     fn holds(&self, bytes: usize) -> bool;
 

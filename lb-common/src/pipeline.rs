@@ -13,7 +13,7 @@ use crate::{
     backend::Backend,
     conntrack::{Conntrack, EntryKind, Phase},
     create::{self, Outcome},
-    family::{Addr, End, Family, V4, V6},
+    family::{Addr, Depth, End, Family, Full, Plain, RARE, V4, V6},
     flow::Flow,
     nat,
     packet::Packet,
@@ -24,7 +24,7 @@ use crate::{
     tables::Tables,
     tuple::Side,
     verdict::{Action, Counter, Verdict},
-    wire::eth::Eth,
+    wire::eth::{Eth, Tag},
 };
 
 /// Where an ingress runs.
@@ -46,8 +46,8 @@ impl<W: Tables<[u8; 4]> + Tables<[u8; 16]>> AllTables for W {}
 #[inline(always)]
 pub fn ingress<P: Packet, W: AllTables>(packet: &mut P, world: &W, hook: Hook, local: bool) -> Verdict {
     let verdict = match version(packet) {
-        Ok(Version::V4) => inward::<V4, P, W>(packet, world, hook, local),
-        Ok(Version::V6) => inward::<V6, P, W>(packet, world, hook, local),
+        Ok((Version::V4, l3)) => inward::<V4, P, W>(packet, world, hook, local, l3),
+        Ok((Version::V6, l3)) => inward::<V6, P, W>(packet, world, hook, local, l3),
         Err(reason) => Verdict::pass(reason),
     };
     // What nobody translated would come back by the same route for ever.
@@ -61,8 +61,8 @@ pub fn ingress<P: Packet, W: AllTables>(packet: &mut P, world: &W, hook: Hook, l
 #[inline(always)]
 pub fn egress<P: Packet, W: AllTables>(packet: &mut P, world: &W) -> Verdict {
     match version(packet) {
-        Ok(Version::V4) => outward::<V4, P, W>(packet, world),
-        Ok(Version::V6) => outward::<V6, P, W>(packet, world),
+        Ok((Version::V4, l3)) => outward::<V4, P, W>(packet, world, l3),
+        Ok((Version::V6, l3)) => outward::<V6, P, W>(packet, world, l3),
         Err(reason) => Verdict::pass(reason),
     }
 }
@@ -72,30 +72,118 @@ enum Version {
     V6,
 }
 
-/// Which family a frame is of; the error is the reason to pass it up.
+/// Which family a frame is of, and where its network header begins; the error is the reason to pass it up.
 #[inline(always)]
-fn version<P: Packet>(packet: &P) -> Result<Version, Counter> {
+fn version<P: Packet>(packet: &P) -> Result<(Version, usize), Counter> {
     match packet.get::<Eth>(0).map(|eth| eth.ethertype) {
-        Some(Eth::IPV4) => Ok(Version::V4),
-        Some(Eth::IPV6) => Ok(Version::V6),
-        Some(Eth::VLAN | Eth::QINQ) => Err(Counter::Vlan),
+        Some(Eth::IPV4) => Ok((Version::V4, Eth::LENGTH)),
+        Some(Eth::IPV6) => Ok((Version::V6, Eth::LENGTH)),
+        Some(Eth::VLAN | Eth::QINQ) => tagged(packet),
         Some(_) => Err(Counter::OtherLink),
         None => Err(Counter::Malformed),
     }
 }
 
-/// The fast path is apart from the slow one: together they would not fit a BPF stack.
+/// The same behind one or two tags (IEEE 802.1Q). A device that strips tags has put the first aside already.
 #[inline(always)]
-fn inward<F: Family, P: Packet, W: Tables<F::Addr>>(packet: &mut P, world: &W, hook: Hook, local: bool) -> Verdict {
-    let verdict = known::<F, P, W>(packet, world, hook, None);
+fn tagged<P: Packet>(packet: &P) -> Result<(Version, usize), Counter> {
+    let mut at = Eth::LENGTH;
+    let mut tag = 0_u32;
+    while tag < 2 {
+        let ethertype = packet.get::<Tag>(at).ok_or(Counter::Malformed)?.ethertype;
+        at = at.wrapping_add(size_of::<Tag>());
+        match ethertype {
+            Eth::IPV4 => return Ok((Version::V4, at)),
+            Eth::IPV6 => return Ok((Version::V6, at)),
+            Eth::VLAN | Eth::QINQ => {}
+            _ => return Err(Counter::OtherLink),
+        }
+        tag = tag.wrapping_add(1);
+    }
+    Err(Counter::Vlan)
+}
+
+/// Whether the fast path left a packet to those that read more of it.
+#[inline(always)]
+fn is_rare(verdict: Verdict) -> bool {
+    matches!(verdict.counter, RARE | Counter::Vlan) && verdict.action == Action::Pass
+}
+
+/// The fast path, the slow one, and again the fast one with what the slow one has put into the tables: together they would
+/// not fit a BPF stack. What leaves the fast path is parked in memory for the others.
+#[inline(always)]
+fn inward<F: Family, P: Packet, W: Tables<F::Addr>>(
+    packet: &mut P,
+    world: &W,
+    hook: Hook,
+    local: bool,
+    l3: usize,
+) -> Verdict {
+    let mut verdict = if l3 == Eth::LENGTH {
+        known::<F, P, W, Plain>(packet, world, hook, None)
+    } else {
+        Verdict::pass(Counter::Vlan)
+    };
+    if is_rare(verdict) {
+        packet.pull();
+        verdict = match park::<F, P, W, Full>(packet, world, l3, Side::INGRESS) {
+            None => known::<F, P, W, Full>(packet, world, hook, None),
+            Some(reason) => Verdict::pass(reason),
+        };
+    } else if verdict.action == Action::Undecided {
+        // It was parsed a moment ago; if it cannot be any more, something changes it behind our back.
+        if let Some(reason) = park::<F, P, W, Plain>(packet, world, l3, Side::INGRESS) {
+            return Verdict::drop(reason);
+        }
+    }
     if verdict.action != Action::Undecided {
         return verdict;
     }
-    let verdict = unknown::<F, P, W>(packet, world, hook, local, verdict.counter == DOUBT);
+    let resumed = verdict.counter == DOUBT && resume::<F, P, W>(packet, world);
+    verdict =
+        if resumed { Verdict::undecided(Counter::ToBackend) } else { unknown::<F, P, W>(packet, world, hook, local) };
     if verdict.action != Action::Undecided {
         return verdict;
     }
-    known::<F, P, W>(packet, world, hook, Some(verdict.counter))
+    known::<F, P, W, Full>(packet, world, hook, Some(verdict.counter))
+}
+
+/// Whether the flow in doubt of the parked packet goes on.
+#[inline(never)]
+fn resume<F: Family, P: Packet, W: Tables<F::Addr>>(packet: &mut P, world: &W) -> bool {
+    let mut flow = Flow::empty();
+    read::<F, P, W, Full>(packet, world, &mut flow, Side::INGRESS).is_ok() && create::resume(world, &flow)
+}
+
+/// Parses a packet into scratch memory, or says why it is to be passed up.
+#[inline(never)]
+fn park<F: Family, P: Packet, W: Tables<F::Addr>, D: Depth>(
+    packet: &mut P,
+    world: &W,
+    l3: usize,
+    side: Side,
+) -> Option<Counter> {
+    let mut flow = Flow::empty();
+    let parsed = flow.parse::<F, P, D>(packet, l3, side);
+    if parsed.is_ok() {
+        world.scratch(|scratch| scratch.flow.set(&flow));
+    }
+    parsed.err()
+}
+
+/// A packet as its depth has it: read from the frame, or parked before.
+#[inline(always)]
+fn read<F: Family, P: Packet, W: Tables<F::Addr>, D: Depth>(
+    packet: &P,
+    world: &W,
+    flow: &mut Flow<F::Addr>,
+    side: Side,
+) -> Result<(), Counter> {
+    if D::FULL {
+        world.scratch(|scratch| *flow = scratch.flow.get()).ok_or(Counter::Inconsistent)
+    } else {
+        flow.parse::<F, P, D>(packet, Eth::LENGTH, side)
+    }
 }
 
 /// Reason of the fast path for leaving a packet to the slow one: it has a flow, but one that may be over.
@@ -106,14 +194,14 @@ const NO_FLOW: Counter = Counter::NotAService;
 /// A packet of a flow in its normal course; any other stays undecided and untouched. `decided`: the slow path has just
 /// put the flow there, for this reason.
 #[inline(never)]
-fn known<F: Family, P: Packet, W: Tables<F::Addr>>(
+fn known<F: Family, P: Packet, W: Tables<F::Addr>, D: Depth>(
     packet: &mut P,
     world: &W,
     hook: Hook,
     decided: Option<Counter>,
 ) -> Verdict {
     let mut flow = Flow::empty();
-    if let Err(reason) = flow.parse::<F, P>(packet, Side::INGRESS) {
+    if let Err(reason) = read::<F, P, W, D>(packet, world, &mut flow, Side::INGRESS) {
         return Verdict::pass(reason);
     }
     let verdict = world.conntrack(&flow.key, |entry| {
@@ -145,20 +233,14 @@ fn known<F: Family, P: Packet, W: Tables<F::Addr>>(
     })
 }
 
-/// A packet of no known flow, or, if in `doubt`, of one that may be over. Undecided: the flow is in the tables now.
+/// A parked packet of no known flow. Undecided: its flow is in the tables now.
 #[inline(never)]
-fn unknown<F: Family, P: Packet, W: Tables<F::Addr>>(
-    packet: &mut P,
-    world: &W,
-    hook: Hook,
-    local: bool,
-    doubt: bool,
-) -> Verdict {
+fn unknown<F: Family, P: Packet, W: Tables<F::Addr>>(packet: &mut P, world: &W, hook: Hook, local: bool) -> Verdict {
     let mut flow = Flow::empty();
-    if let Err(reason) = flow.parse::<F, P>(packet, Side::INGRESS) {
-        return Verdict::pass(reason);
+    if let Err(reason) = read::<F, P, W, Full>(packet, world, &mut flow, Side::INGRESS) {
+        return Verdict::drop(reason);
     }
-    match create::enter(world, &flow, hook == Hook::Host && local, doubt) {
+    match create::enter(world, &flow, hook == Hook::Host && local) {
         Outcome::Pass(reason) => Verdict::pass(reason),
         Outcome::Drop(reason) => Verdict::drop(reason),
         Outcome::Refuse(_) if hook == Hook::Xdp => Verdict::pass(Counter::Deferred),
@@ -291,10 +373,23 @@ fn to_host<F: Family, P: Packet, W: Tables<F::Addr>>(
     }
 }
 
+#[inline(always)]
+fn outward<F: Family, P: Packet, W: Tables<F::Addr>>(packet: &mut P, world: &W, l3: usize) -> Verdict {
+    let verdict = if l3 == Eth::LENGTH { leave::<F, P, W, Plain>(packet, world) } else { Verdict::pass(Counter::Vlan) };
+    if !is_rare(verdict) {
+        return verdict;
+    }
+    packet.pull();
+    match park::<F, P, W, Full>(packet, world, l3, Side::EGRESS) {
+        None => leave::<F, P, W, Full>(packet, world),
+        Some(reason) => Verdict::pass(reason),
+    }
+}
+
 #[inline(never)]
-fn outward<F: Family, P: Packet, W: Tables<F::Addr>>(packet: &mut P, world: &W) -> Verdict {
+fn leave<F: Family, P: Packet, W: Tables<F::Addr>, D: Depth>(packet: &mut P, world: &W) -> Verdict {
     let mut flow = Flow::empty();
-    if let Err(reason) = flow.parse::<F, P>(packet, Side::EGRESS) {
+    if let Err(reason) = read::<F, P, W, D>(packet, world, &mut flow, Side::EGRESS) {
         return Verdict::pass(reason);
     }
     let seen = world.conntrack(&flow.key, |entry| {

@@ -27,7 +27,10 @@ use crate::{
 /// answered.
 #[inline(never)]
 pub fn refuse<F: Family, P: Packet>(packet: &mut P, flow: &Flow<F::Addr>, reason: Counter) -> Verdict {
-    let built = if flow.protocol() != Protocol::TCP {
+    // Behind options or extension headers there is no room for an answer where a partial checksum would be completed.
+    let built = if flow.l4() != flow.l3().wrapping_add(size_of::<F::Header>()) {
+        None
+    } else if flow.protocol() != Protocol::TCP {
         unreachable::<F, P>(packet, flow)
     } else if flow.flags.has(TcpFlags::RST) {
         return Verdict::drop(Counter::StrayReset);
@@ -49,7 +52,7 @@ fn reset<F: Family, P: Packet>(packet: &mut P, flow: &Flow<F::Addr>) -> Option<(
             .wrapping_add(u32::from(tcp.flags.has(TcpFlags::FIN)));
         ([0; 4], u32::from_be_bytes(tcp.sequence).wrapping_add(taken).to_be_bytes(), TcpFlags::RST_ACK)
     };
-    packet.resize(Eth::LENGTH.wrapping_add(size_of::<F::Header>()).wrapping_add(Tcp::LENGTH))?;
+    packet.resize(flow.l4().wrapping_add(Tcp::LENGTH))?;
     let partial = packet.is_partial(flow.l4().wrapping_add(Tcp::CHECKSUM));
     // Written in place: a BPF stack has no room for it.
     let answer: &mut Tcp = packet.get_mut(flow.l4())?;
@@ -73,8 +76,8 @@ fn unreachable<F: Family, P: Packet>(packet: &mut P, flow: &Flow<F::Addr>) -> Op
     let (kind, code) = F::PORT_UNREACHABLE;
     let length = size_of::<Unreachable<F::Header>>();
     // The answer is longer than what it quotes: that is still there afterwards.
-    packet.resize(Eth::LENGTH.wrapping_add(size_of::<F::Header>()).wrapping_add(length))?;
-    let header: F::Header = *packet.get(Eth::LENGTH)?;
+    packet.resize(flow.l4().wrapping_add(length))?;
+    let header: F::Header = *packet.get(flow.l3())?;
     let start: [u8; 8] = *packet.get(flow.l4())?;
     let field = flow.l4().wrapping_add(Udp::CHECKSUM);
     let partial = F::IPV6 && flow.protocol() == Protocol::UDP && packet.is_partial(field);
@@ -103,6 +106,6 @@ fn unreachable<F: Family, P: Packet>(packet: &mut P, flow: &Flow<F::Addr>) -> Op
 fn turn<F: Family, P: Packet>(packet: &mut P, flow: &Flow<F::Addr>, protocol: u8, payload: u16) -> Option<()> {
     let eth: &mut Eth = packet.get_mut(0)?;
     core::mem::swap(&mut eth.source, &mut eth.destination);
-    *packet.get_mut(Eth::LENGTH)? = F::header(flow.key.0.destination, flow.key.0.source, protocol, payload);
+    *packet.get_mut(flow.l3())? = F::header(flow.key.0.destination, flow.key.0.source, protocol, payload);
     Some(())
 }

@@ -6,6 +6,7 @@ use crate::{
     backend::{Backend, BackendId, NextHop, NextHopId, ServiceId},
     conntrack::Conntrack,
     family::Addr,
+    flow::Parked,
     frontend::{Frontend, FrontendId, FrontendKey, FrontendWord, PrefixFlags, Scope},
     ring::RingWord,
     settings::Setting,
@@ -30,6 +31,10 @@ pub struct Scratch<A> {
     pub entry: Conntrack<A>,
     /// An entry of an earlier flow.
     pub other: Conntrack<A>,
+    /// The packet in question.
+    pub flow: Parked<A>,
+    /// Zero.
+    pub reserved: [u8; 4],
 }
 
 /// The parts of the world that know no address.

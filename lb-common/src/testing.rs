@@ -31,6 +31,8 @@ impl Packet for Buffer {
         T::mut_from_prefix(self.0.get_mut(offset..)?).ok().map(|(header, _)| header)
     }
 
+    fn pull(&mut self) {}
+
     fn holds(&self, bytes: usize) -> bool {
         self.0.len() >= bytes
     }
@@ -70,6 +72,8 @@ pub struct FamilyTables<A: Addr> {
     pub conntrack_capacity: usize,
     /// Connections by service and backend.
     pub connections: RefCell<BTreeMap<(u32, u32), u64>>,
+    /// Scratch memory.
+    pub scratch: RefCell<Scratch<A>>,
 }
 
 impl<A: Addr> Default for FamilyTables<A> {
@@ -84,6 +88,7 @@ impl<A: Addr> Default for FamilyTables<A> {
             conntrack: RefCell::default(),
             conntrack_capacity: 65_536,
             connections: RefCell::default(),
+            scratch: RefCell::new(Scratch::new_zeroed()),
         }
     }
 }
@@ -182,7 +187,11 @@ macro_rules! tables {
             }
 
             fn scratch<R>(&self, visit: impl FnOnce(&mut Scratch<$addr>) -> R) -> Option<R> {
-                Some(visit(&mut Scratch::new_zeroed()))
+                // A copy, so that a test may let another CPU in meanwhile: what that one leaves is overwritten.
+                let mut own = *self.$field.scratch.borrow();
+                let result = visit(&mut own);
+                *self.$field.scratch.borrow_mut() = own;
+                Some(result)
             }
 
             fn conntrack<R>(&self, key: &FlowKey<$addr>, visit: impl FnOnce(&mut Conntrack<$addr>) -> R) -> Option<R> {
@@ -225,7 +234,7 @@ fn covers<A: Addr>(length: u32, prefix: &A, addr: &A) -> bool {
 pub fn l4_checksum_is_right(frame: &[u8]) -> Option<bool> {
     use crate::{
         checksum::Sum,
-        family::{Family, V4, V6},
+        family::{Family, Plain, V4, V6},
         wire::eth::Eth,
     };
     let buffer = Buffer(frame.to_vec());
@@ -245,13 +254,13 @@ pub fn l4_checksum_is_right(frame: &[u8]) -> Option<bool> {
     };
     match buffer.get::<Eth>(0)?.ethertype {
         Eth::IPV4 => {
-            let network = V4::parse(&buffer).ok()?;
-            let (source, destination) = V4::addresses(&buffer)?;
+            let network = V4::parse::<_, Plain>(&buffer, Eth::LENGTH).ok()?;
+            let (source, destination) = V4::addresses(&buffer, Eth::LENGTH)?;
             check(source, destination, network.protocol.0, network.payload, network.payload_length)
         }
         Eth::IPV6 => {
-            let network = V6::parse(&buffer).ok()?;
-            let (source, destination) = V6::addresses(&buffer)?;
+            let network = V6::parse::<_, Plain>(&buffer, Eth::LENGTH).ok()?;
+            let (source, destination) = V6::addresses(&buffer, Eth::LENGTH)?;
             check(source, destination, network.protocol.0, network.payload, network.payload_length)
         }
         _ => None,

@@ -96,17 +96,17 @@ pub enum SocketVerdict<A> {
 pub enum Counter {
     /// Passed: neither IPv4 nor IPv6.
     OtherLink = 0,
-    /// Passed: a VLAN tag, which is not parsed yet.
+    /// Passed: more than two VLAN tags.
     Vlan = 1,
     /// Passed: a length or version field that does not fit the frame.
     Malformed = 2,
-    /// Passed: an IPv4 header with options, not parsed yet.
-    Ipv4Options = 3,
-    /// Passed: an IPv6 extension header, not parsed yet.
+    /// Rewritten: an ICMP error about a packet of a flow.
+    IcmpError = 3,
+    /// Passed: too many IPv6 extension headers, or a routing header with segments left.
     ExtensionHeader = 4,
     /// Passed: a fragment, not handled yet.
     Fragment = 5,
-    /// Passed: ICMP or ICMPv6, not translated yet.
+    /// Passed: ICMP or ICMPv6 that is no error about a packet of a flow.
     Icmp = 6,
     /// Passed: a protocol Services do not know.
     OtherProtocol = 7,
@@ -179,7 +179,7 @@ impl Counter {
         Self::OtherLink,
         Self::Vlan,
         Self::Malformed,
-        Self::Ipv4Options,
+        Self::IcmpError,
         Self::ExtensionHeader,
         Self::Fragment,
         Self::Icmp,

@@ -1,10 +1,10 @@
 //! The packet in the kernel: the only pointer arithmetic of the project.
 
-use core::hint::assert_unchecked;
+use core::{arch::asm, hint::assert_unchecked, intrinsics::is_val_statically_known};
 
 use aya_ebpf::{
     EbpfContext as _,
-    bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR},
+    bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR},
     helpers::generated::{bpf_l4_csum_replace, bpf_skb_change_tail, bpf_skb_pull_data, bpf_xdp_get_buff_len},
     programs::{TcContext, XdpContext},
 };
@@ -27,8 +27,11 @@ const BPF_F_IPV6: u64 = 1 << 7;
 pub(crate) trait Context: Sized {
     fn start(&self) -> usize;
     fn end(&self) -> usize;
+    /// Start and end, loaded now.
+    fn bounds(&self) -> (usize, usize);
     fn length(&self) -> usize;
     fn resize(&mut self, length: usize) -> Option<()>;
+    fn pull(frame: &mut Frame<Self>);
     fn replace_l4(frame: &mut Frame<Self>, change: L4Change) -> Option<()>;
     fn is_partial(frame: &mut Frame<Self>, field: usize) -> bool;
 }
@@ -45,6 +48,12 @@ impl Context for XdpContext {
     }
 
     #[inline(always)]
+    fn bounds(&self) -> (usize, usize) {
+        // SAFETY: fields of the context the kernel called the program with.
+        unsafe { (load(&raw const (*self.ctx).data), load(&raw const (*self.ctx).data_end)) }
+    }
+
+    #[inline(always)]
     fn length(&self) -> usize {
         // SAFETY: the context is the one the kernel called the program with.
         unsafe { bpf_xdp_get_buff_len(self.ctx) as usize }
@@ -54,6 +63,11 @@ impl Context for XdpContext {
     fn resize(&mut self, _length: usize) -> Option<()> {
         // XDP leaves answers to tcx: see `Hook::Xdp`.
         None
+    }
+
+    #[inline(always)]
+    fn pull(_frame: &mut Frame<Self>) {
+        // XDP sees what the driver put into the first buffer.
     }
 
     #[inline(always)]
@@ -79,6 +93,13 @@ impl Context for TcContext {
     }
 
     #[inline(always)]
+    fn bounds(&self) -> (usize, usize) {
+        let skb: *const __sk_buff = self.as_ptr().cast();
+        // SAFETY: fields of the context the kernel called the program with.
+        unsafe { (load(&raw const (*skb).data), load(&raw const (*skb).data_end)) }
+    }
+
+    #[inline(always)]
     fn length(&self) -> usize {
         self.len() as usize
     }
@@ -92,6 +113,11 @@ impl Context for TcContext {
         // SAFETY: as above.
         let failed = unsafe { bpf_skb_change_tail(skb, length as u32, 0) };
         if failed == 0 { Some(()) } else { None }
+    }
+
+    #[inline(always)]
+    fn pull(frame: &mut Frame<Self>) {
+        frame.pull_bytes(LAST_OFFSET as u32);
     }
 
     #[inline(always)]
@@ -122,6 +148,28 @@ impl Context for TcContext {
     }
 }
 
+/// A pointer out of the context, loaded where it is needed: one that the compiler carries along may become a number of 32
+/// bits on the way, which is no pointer to the verifier.
+///
+/// # Safety
+/// `field` must be valid for reads.
+#[inline(always)]
+unsafe fn load(field: *const u32) -> usize {
+    // SAFETY: the caller's promise.
+    unsafe { field.read_volatile() as usize }
+}
+
+/// The same value, of which the compiler knows nothing. A packet pointer whose offset is no constant needs it: the compiler
+/// may neither remember what it once compared with the packet's end nor compute it anew, for the verifier only knows
+/// registers.
+#[inline(always)]
+pub(crate) fn opaque(mut value: usize) -> usize {
+    // One instruction, since the kernel takes no line of the source without one.
+    // SAFETY: it moves a register onto itself.
+    unsafe { asm!("{0} = {0}", inout(reg) value, options(nomem, nostack, preserves_flags)) };
+    value
+}
+
 /// A frame in a context.
 pub(crate) struct Frame<C>(C);
 
@@ -143,8 +191,13 @@ impl<C: Context> Frame<C> {
         if offset > LAST_OFFSET {
             return None;
         }
-        let start = self.0.start() + offset;
-        if start + size_of::<T>() > self.0.end() {
+        let (start, end) = if is_val_statically_known(offset) {
+            (self.0.start() + offset, self.0.end())
+        } else {
+            let (start, end) = self.0.bounds();
+            (opaque(start + offset), end)
+        };
+        if start + size_of::<T>() > end {
             return None;
         }
         // Headers behind Ethernet's fourteen bytes stand at multiples of four: the kernel's NET_IP_ALIGN, which the
@@ -159,14 +212,21 @@ impl Frame<TcContext> {
     /// Views the frame of a tc program; makes its headers lie in one piece.
     #[inline(always)]
     pub(crate) fn of_tc(context: TcContext) -> Self {
-        let length = context.len();
-        let wanted = if length < HEADERS { length } else { HEADERS };
-        if context.data() + wanted as usize > context.data_end() {
+        let frame = Self(context);
+        frame.pull_bytes(HEADERS);
+        frame
+    }
+
+    /// Makes that many bytes, or all there are, lie in one piece.
+    #[inline(always)]
+    fn pull_bytes(&self, bytes: u32) {
+        let length = self.0.len();
+        let wanted = if length < bytes { length } else { bytes };
+        if self.0.data() + wanted as usize > self.0.data_end() {
             // SAFETY: the context is the one the kernel called the program with. A failure leaves the packet as it is,
             // and parsing will find it too short.
-            unsafe { bpf_skb_pull_data(context.as_ptr().cast(), wanted) };
+            unsafe { bpf_skb_pull_data(self.0.as_ptr().cast(), wanted) };
         }
-        Self(context)
     }
 
     #[inline(always)]
@@ -188,6 +248,11 @@ impl<C: Context> Packet for Frame<C> {
     fn get_mut<T: Wire>(&mut self, offset: usize) -> Option<&mut T> {
         // SAFETY: as in `get`, and the frame is borrowed mutably.
         self.at(offset).map(|header| unsafe { &mut *header })
+    }
+
+    #[inline(always)]
+    fn pull(&mut self) {
+        C::pull(self);
     }
 
     #[inline(always)]

@@ -2,7 +2,7 @@
 
 #![no_std]
 #![no_main]
-#![feature(core_intrinsics)]
+#![feature(asm_experimental_arch, core_intrinsics)]
 #![expect(clippy::inline_always, reason = "the stack and the verifier decide what may be a call")]
 #![expect(clippy::cast_possible_truncation, reason = "helpers and contexts speak in other widths than programs return")]
 #![expect(clippy::multiple_unsafe_ops_per_block, reason = "a field of the context is reached and read in one go")]

@@ -14,6 +14,16 @@ pub struct Eth {
     pub ethertype: [u8; 2],
 }
 
+/// What stands between a tag's ethertype and what it tags.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub struct Tag {
+    /// Priority and VLAN.
+    pub control: [u8; 2],
+    /// What follows.
+    pub ethertype: [u8; 2],
+}
+
 impl Eth {
     /// Bytes of the header: where the network header begins.
     pub const LENGTH: usize = size_of::<Self>();

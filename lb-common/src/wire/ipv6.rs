@@ -20,6 +20,22 @@ pub struct Ipv6 {
     pub destination: [u8; 16],
 }
 
+/// The beginning of every extension header.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub struct Extension {
+    /// Next header.
+    pub next_header: u8,
+    /// Its length: in units of eight bytes without the first; of four without the first two for an authentication
+    /// header; nothing for a fragment header.
+    pub length: u8,
+    /// Fragment header: offset in units of eight bytes and, in the last bit, whether more follow. Routing header: type
+    /// and segments left.
+    pub rest: [u8; 2],
+    /// Fragment header: identification.
+    pub id: [u8; 4],
+}
+
 impl Ipv6 {
     /// Bytes of the header.
     pub const LENGTH: usize = size_of::<Self>();

@@ -154,7 +154,7 @@ proptest! {
     fn the_ipv4_header_checksum_follows_an_address(source: [u8; 4], destination: [u8; 4], new: [u8; 4], at_source: bool) {
         let mut packet = Buffer(segment::network(&source, &destination, 17, &[]));
         let end = if at_source { End::Source } else { End::Destination };
-        V4::set_address(&mut packet, end, &new).expect("a whole header");
+        V4::set_address(&mut packet, 14, end, &new).expect("a whole header");
         prop_assert_eq!(segment::sum(&[&packet.0[14..34]]), 0xffff);
         let header: Ipv4 = *packet.get(14).expect("a whole header");
         let expected = if at_source { (new, destination) } else { (source, new) };

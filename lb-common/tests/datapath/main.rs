@@ -31,6 +31,7 @@ mod lifetime;
 mod node;
 mod parse;
 mod race;
+mod rare;
 mod refusal;
 mod rules;
 mod segment;

@@ -156,6 +156,8 @@ impl Packet for Partial {
         self.0.get_mut(offset)
     }
 
+    fn pull(&mut self) {}
+
     fn holds(&self, bytes: usize) -> bool {
         self.0.holds(bytes)
     }

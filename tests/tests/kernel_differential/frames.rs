@@ -115,7 +115,7 @@ pub(crate) fn frame<A: Plan>(random: &mut Random, last: &[u8]) -> Vec<u8> {
     frame
 }
 
-fn ethertype<A: Plan>() -> [u8; 2] {
+pub(crate) fn ethertype<A: Plan>() -> [u8; 2] {
     if A::IPV6 { [0x86, 0xdd] } else { [8, 0] }
 }
 
@@ -139,5 +139,45 @@ pub(crate) fn mutate(random: &mut Random, frame: &mut Vec<u8>) {
             frame.splice(12..12, tag);
         }
         _ => frame.extend(std::iter::repeat_n(0, random.below(20))),
+    }
+}
+
+/// Puts tags, options or extension headers on a whole frame.
+pub(crate) fn dress<A: Plan>(random: &mut Random, frame: &mut Vec<u8>) {
+    if random.chance(60) {
+        if A::IPV6 {
+            let last = frame[20];
+            let mut extensions: Vec<u8> = Vec::new();
+            let kinds: Vec<u8> = (0..=random.below(7)).map(|_| random.pick(&[0, 60, 60, 43, 51])).collect();
+            for (index, kind) in kinds.iter().enumerate() {
+                let units = random.below(3);
+                let length = if *kind == 51 { 4 + 4 * units } else { 8 + 8 * units };
+                let begin = extensions.len();
+                extensions.resize(begin + length, 0);
+                extensions[begin] = kinds.get(index + 1).copied().unwrap_or(last);
+                // An authentication header counts words without the first two: one of four bytes is too short.
+                extensions[begin + 1] =
+                    u8::try_from(if *kind == 51 { (length / 4).saturating_sub(2) } else { units }).expect("few");
+                if *kind == 43 && length >= 4 && random.chance(10) {
+                    extensions[begin + 3] = 1;
+                }
+            }
+            frame[20] = kinds[0];
+            let length =
+                u16::from_be_bytes([frame[18], frame[19]]).wrapping_add(u16::try_from(extensions.len()).expect("few"));
+            frame[18..20].copy_from_slice(&length.to_be_bytes());
+            frame.splice(54..54, extensions);
+        } else {
+            let words = 1 + random.below(10);
+            let length =
+                u16::from_be_bytes([frame[16], frame[17]]).wrapping_add(u16::try_from(4 * words).expect("few"));
+            frame[14] = frame[14].wrapping_add(u8::try_from(words).expect("few"));
+            frame[16..18].copy_from_slice(&length.to_be_bytes());
+            frame.splice(34..34, std::iter::repeat_n(1, 4 * words));
+        }
+    }
+    for _ in 0..random.pick(&[0, 0, 0, 1, 1, 2, 3]) {
+        let kind = random.pick(&[[0x81, 0], [0x88, 0xa8]]);
+        frame.splice(12..12, [kind[0], kind[1], 0, 5]);
     }
 }
