@@ -45,6 +45,13 @@ impl Sum {
         Self(sum)
     }
 
+    /// Both sums.
+    #[inline(always)]
+    #[must_use]
+    pub const fn plus(self, other: Self) -> Self {
+        Self(self.0.wrapping_add(other.0))
+    }
+
     /// The sum in 16 bits, carries added.
     #[inline(always)]
     pub const fn fold(self) -> u16 {

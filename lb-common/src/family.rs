@@ -4,7 +4,7 @@ use core::{fmt::Debug, hash::Hash};
 
 use crate::{
     checksum::{Checksum, Sum},
-    packet::{Packet, Wire},
+    packet::{LAST_HEADER, Packet, Wire},
     protocol::Protocol,
     verdict::Counter,
     wire::{
@@ -119,6 +119,13 @@ pub trait Family: Copy + 'static {
     /// Reads the network header at `at`, every length checked. The error is the reason to pass the packet up.
     fn parse<P: Packet, D: Depth>(packet: &P, at: usize) -> Result<Network, Counter>;
 
+    /// Whether an ICMP type is that of an error, which quotes a packet.
+    fn is_icmp_error(kind: u8) -> bool;
+
+    /// Reads the network header of a quoted packet, of which no more than eight bytes need to follow. None: it holds no
+    /// transport header.
+    fn parse_quoted<P: Packet>(packet: &P, at: usize) -> Option<Network>;
+
     /// Source and destination of the network header at `at`.
     fn addresses<P: Packet>(packet: &P, at: usize) -> Option<(&Self::Addr, &Self::Addr)>;
 
@@ -172,6 +179,28 @@ impl Family for V4 {
             protocol: Protocol(ip.protocol),
             payload: at.wrapping_add(if D::FULL { header_length } else { Ipv4::LENGTH }),
             payload_length: total.wrapping_sub(header_length),
+        })
+    }
+
+    /// RFC 792: destination unreachable, source quench, time exceeded, parameter problem.
+    #[inline(always)]
+    fn is_icmp_error(kind: u8) -> bool {
+        matches!(kind, 3 | 4 | 11 | 12)
+    }
+
+    #[inline(always)]
+    fn parse_quoted<P: Packet>(packet: &P, at: usize) -> Option<Network> {
+        let ip: &Ipv4 = packet.get(at)?;
+        let header_length = usize::from(ip.version_ihl & 0xf).wrapping_mul(4);
+        // A later fragment has no ports.
+        let later = u16::from_be_bytes(ip.fragment) & 0x1fff != 0;
+        if ip.version_ihl >> 4 != 4 || header_length < Ipv4::LENGTH || later {
+            return None;
+        }
+        Some(Network {
+            protocol: Protocol(ip.protocol),
+            payload: at.wrapping_add(header_length),
+            payload_length: usize::from(u16::from_be_bytes(ip.total_length)).wrapping_sub(header_length),
         })
     }
 
@@ -248,6 +277,33 @@ impl Family for V6 {
         }
     }
 
+    /// RFC 4443: destination unreachable, packet too big, time exceeded, parameter problem.
+    #[inline(always)]
+    fn is_icmp_error(kind: u8) -> bool {
+        matches!(kind, 1..=4)
+    }
+
+    #[inline(always)]
+    fn parse_quoted<P: Packet>(packet: &P, at: usize) -> Option<Network> {
+        let ip: &Ipv6 = packet.get(at)?;
+        if ip.version_flow[0] >> 4 != 6 {
+            return None;
+        }
+        let payload_length = usize::from(u16::from_be_bytes(ip.payload_length));
+        let network =
+            Network { protocol: Protocol(ip.next_header), payload: at.wrapping_add(Ipv6::LENGTH), payload_length };
+        if ip.next_header != Ipv6::FRAGMENT {
+            return Some(network);
+        }
+        let header: &Extension = packet.get(network.payload)?;
+        let [high, low] = header.rest;
+        (high == 0 && low & 0xf8 == 0).then_some(Network {
+            protocol: Protocol(header.next_header),
+            payload: network.payload.wrapping_add(size_of::<Extension>()),
+            payload_length: payload_length.wrapping_sub(size_of::<Extension>()),
+        })
+    }
+
     #[inline(always)]
     fn addresses<P: Packet>(packet: &P, at: usize) -> Option<(&[u8; 16], &[u8; 16])> {
         packet.get::<Ipv6>(at).map(|ip| (&ip.source, &ip.destination))
@@ -286,9 +342,13 @@ fn extensions<P: Packet>(packet: &P, mut network: Network) -> Result<Network, Co
     while step <= EXTENSIONS {
         let kind = network.protocol.0;
         if !matches!(kind, Ipv6::HOP_BY_HOP | Ipv6::ROUTING | Ipv6::AUTHENTICATION | Ipv6::DESTINATION) {
-            return if kind == Ipv6::FRAGMENT { Err(Counter::Fragment) } else { Ok(network) };
+            return match kind {
+                _ if network.payload > LAST_HEADER => Err(Counter::ExtensionHeader),
+                Ipv6::FRAGMENT => Err(Counter::Fragment),
+                _ => Ok(network),
+            };
         }
-        if step == EXTENSIONS {
+        if step == EXTENSIONS || network.payload > LAST_HEADER {
             break;
         }
         let header: &Extension = packet.get(network.payload).ok_or(Counter::Malformed)?;

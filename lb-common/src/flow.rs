@@ -46,7 +46,7 @@ impl<A: Addr> Flow<A> {
     }
 
     /// Parses a frame of family `F` whose network header begins at `l3`, seen at `side`. The error is the reason to pass
-    /// it up untouched.
+    /// it up untouched; for [`Counter::Icmp`] all is read but ports.
     #[inline(always)]
     pub fn parse<F: Family<Addr = A>, P: Packet, D: Depth>(
         &mut self,
@@ -58,6 +58,7 @@ impl<A: Addr> Flow<A> {
         let network = F::parse::<P, D>(packet, l3)?;
         let l4 = network.payload;
         let length = network.payload_length;
+        let mut result = Ok(());
         let (ports, flags) = match network.protocol {
             Protocol::TCP => {
                 let tcp: &Tcp = packet.get(l4).ok_or(Counter::Malformed)?;
@@ -83,6 +84,11 @@ impl<A: Addr> Flow<A> {
                 }
                 (sctp.ports, TcpFlags::NONE)
             }
+            // Read so far, for those who look into errors.
+            Protocol(number) if number == F::ICMP && D::FULL => {
+                result = Err(Counter::Icmp);
+                (Ports { source: Port::NONE, destination: Port::NONE }, TcpFlags::NONE)
+            }
             Protocol(number) if number == F::ICMP => return Err(Counter::Icmp),
             _ => return Err(Counter::OtherProtocol),
         };
@@ -102,7 +108,7 @@ impl<A: Addr> Flow<A> {
             l4,
             l4_length: length,
         };
-        Ok(())
+        result
     }
 
     /// Source.

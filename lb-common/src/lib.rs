@@ -33,6 +33,7 @@ pub mod family;
 pub mod flow;
 pub mod frontend;
 pub mod hash;
+pub mod icmp;
 pub mod nat;
 pub mod packet;
 pub mod pipeline;

@@ -26,9 +26,12 @@ pub struct L4Change {
     pub ports: (Port, Port),
 }
 
+/// No header that begins behind this offset is viewed: a kernel's verifier asks for some bound.
+pub const LAST_HEADER: usize = 255;
+
 /// A frame from its Ethernet header on. Every access is checked against its end.
 pub trait Packet {
-    /// Views a header.
+    /// Views a header. `None`: it does not fit the frame, or begins behind [`LAST_HEADER`].
     fn get<T: Wire>(&self, offset: usize) -> Option<&T>;
 
     /// Views a header to change it.

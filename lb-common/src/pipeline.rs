@@ -15,7 +15,7 @@ use crate::{
     create::{self, Outcome},
     family::{Addr, Depth, End, Family, Full, Plain, RARE, V4, V6},
     flow::Flow,
-    nat,
+    icmp, nat,
     packet::Packet,
     protocol::{Port, Protocol},
     reply,
@@ -106,7 +106,7 @@ fn tagged<P: Packet>(packet: &P) -> Result<(Version, usize), Counter> {
 /// Whether the fast path left a packet to those that read more of it.
 #[inline(always)]
 fn is_rare(verdict: Verdict) -> bool {
-    matches!(verdict.counter, RARE | Counter::Vlan) && verdict.action == Action::Pass
+    matches!(verdict.counter, RARE | Counter::Vlan | Counter::Icmp) && verdict.action == Action::Pass
 }
 
 /// The fast path, the slow one, and again the fast one with what the slow one has put into the tables: together they would
@@ -128,6 +128,7 @@ fn inward<F: Family, P: Packet, W: Tables<F::Addr>>(
         packet.pull();
         verdict = match park::<F, P, W, Full>(packet, world, l3, Side::INGRESS) {
             None => known::<F, P, W, Full>(packet, world, hook, None),
+            Some(Counter::Icmp) => icmp::translate::<F, P, W>(packet, world, Some(hook)),
             Some(reason) => Verdict::pass(reason),
         };
     } else if verdict.action == Action::Undecided {
@@ -165,7 +166,7 @@ fn park<F: Family, P: Packet, W: Tables<F::Addr>, D: Depth>(
 ) -> Option<Counter> {
     let mut flow = Flow::empty();
     let parsed = flow.parse::<F, P, D>(packet, l3, side);
-    if parsed.is_ok() {
+    if parsed.is_ok() || parsed == Err(Counter::Icmp) {
         world.scratch(|scratch| scratch.flow.set(&flow));
     }
     parsed.err()
@@ -382,6 +383,7 @@ fn outward<F: Family, P: Packet, W: Tables<F::Addr>>(packet: &mut P, world: &W, 
     packet.pull();
     match park::<F, P, W, Full>(packet, world, l3, Side::EGRESS) {
         None => leave::<F, P, W, Full>(packet, world),
+        Some(Counter::Icmp) => icmp::translate::<F, P, W>(packet, world, None),
         Some(reason) => Verdict::pass(reason),
     }
 }

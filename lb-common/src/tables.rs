@@ -8,6 +8,7 @@ use crate::{
     family::Addr,
     flow::Parked,
     frontend::{Frontend, FrontendId, FrontendKey, FrontendWord, PrefixFlags, Scope},
+    icmp::Fault,
     ring::RingWord,
     settings::Setting,
     tuple::FlowKey,
@@ -33,8 +34,8 @@ pub struct Scratch<A> {
     pub other: Conntrack<A>,
     /// The packet in question.
     pub flow: Parked<A>,
-    /// Zero.
-    pub reserved: [u8; 4],
+    /// An ICMP error in question.
+    pub fault: Fault<A>,
 }
 
 /// The parts of the world that know no address.

@@ -10,7 +10,7 @@ use crate::{
     conntrack::Conntrack,
     family::Addr,
     frontend::{Frontend, FrontendId, FrontendKey, FrontendWord, PrefixFlags, Scope},
-    packet::{L4Change, Packet, Wire, replace_inline},
+    packet::{L4Change, LAST_HEADER, Packet, Wire, replace_inline},
     ring::RingWord,
     settings::Setting,
     tables::{InsertError, Scratch, Tables, World},
@@ -24,10 +24,16 @@ pub struct Buffer(pub Vec<u8>);
 
 impl Packet for Buffer {
     fn get<T: Wire>(&self, offset: usize) -> Option<&T> {
+        if offset > LAST_HEADER {
+            return None;
+        }
         T::ref_from_prefix(self.0.get(offset..)?).ok().map(|(header, _)| header)
     }
 
     fn get_mut<T: Wire>(&mut self, offset: usize) -> Option<&mut T> {
+        if offset > LAST_HEADER {
+            return None;
+        }
         T::mut_from_prefix(self.0.get_mut(offset..)?).ok().map(|(header, _)| header)
     }
 

@@ -10,11 +10,8 @@ use aya_ebpf::{
 };
 use lb_common::{
     checksum::Checksum,
-    packet::{L4Change, Packet, Wire, replace_inline},
+    packet::{L4Change, LAST_HEADER, Packet, Wire, replace_inline},
 };
-
-/// No header we touch begins behind this: gives the verifier a bound where an offset is not a constant.
-const LAST_OFFSET: usize = 255;
 
 /// Enough for the longest headers we read: Ethernet, IPv6, TCP with its options.
 const HEADERS: u32 = 14 + 40 + 60;
@@ -117,7 +114,7 @@ impl Context for TcContext {
 
     #[inline(always)]
     fn pull(frame: &mut Frame<Self>) {
-        frame.pull_bytes(LAST_OFFSET as u32);
+        frame.pull_bytes(LAST_HEADER as u32);
     }
 
     #[inline(always)]
@@ -188,7 +185,7 @@ impl<C: Context> Frame<C> {
 
     #[inline(always)]
     fn at<T>(&self, offset: usize) -> Option<*mut T> {
-        if offset > LAST_OFFSET {
+        if offset > LAST_HEADER {
             return None;
         }
         let (start, end) = if is_val_statically_known(offset) {

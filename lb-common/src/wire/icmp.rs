@@ -13,6 +13,20 @@ pub const PORT_UNREACHABLE_V4: (u8, u8) = (3, 3);
 /// Type and code of "port unreachable" (RFC 4443).
 pub const PORT_UNREACHABLE_V6: (u8, u8) = (1, 4);
 
+/// The beginning of every message, and all of an error but what it quotes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub struct Message {
+    /// Type.
+    pub kind: u8,
+    /// Code.
+    pub code: u8,
+    /// Checksum.
+    pub checksum: Checksum,
+    /// By type; for "fragmentation needed" and "packet too big" the MTU.
+    pub rest: [u8; 4],
+}
+
 /// An error and the packet it is about: its header `H` and the first eight bytes behind (RFC 792).
 #[derive(Clone, Copy, PartialEq, Eq, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]

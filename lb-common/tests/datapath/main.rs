@@ -26,6 +26,7 @@ macro_rules! both {
 mod checksum;
 mod flows;
 mod hash;
+mod icmp;
 mod ip;
 mod lifetime;
 mod node;

@@ -181,3 +181,37 @@ pub(crate) fn dress<A: Plan>(random: &mut Random, frame: &mut Vec<u8>) {
         frame.splice(12..12, [kind[0], kind[1], 0, 5]);
     }
 }
+
+/// An ICMP error about a frame, from anywhere, with a right checksum.
+pub(crate) fn error<A: Plan>(random: &mut Random, about: &[u8]) -> Vec<u8> {
+    let (network, at, width) = if A::IPV6 { (40, 8, 16) } else { (20, 12, 4) };
+    let behind = random.pick(&[0, 7, 8, 12, 18, 20, 100]);
+    let quoted = &about[14..about.len().min(14 + network + behind)];
+    let mut source = [random.byte(); 16];
+    source[0] = 10;
+    let (source, destination) = (&source[..width], quoted.get(at..at + width).unwrap_or(&source[..width]));
+    let kind = if A::IPV6 { random.pick(&[1, 2, 2, 3, 4, 128]) } else { random.pick(&[3, 3, 3, 4, 11, 12, 8]) };
+    let mut message = vec![kind, random.pick(&[0, 3, 4]), 0, 0, 0, 0, 5, 20];
+    message.extend(quoted);
+    let length = u16::try_from(message.len()).expect("short");
+    let protocol = if A::IPV6 { 58 } else { 1 };
+    let pseudo = Sum::default().add(source).add(destination).add(&[0, protocol]).add(&length.to_be_bytes());
+    let sum = if A::IPV6 { pseudo } else { Sum::default() };
+    let checksum = sum.add(&message).checksum();
+    message[2..4].copy_from_slice(&checksum.0);
+    let mut frame = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2];
+    frame.extend(ethertype::<A>());
+    if A::IPV6 {
+        frame.extend([0x60, 0, 0, 0]);
+        frame.extend(length.to_be_bytes());
+        frame.extend([protocol, 64]);
+    } else {
+        frame.extend([0x45, 0]);
+        frame.extend((length + 20).to_be_bytes());
+        frame.extend([0, 1, 0x40, 0, 64, protocol, 0, 0]);
+    }
+    frame.extend(source);
+    frame.extend(destination);
+    frame.extend(message);
+    frame
+}

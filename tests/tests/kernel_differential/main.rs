@@ -8,7 +8,7 @@ use lb_common::{pipeline::Hook, verdict::Counter};
 use lb_tests::{Bpffs, needs_root};
 
 use self::{
-    frames::{Random, dress, ethertype, frame, mutate},
+    frames::{Random, dress, error, ethertype, frame, mutate},
     twin::{Plan, Twin},
 };
 
@@ -17,9 +17,13 @@ const PACKETS: usize = 120_000;
 const PROGRAMS: [(&str, Option<Hook>); 4] =
     [("lb_xdp", Some(Hook::Xdp)), ("lb_ingress", Some(Hook::Tc)), ("lb_host", Some(Hook::Host)), ("lb_egress", None)];
 
-/// A frame of one of the flows, one in six of them dressed.
+/// A frame of one of the flows or an error about the last one, one in six of them dressed.
 fn whole<A: Plan>(random: &mut Random, last: &[u8]) -> Vec<u8> {
-    let mut whole = frame::<A>(random, last);
+    let mut whole = if random.chance(10) && last.len() > 14 && last.get(12..14) == Some(&ethertype::<A>()) {
+        error::<A>(random, last)
+    } else {
+        frame::<A>(random, last)
+    };
     if random.chance(16) && whole.get(12..14) == Some(&ethertype::<A>()) {
         dress::<A>(random, &mut whole);
     }
@@ -81,6 +85,7 @@ fn the_kernel_decides_as_the_pipeline_in_memory() {
         Counter::Fragment,
         Counter::ExtensionHeader,
         Counter::Icmp,
+        Counter::IcmpError,
         Counter::OtherProtocol,
         Counter::Sctp,
         Counter::HostUntranslated,
