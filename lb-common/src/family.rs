@@ -4,6 +4,7 @@ use core::{fmt::Debug, hash::Hash};
 
 use crate::{
     checksum::{Checksum, Sum},
+    fragment::{Part, Position},
     packet::{LAST_HEADER, Packet, Wire},
     protocol::Protocol,
     verdict::Counter,
@@ -101,6 +102,8 @@ pub struct Network {
     pub payload: usize,
     /// Bytes of the payload.
     pub payload_length: usize,
+    /// Which part of a packet it is; read at [`Full`] depth only.
+    pub position: Position,
 }
 
 /// An address family: everything that differs between IPv4 and IPv6.
@@ -172,13 +175,17 @@ impl Family for V4 {
             return Err(RARE);
         }
         // More fragments, or an offset.
-        if u16::from_be_bytes(ip.fragment) & 0x3fff != 0 {
-            return Err(Counter::Fragment);
+        let fragment = u16::from_be_bytes(ip.fragment) & 0x3fff;
+        if !D::FULL && fragment != 0 {
+            return Err(RARE);
         }
+        let [high, low] = ip.id;
+        let position = Position::new((fragment & 0x1fff) << 3, fragment & 0x2000 != 0, [0, 0, high, low]);
         Ok(Network {
             protocol: Protocol(ip.protocol),
             payload: at.wrapping_add(if D::FULL { header_length } else { Ipv4::LENGTH }),
             payload_length: total.wrapping_sub(header_length),
+            position,
         })
     }
 
@@ -201,6 +208,7 @@ impl Family for V4 {
             protocol: Protocol(ip.protocol),
             payload: at.wrapping_add(header_length),
             payload_length: usize::from(u16::from_be_bytes(ip.total_length)).wrapping_sub(header_length),
+            position: Position::WHOLE,
         })
     }
 
@@ -263,10 +271,10 @@ impl Family for V6 {
         if !packet.holds(payload.wrapping_add(payload_length)) {
             return Err(Counter::Malformed);
         }
-        let network = Network { protocol: Protocol(ip.next_header), payload, payload_length };
+        let position = Position::WHOLE;
+        let network = Network { protocol: Protocol(ip.next_header), payload, payload_length, position };
         match ip.next_header {
-            Ipv6::FRAGMENT => Err(Counter::Fragment),
-            Ipv6::HOP_BY_HOP | Ipv6::ROUTING | Ipv6::AUTHENTICATION | Ipv6::DESTINATION => {
+            Ipv6::HOP_BY_HOP | Ipv6::ROUTING | Ipv6::FRAGMENT | Ipv6::AUTHENTICATION | Ipv6::DESTINATION => {
                 if D::FULL {
                     extensions(packet, network)
                 } else {
@@ -290,8 +298,12 @@ impl Family for V6 {
             return None;
         }
         let payload_length = usize::from(u16::from_be_bytes(ip.payload_length));
-        let network =
-            Network { protocol: Protocol(ip.next_header), payload: at.wrapping_add(Ipv6::LENGTH), payload_length };
+        let network = Network {
+            protocol: Protocol(ip.next_header),
+            payload: at.wrapping_add(Ipv6::LENGTH),
+            payload_length,
+            position: Position::WHOLE,
+        };
         if ip.next_header != Ipv6::FRAGMENT {
             return Some(network);
         }
@@ -301,6 +313,7 @@ impl Family for V6 {
             protocol: Protocol(header.next_header),
             payload: network.payload.wrapping_add(size_of::<Extension>()),
             payload_length: payload_length.wrapping_sub(size_of::<Extension>()),
+            position: Position::WHOLE,
         })
     }
 
@@ -341,12 +354,12 @@ fn extensions<P: Packet>(packet: &P, mut network: Network) -> Result<Network, Co
     let mut step = 0;
     while step <= EXTENSIONS {
         let kind = network.protocol.0;
-        if !matches!(kind, Ipv6::HOP_BY_HOP | Ipv6::ROUTING | Ipv6::AUTHENTICATION | Ipv6::DESTINATION) {
-            return match kind {
-                _ if network.payload > LAST_HEADER => Err(Counter::ExtensionHeader),
-                Ipv6::FRAGMENT => Err(Counter::Fragment),
-                _ => Ok(network),
-            };
+        let extension = matches!(
+            kind,
+            Ipv6::HOP_BY_HOP | Ipv6::ROUTING | Ipv6::FRAGMENT | Ipv6::AUTHENTICATION | Ipv6::DESTINATION
+        );
+        if !extension {
+            return if network.payload > LAST_HEADER { Err(Counter::ExtensionHeader) } else { Ok(network) };
         }
         if step == EXTENSIONS || network.payload > LAST_HEADER {
             break;
@@ -357,7 +370,12 @@ fn extensions<P: Packet>(packet: &P, mut network: Network) -> Result<Network, Co
             return Err(Counter::ExtensionHeader);
         }
         let length = usize::from(header.length);
-        let length = if kind == Ipv6::AUTHENTICATION {
+        let length = if kind == Ipv6::FRAGMENT {
+            let [high, low] = header.rest;
+            let word = u16::from_be_bytes([high, low]);
+            network.position = Position::new(word & 0xfff8, word & 1 != 0, header.id);
+            8
+        } else if kind == Ipv6::AUTHENTICATION {
             // RFC 4302 section 2.2. What it protects includes the addresses: it fails at the receiver, as it would
             // behind any NAT.
             length.wrapping_add(2).wrapping_mul(4)
@@ -371,7 +389,12 @@ fn extensions<P: Packet>(packet: &P, mut network: Network) -> Result<Network, Co
             protocol: Protocol(header.next_header),
             payload: network.payload.wrapping_add(length),
             payload_length: network.payload_length.wrapping_sub(length),
+            position: network.position,
         };
+        // Behind the header of a later fragment is the middle of something.
+        if network.position.part == Part::LATER {
+            return Ok(network);
+        }
         step = step.wrapping_add(1);
     }
     Err(Counter::ExtensionHeader)

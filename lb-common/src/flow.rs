@@ -7,6 +7,7 @@ use zerocopy::{
 
 use crate::{
     family::{Addr, Depth, Family},
+    fragment::{Part, Position},
     packet::Packet,
     protocol::{Port, Protocol},
     tuple::{FlowKey, FlowTuple, L4Addr, Side},
@@ -27,6 +28,8 @@ pub struct Flow<A> {
     l4: usize,
     /// Bytes of transport header and payload, as the network header says.
     l4_length: usize,
+    /// Which part of a packet it is.
+    position: Position,
 }
 
 impl<A: Addr> Flow<A> {
@@ -42,11 +45,12 @@ impl<A: Addr> Flow<A> {
             side: Side::INGRESS,
             reserved: [0; 2],
         };
-        Self { key: FlowKey(key), flags: TcpFlags::NONE, l3: 0, l4: 0, l4_length: 0 }
+        Self { key: FlowKey(key), flags: TcpFlags::NONE, l3: 0, l4: 0, l4_length: 0, position: Position::WHOLE }
     }
 
     /// Parses a frame of family `F` whose network header begins at `l3`, seen at `side`. The error is the reason to pass
-    /// it up untouched; for [`Counter::Icmp`] all is read but ports.
+    /// it up untouched; for [`Counter::Icmp`] and [`Counter::Fragment`] all is read
+    /// but ports.
     #[inline(always)]
     pub fn parse<F: Family<Addr = A>, P: Packet, D: Depth>(
         &mut self,
@@ -59,7 +63,14 @@ impl<A: Addr> Flow<A> {
         let l4 = network.payload;
         let length = network.payload_length;
         let mut result = Ok(());
+        let part = network.position.part;
+        let unread = Ports { source: Port::NONE, destination: Port::NONE };
         let (ports, flags) = match network.protocol {
+            // Its first fragment has them.
+            Protocol::TCP | Protocol::UDP | Protocol::SCTP if D::FULL && part == Part::LATER => {
+                result = Err(Counter::Fragment);
+                (unread, TcpFlags::NONE)
+            }
             Protocol::TCP => {
                 let tcp: &Tcp = packet.get(l4).ok_or(Counter::Malformed)?;
                 let header = tcp.header_length();
@@ -72,7 +83,8 @@ impl<A: Addr> Flow<A> {
             Protocol::UDP => {
                 let udp: &Udp = packet.get(l4).ok_or(Counter::Malformed)?;
                 let said = usize::from(u16::from_be_bytes(udp.length));
-                if said < Udp::LENGTH || said > length {
+                // A fragment has only a part of what is said.
+                if said < Udp::LENGTH || said > length && !(D::FULL && part == Part::FIRST) {
                     return Err(Counter::Malformed);
                 }
                 (udp.ports, TcpFlags::NONE)
@@ -85,10 +97,12 @@ impl<A: Addr> Flow<A> {
                 (sctp.ports, TcpFlags::NONE)
             }
             // Read so far, for those who look into errors.
-            Protocol(number) if number == F::ICMP && D::FULL => {
+            Protocol(number) if number == F::ICMP && D::FULL && part == Part::WHOLE => {
                 result = Err(Counter::Icmp);
-                (Ports { source: Port::NONE, destination: Port::NONE }, TcpFlags::NONE)
+                (unread, TcpFlags::NONE)
             }
+            // A fragment of anything else.
+            _ if D::FULL && part != Part::WHOLE => return Err(Counter::OtherProtocol),
             Protocol(number) if number == F::ICMP => return Err(Counter::Icmp),
             _ => return Err(Counter::OtherProtocol),
         };
@@ -107,6 +121,7 @@ impl<A: Addr> Flow<A> {
             l3,
             l4,
             l4_length: length,
+            position: network.position,
         };
         result
     }
@@ -147,6 +162,18 @@ impl<A: Addr> Flow<A> {
         self.l4_length
     }
 
+    /// Which part of a packet it is.
+    #[inline(always)]
+    pub const fn part(&self) -> Part {
+        self.position.part
+    }
+
+    /// Where in its packet it is.
+    #[inline(always)]
+    pub const fn position(&self) -> Position {
+        self.position
+    }
+
     /// Bytes from the network header on.
     #[inline(always)]
     pub const fn bytes(&self) -> u64 {
@@ -164,7 +191,8 @@ pub struct Parked<A> {
     l4: U16,
     l4_length: U32,
     flags: TcpFlags,
-    reserved: [u8; 3],
+    part: Part,
+    reserved: [u8; 2],
 }
 
 impl<A: Addr> Parked<A> {
@@ -176,6 +204,8 @@ impl<A: Addr> Parked<A> {
         self.l4.set(flow.l4 as u16);
         self.l4_length.set(flow.l4_length as u32);
         self.flags = flow.flags;
+        self.part = flow.position.part;
+        self.reserved = [0; 2];
     }
 
     /// The flow that was parked.
@@ -187,6 +217,7 @@ impl<A: Addr> Parked<A> {
             l3: usize::from(self.l3.get()),
             l4: usize::from(self.l4.get()),
             l4_length: self.l4_length.get() as usize,
+            position: Position { part: self.part, ..Position::WHOLE },
         }
     }
 }

@@ -31,6 +31,7 @@ pub mod conntrack;
 mod create;
 pub mod family;
 pub mod flow;
+pub mod fragment;
 pub mod frontend;
 pub mod hash;
 pub mod icmp;

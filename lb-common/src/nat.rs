@@ -4,6 +4,7 @@ use crate::{
     checksum::Sum,
     family::{Addr, End, Family},
     flow::Flow,
+    fragment::Part,
     packet::{L4Change, Packet},
     protocol::Protocol,
     tuple::L4Addr,
@@ -25,6 +26,13 @@ pub fn rewrite<F: Family, P: Packet>(
         End::Destination => (&key.destination, key.destination_port),
     };
     F::set_address(packet, flow.l3(), end, &new.addr)?;
+    if flow.part() == Part::LATER {
+        if F::IPV6 {
+            // An IPv4 header's own checksum balances it.
+            packet.addresses_changed(difference(old, &new.addr));
+        }
+        return Some(());
+    }
     let ports: &mut Ports = packet.get_mut(flow.l4())?;
     match end {
         End::Source => ports.source = new.port,

@@ -47,6 +47,10 @@ pub trait Packet {
     /// outside the frame.
     fn replace_l4(&mut self, change: L4Change) -> Option<()>;
 
+    /// An address of a packet without transport header was changed, by this difference, and no checksum in it balances
+    /// that: the sum that a device may have taken of the whole must follow.
+    fn addresses_changed(&mut self, difference: Sum);
+
     /// Whether the L4 checksum is partial: the field holds the pseudo header's sum and a later device adds the rest.
     /// May overwrite the field.
     fn is_partial(&mut self, field: usize) -> bool;

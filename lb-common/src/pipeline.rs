@@ -15,6 +15,7 @@ use crate::{
     create::{self, Outcome},
     family::{Addr, Depth, End, Family, Full, Plain, RARE, V4, V6},
     flow::Flow,
+    fragment::{self, Part},
     icmp, nat,
     packet::Packet,
     protocol::{Port, Protocol},
@@ -129,6 +130,7 @@ fn inward<F: Family, P: Packet, W: Tables<F::Addr>>(
         verdict = match park::<F, P, W, Full>(packet, world, l3, Side::INGRESS) {
             None => known::<F, P, W, Full>(packet, world, hook, None),
             Some(Counter::Icmp) => icmp::translate::<F, P, W>(packet, world, Some(hook)),
+            Some(Counter::FragmentOverlap) => Verdict::drop(Counter::FragmentOverlap),
             Some(reason) => Verdict::pass(reason),
         };
     } else if verdict.action == Action::Undecided {
@@ -165,7 +167,11 @@ fn park<F: Family, P: Packet, W: Tables<F::Addr>, D: Depth>(
     side: Side,
 ) -> Option<Counter> {
     let mut flow = Flow::empty();
-    let parsed = flow.parse::<F, P, D>(packet, l3, side);
+    let mut parsed = flow.parse::<F, P, D>(packet, l3, side);
+    if D::FULL && flow.part() != Part::WHOLE && matches!(parsed, Ok(()) | Err(Counter::Fragment)) {
+        let (position, length) = (flow.position(), flow.l4_length());
+        parsed = fragment::follow(world, &mut flow.key.0, position, length);
+    }
     if parsed.is_ok() || parsed == Err(Counter::Icmp) {
         world.scratch(|scratch| scratch.flow.set(&flow));
     }
@@ -241,6 +247,14 @@ fn unknown<F: Family, P: Packet, W: Tables<F::Addr>>(packet: &mut P, world: &W, 
     if let Err(reason) = read::<F, P, W, Full>(packet, world, &mut flow, Side::INGRESS) {
         return Verdict::drop(reason);
     }
+    if flow.part() == Part::LATER {
+        // Its first fragment decided: what it did not bring in is let in no more here.
+        return if world.is_vip(&flow.key.0.destination) {
+            Verdict::drop(Counter::FragmentRefused)
+        } else {
+            Verdict::pass(Counter::NotAService)
+        };
+    }
     match create::enter(world, &flow, hook == Hook::Host && local) {
         Outcome::Pass(reason) => Verdict::pass(reason),
         Outcome::Drop(reason) => Verdict::drop(reason),
@@ -298,7 +312,7 @@ fn visit<A: Addr, W: Tables<A>>(world: &W, entry: &mut Conntrack<A>, flow: &Flow
     } else {
         Way::ToHost
     };
-    state::touch(entry, flow.flags, flow.bytes(), now);
+    state::touch(entry, flow, now);
     Met { way, device }
 }
 
@@ -384,6 +398,7 @@ fn outward<F: Family, P: Packet, W: Tables<F::Addr>>(packet: &mut P, world: &W, 
     match park::<F, P, W, Full>(packet, world, l3, Side::EGRESS) {
         None => leave::<F, P, W, Full>(packet, world),
         Some(Counter::Icmp) => icmp::translate::<F, P, W>(packet, world, None),
+        Some(Counter::FragmentOverlap) => Verdict::drop(Counter::FragmentOverlap),
         Some(reason) => Verdict::pass(reason),
     }
 }
@@ -398,7 +413,7 @@ fn leave<F: Family, P: Packet, W: Tables<F::Addr>, D: Depth>(packet: &mut P, wor
         let (source, reason) = if entry.kind == EntryKind::SOURCE {
             (&entry.source, Counter::SourceNat)
         } else {
-            state::touch(entry, flow.flags, flow.bytes(), world.now());
+            state::touch(entry, &flow, world.now());
             (&entry.frontend, Counter::FromFrontend)
         };
         let mut done = nat::rewrite::<F, P>(packet, &flow, End::Source, source);

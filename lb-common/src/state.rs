@@ -3,6 +3,8 @@
 use crate::{
     conntrack::{Conntrack, EntryKind, Phase},
     family::Addr,
+    flow::Flow,
+    fragment::Part,
     protocol::Protocol,
     wire::l4::TcpFlags,
 };
@@ -54,9 +56,12 @@ pub const fn next_phase(protocol: Protocol, kind: EntryKind, phase: Phase, flags
 
 /// Marks an entry as met by a packet.
 #[inline(always)]
-pub fn touch<A: Addr>(entry: &mut Conntrack<A>, flags: TcpFlags, bytes: u64, now: u32) {
-    entry.phase = next_phase(entry.protocol, entry.kind, entry.phase, flags);
+pub fn touch<A: Addr>(entry: &mut Conntrack<A>, flow: &Flow<A>, now: u32) {
+    // A later fragment has no flags that could tell.
+    if flow.part() != Part::LATER {
+        entry.phase = next_phase(entry.protocol, entry.kind, entry.phase, flow.flags);
+    }
     entry.stamp.set(now);
     entry.packets.set(entry.packets.get().wrapping_add(1));
-    entry.bytes.set(entry.bytes.get().wrapping_add(bytes));
+    entry.bytes.set(entry.bytes.get().wrapping_add(flow.bytes()));
 }

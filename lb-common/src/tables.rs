@@ -7,6 +7,7 @@ use crate::{
     conntrack::Conntrack,
     family::Addr,
     flow::Parked,
+    fragment::{Fragment, FragmentKey},
     frontend::{Frontend, FrontendId, FrontendKey, FrontendWord, PrefixFlags, Scope},
     icmp::Fault,
     ring::RingWord,
@@ -83,4 +84,8 @@ pub trait Tables<A: Addr>: World {
     fn insert(&self, key: &FlowKey<A>, entry: &Conntrack<A>) -> Result<(), InsertError>;
     /// Removes an entry, if it is there.
     fn remove(&self, key: &FlowKey<A>);
+    /// Looks up what the first fragment of a packet said.
+    fn fragment(&self, key: &FragmentKey<A>) -> Option<Fragment>;
+    /// Remembers it, in place of another's if there is no room.
+    fn set_fragment(&self, key: &FragmentKey<A>, fragment: &Fragment);
 }

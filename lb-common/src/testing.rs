@@ -6,9 +6,10 @@ use zerocopy::{FromZeros, IntoBytes};
 
 use crate::{
     backend::{Backend, BackendId, NextHop, NextHopId, ServiceId},
-    checksum::Checksum,
+    checksum::{Checksum, Sum},
     conntrack::Conntrack,
     family::Addr,
+    fragment::{Fragment, FragmentKey},
     frontend::{Frontend, FrontendId, FrontendKey, FrontendWord, PrefixFlags, Scope},
     packet::{L4Change, LAST_HEADER, Packet, Wire, replace_inline},
     ring::RingWord,
@@ -47,6 +48,8 @@ impl Packet for Buffer {
         replace_inline(self, change)
     }
 
+    fn addresses_changed(&mut self, _difference: Sum) {}
+
     fn is_partial(&mut self, _field: usize) -> bool {
         false
     }
@@ -78,6 +81,8 @@ pub struct FamilyTables<A: Addr> {
     pub conntrack_capacity: usize,
     /// Connections by service and backend.
     pub connections: RefCell<BTreeMap<(u32, u32), u64>>,
+    /// First fragments.
+    pub fragments: RefCell<BTreeMap<FragmentKey<A>, Fragment>>,
     /// Scratch memory.
     pub scratch: RefCell<Scratch<A>>,
 }
@@ -94,6 +99,7 @@ impl<A: Addr> Default for FamilyTables<A> {
             conntrack: RefCell::default(),
             conntrack_capacity: 65_536,
             connections: RefCell::default(),
+            fragments: RefCell::default(),
             scratch: RefCell::new(Scratch::new_zeroed()),
         }
     }
@@ -222,6 +228,14 @@ macro_rules! tables {
             fn remove(&self, key: &FlowKey<$addr>) {
                 self.$field.conntrack.borrow_mut().remove(&key.0);
             }
+
+            fn fragment(&self, key: &FragmentKey<$addr>) -> Option<Fragment> {
+                self.$field.fragments.borrow().get(key).copied()
+            }
+
+            fn set_fragment(&self, key: &FragmentKey<$addr>, fragment: &Fragment) {
+                self.$field.fragments.borrow_mut().insert(*key, *fragment);
+            }
         }
     };
 }
@@ -239,7 +253,6 @@ fn covers<A: Addr>(length: u32, prefix: &A, addr: &A) -> bool {
 /// a frame.
 pub fn l4_checksum_is_right(frame: &[u8]) -> Option<bool> {
     use crate::{
-        checksum::Sum,
         family::{Family, Plain, V4, V6},
         wire::eth::Eth,
     };

@@ -104,7 +104,7 @@ pub enum Counter {
     IcmpError = 3,
     /// Passed: too many IPv6 extension headers, or a routing header with segments left.
     ExtensionHeader = 4,
-    /// Passed: a fragment, not handled yet.
+    /// Passed: a later fragment of a packet whose first one was not seen.
     Fragment = 5,
     /// Passed: ICMP or ICMPv6 that is no error about a packet of a flow.
     Icmp = 6,
@@ -168,6 +168,10 @@ pub enum Counter {
     SocketNoSuchPort = 35,
     /// Flows whose source port was changed, because another one has the same client and backend between the NAT points.
     PortChanged = 36,
+    /// Dropped: a fragment that overlaps the first one, which has the ports.
+    FragmentOverlap = 37,
+    /// Dropped: a later fragment to an address of ours, of a packet whose first one made no flow.
+    FragmentRefused = 38,
 }
 
 impl Counter {
@@ -175,7 +179,7 @@ impl Counter {
     pub const CAPACITY: u32 = 64;
 
     /// Every counter in index order.
-    pub const ALL: [Self; 37] = [
+    pub const ALL: [Self; 39] = [
         Self::OtherLink,
         Self::Vlan,
         Self::Malformed,
@@ -213,6 +217,8 @@ impl Counter {
         Self::SocketNoEndpoint,
         Self::SocketNoSuchPort,
         Self::PortChanged,
+        Self::FragmentOverlap,
+        Self::FragmentRefused,
     ];
 }
 

@@ -5,11 +5,13 @@ use core::{arch::asm, hint::assert_unchecked, intrinsics::is_val_statically_know
 use aya_ebpf::{
     EbpfContext as _,
     bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR},
-    helpers::generated::{bpf_l4_csum_replace, bpf_skb_change_tail, bpf_skb_pull_data, bpf_xdp_get_buff_len},
+    helpers::generated::{
+        bpf_csum_update, bpf_l4_csum_replace, bpf_skb_change_tail, bpf_skb_pull_data, bpf_xdp_get_buff_len,
+    },
     programs::{TcContext, XdpContext},
 };
 use lb_common::{
-    checksum::Checksum,
+    checksum::{Checksum, Sum},
     packet::{L4Change, LAST_HEADER, Packet, Wire, replace_inline},
 };
 
@@ -30,6 +32,7 @@ pub(crate) trait Context: Sized {
     fn resize(&mut self, length: usize) -> Option<()>;
     fn pull(frame: &mut Frame<Self>);
     fn replace_l4(frame: &mut Frame<Self>, change: L4Change) -> Option<()>;
+    fn addresses_changed(frame: &mut Frame<Self>, difference: Sum);
     fn is_partial(frame: &mut Frame<Self>, field: usize) -> bool;
 }
 
@@ -70,6 +73,11 @@ impl Context for XdpContext {
     #[inline(always)]
     fn replace_l4(frame: &mut Frame<Self>, change: L4Change) -> Option<()> {
         replace_inline(frame, change)
+    }
+
+    #[inline(always)]
+    fn addresses_changed(_frame: &mut Frame<Self>, _difference: Sum) {
+        // Nobody has summed it up yet.
     }
 
     #[inline(always)]
@@ -134,6 +142,12 @@ impl Context for TcContext {
             return frame.replace(change.field, from, to, zero | 2).then_some(());
         }
         followed.then_some(())
+    }
+
+    #[inline(always)]
+    fn addresses_changed(frame: &mut Frame<Self>, difference: Sum) {
+        // SAFETY: the context is the one the kernel called the program with. It refuses where there is no such sum.
+        unsafe { bpf_csum_update(frame.0.as_ptr().cast(), u32::from(difference.fold())) };
     }
 
     #[inline(always)]
@@ -260,6 +274,11 @@ impl<C: Context> Packet for Frame<C> {
     #[inline(always)]
     fn replace_l4(&mut self, change: L4Change) -> Option<()> {
         C::replace_l4(self, change)
+    }
+
+    #[inline(always)]
+    fn addresses_changed(&mut self, difference: Sum) {
+        C::addresses_changed(self, difference);
     }
 
     #[inline(always)]

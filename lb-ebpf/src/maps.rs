@@ -7,13 +7,14 @@ use core::{
 
 use aya_ebpf::{
     bindings::BPF_NOEXIST,
-    btf_maps::{Array, HashMap, LpmTrie, PerCpuArray, lpm_trie::Key},
+    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, lpm_trie::Key},
     helpers::generated::bpf_jiffies64,
     macros::btf_map,
 };
 use lb_common::{
     backend::{Backend, BackendId, NextHop, NextHopId, ServiceId},
     conntrack::Conntrack,
+    fragment::{Fragment, FragmentKey},
     frontend::{Frontend, FrontendId, FrontendKey, FrontendWord, PrefixFlags, Scope},
     ring::RingWord,
     settings::Setting,
@@ -55,6 +56,11 @@ static LB6_NEXT_HOPS: Array<NextHop<A6>, 4096> = Array::new();
 static LB4_CONNTRACK: HashMap<FlowTuple<A4>, Conntrack<A4>, 262_144> = HashMap::new();
 #[btf_map]
 static LB6_CONNTRACK: HashMap<FlowTuple<A6>, Conntrack<A6>, 262_144> = HashMap::new();
+/// First fragments; the oldest make room.
+#[btf_map]
+static LB4_FRAGMENTS: LruHashMap<FragmentKey<A4>, Fragment, 8192> = LruHashMap::new();
+#[btf_map]
+static LB6_FRAGMENTS: LruHashMap<FragmentKey<A6>, Fragment, 8192> = LruHashMap::new();
 #[btf_map]
 static LB_SERVICES: Array<RingWord, 131_072> = Array::new();
 #[btf_map]
@@ -176,7 +182,7 @@ impl World for Kernel {
 
 macro_rules! tables {
     ($addr:ty, $frontends:ident, $records:ident, $vips:ident, $prefixes:ident, $backends:ident, $hops:ident,
-     $conntrack:ident, $connections:ident, $scratch:ident) => {
+     $conntrack:ident, $fragments:ident, $connections:ident, $scratch:ident) => {
         impl Tables<$addr> for Kernel {
             #[inline(always)]
             fn frontend(&self, key: &FrontendKey<$addr>) -> Option<FrontendWord> {
@@ -243,6 +249,19 @@ macro_rules! tables {
                 // Absent is as good as removed.
                 $conntrack.remove(&key.0).unwrap_or_default();
             }
+
+            #[inline(always)]
+            fn fragment(&self, key: &FragmentKey<$addr>) -> Option<Fragment> {
+                // SAFETY: the value is copied at once; another CPU may write it meanwhile, and a packet whose fragments
+                // are torn between two first ones is nobody's.
+                unsafe { $fragments.get(key) }.copied()
+            }
+
+            #[inline(always)]
+            fn set_fragment(&self, key: &FragmentKey<$addr>, fragment: &Fragment) {
+                // Without room the later ones pass up and are counted.
+                $fragments.insert(key, fragment, 0).unwrap_or_default();
+            }
         }
     };
 }
@@ -256,6 +275,7 @@ tables!(
     LB4_BACKENDS,
     LB4_NEXT_HOPS,
     LB4_CONNTRACK,
+    LB4_FRAGMENTS,
     LB4_BKD_CONNS,
     LB4_SCRATCH
 );
@@ -268,6 +288,7 @@ tables!(
     LB6_BACKENDS,
     LB6_NEXT_HOPS,
     LB6_CONNTRACK,
+    LB6_FRAGMENTS,
     LB6_BKD_CONNS,
     LB6_SCRATCH
 );

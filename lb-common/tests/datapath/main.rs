@@ -25,6 +25,7 @@ macro_rules! both {
 
 mod checksum;
 mod flows;
+mod fragments;
 mod hash;
 mod icmp;
 mod ip;

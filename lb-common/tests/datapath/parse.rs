@@ -293,29 +293,3 @@ fn v4_header_lengths_must_fit() {
         passed::<[u8; 4]>(&Buffer(frame), Counter::Malformed);
     }
 }
-
-#[test]
-fn v4_fragments_are_passed() {
-    // The first, one in between, the last. The reserved bit and "do not fragment" make none.
-    let with = |fragment: [u8; 2]| {
-        let mut frame = syn::<[u8; 4]>();
-        frame[20..22].copy_from_slice(&fragment);
-        Buffer(frame)
-    };
-    for fragment in [[0x20, 0x00], [0x20, 0x10], [0x00, 0x10], [0x1f, 0xff], [0x60, 0x00]] {
-        passed::<[u8; 4]>(&with(fragment), Counter::Fragment);
-    }
-    for whole in [[0x40, 0x00], [0x00, 0x00], [0x80, 0x00]] {
-        // The header checksum is not asked: the kernel does that.
-        let verdict = busy_node::<[u8; 4]>().ingress(&mut with(whole), Hook::Tc, false);
-        assert_eq!(verdict.counter, Counter::ToBackend);
-    }
-}
-
-#[test]
-fn v6_fragments_are_passed() {
-    let mut payload = vec![6, 0, 0, 0, 0, 0, 0, 0];
-    payload.extend(&syn::<[u8; 16]>()[54..]);
-    let frame = network(&outside::<[u8; 16]>().addr, &vip::<[u8; 16]>().addr, 44, &payload);
-    passed::<[u8; 16]>(&Buffer(frame), Counter::Fragment);
-}

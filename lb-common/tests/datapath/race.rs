@@ -6,6 +6,7 @@ use lb_common::{
     backend::{Backend, BackendId, NextHop, NextHopId, ServiceId},
     conntrack::{Conntrack, EntryKind},
     family::Addr,
+    fragment::{Fragment, FragmentKey},
     frontend::{Frontend, FrontendId, FrontendKey, FrontendWord, PrefixFlags, Scope},
     pipeline::{self, Hook},
     protocol::Protocol,
@@ -102,6 +103,12 @@ where
     }
     fn remove(&self, key: &FlowKey<A>) {
         self.memory.remove(key);
+    }
+    fn fragment(&self, key: &FragmentKey<A>) -> Option<Fragment> {
+        self.memory.fragment(key)
+    }
+    fn set_fragment(&self, key: &FragmentKey<A>, fragment: &Fragment) {
+        self.memory.set_fragment(key, fragment);
     }
 }
 

@@ -1,6 +1,7 @@
 //! Answers that refuse: a client's stack must accept them.
 
 use lb_common::{
+    checksum::Sum,
     packet::{L4Change, Packet, Wire},
     pipeline::Hook,
     protocol::Protocol,
@@ -163,6 +164,10 @@ impl Packet for Partial {
     }
 
     fn replace_l4(&mut self, _change: L4Change) -> Option<()> {
+        panic!("a refusal is built, not rewritten")
+    }
+
+    fn addresses_changed(&mut self, _difference: Sum) {
         panic!("a refusal is built, not rewritten")
     }
 

@@ -3,6 +3,7 @@
 use lb_common::{
     backend::{Backend, BackendId, NextHop},
     conntrack::Conntrack,
+    fragment::{Fragment, FragmentKey},
     frontend::{Frontend, FrontendKey, FrontendWord, PrefixFlags, PrefixKey},
     ring::RingWord,
     settings::Setting,
@@ -21,6 +22,7 @@ pub const SCHEMA: u32 = 1;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     Hash,
+    LruHash,
     Array,
     PerCpuArray,
     Trie,
@@ -33,6 +35,7 @@ impl Kind {
             Self::Hash => 1,
             Self::Array => 2,
             Self::PerCpuArray => 6,
+            Self::LruHash => 9,
             Self::Trie => 11,
         }
     }
@@ -73,7 +76,7 @@ type A4 = [u8; 4];
 type A6 = [u8; 16];
 
 /// Every pinned map.
-pub(super) const MAPS: [Spec; 23] = [
+pub(super) const MAPS: [Spec; 25] = [
     spec::<FrontendKey<A4>, FrontendWord>("LB4_FRONTENDS", Kind::Hash, Size::Frontends(1)),
     spec::<FrontendKey<A6>, FrontendWord>("LB6_FRONTENDS", Kind::Hash, Size::Frontends(1)),
     spec::<u32, Frontend<A4>>("LB4_RECORDS", Kind::Array, Size::Frontends(2)),
@@ -88,6 +91,8 @@ pub(super) const MAPS: [Spec; 23] = [
     spec::<u32, NextHop<A6>>("LB6_NEXT_HOPS", Kind::Array, Size::Fixed(4096)),
     spec::<FlowTuple<A4>, Conntrack<A4>>("LB4_CONNTRACK", Kind::Hash, Size::Conntrack),
     spec::<FlowTuple<A6>, Conntrack<A6>>("LB6_CONNTRACK", Kind::Hash, Size::Conntrack),
+    spec::<FragmentKey<A4>, Fragment>("LB4_FRAGMENTS", Kind::LruHash, Size::Fixed(8192)),
+    spec::<FragmentKey<A6>, Fragment>("LB6_FRAGMENTS", Kind::LruHash, Size::Fixed(8192)),
     spec::<u32, RingWord>("LB_SERVICES", Kind::Array, Size::Services(2)),
     spec::<u32, BackendId>("LB_RINGS", Kind::Array, Size::Rings),
     spec::<u32, u64>("LB_SETTINGS", Kind::Array, Size::Fixed(Setting::COUNT)),

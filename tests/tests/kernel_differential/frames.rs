@@ -215,3 +215,20 @@ pub(crate) fn error<A: Plan>(random: &mut Random, about: &[u8]) -> Vec<u8> {
     frame.extend(message);
     frame
 }
+
+/// Makes a whole frame one fragment of a few packets' fragments.
+pub(crate) fn fragment<A: Plan>(random: &mut Random, frame: &mut Vec<u8>) {
+    let id = u16::from(random.byte() & 3);
+    let (offset, more) = random.pick(&[(0_u16, true), (0, true), (24, true), (64, false), (8, false), (0, false)]);
+    if A::IPV6 {
+        let next = std::mem::replace(&mut frame[20], 44);
+        let length = u16::from_be_bytes([frame[18], frame[19]]).wrapping_add(8);
+        frame[18..20].copy_from_slice(&length.to_be_bytes());
+        let [high, low] = (offset | u16::from(more)).to_be_bytes();
+        let [id_high, id_low] = id.to_be_bytes();
+        frame.splice(54..54, [next, 0, high, low, 0, 0, id_high, id_low]);
+    } else {
+        frame[18..20].copy_from_slice(&id.to_be_bytes());
+        frame[20..22].copy_from_slice(&(offset >> 3 | u16::from(more) << 13).to_be_bytes());
+    }
+}

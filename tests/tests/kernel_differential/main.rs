@@ -8,7 +8,7 @@ use lb_common::{pipeline::Hook, verdict::Counter};
 use lb_tests::{Bpffs, needs_root};
 
 use self::{
-    frames::{Random, dress, error, ethertype, frame, mutate},
+    frames::{Random, dress, error, ethertype, fragment, frame, mutate},
     twin::{Plan, Twin},
 };
 
@@ -17,14 +17,17 @@ const PACKETS: usize = 120_000;
 const PROGRAMS: [(&str, Option<Hook>); 4] =
     [("lb_xdp", Some(Hook::Xdp)), ("lb_ingress", Some(Hook::Tc)), ("lb_host", Some(Hook::Host)), ("lb_egress", None)];
 
-/// A frame of one of the flows or an error about the last one, one in six of them dressed.
+/// A frame of one of the flows or an error about the last one; some are fragments, some dressed.
 fn whole<A: Plan>(random: &mut Random, last: &[u8]) -> Vec<u8> {
     let mut whole = if random.chance(10) && last.len() > 14 && last.get(12..14) == Some(&ethertype::<A>()) {
         error::<A>(random, last)
     } else {
         frame::<A>(random, last)
     };
-    if random.chance(16) && whole.get(12..14) == Some(&ethertype::<A>()) {
+    let plain = whole.len() >= 54 && whole.get(12..14) == Some(&ethertype::<A>());
+    if plain && random.chance(12) {
+        fragment::<A>(random, &mut whole);
+    } else if plain && random.chance(16) {
         dress::<A>(random, &mut whole);
     }
     whole
@@ -83,6 +86,8 @@ fn the_kernel_decides_as_the_pipeline_in_memory() {
         Counter::Malformed,
         Counter::Vlan,
         Counter::Fragment,
+        Counter::FragmentOverlap,
+        Counter::FragmentRefused,
         Counter::ExtensionHeader,
         Counter::Icmp,
         Counter::IcmpError,
