@@ -66,12 +66,13 @@ pub struct Call {
     timeout: Duration,
     source: Option<SocketAddr>,
     cpu: Option<u32>,
+    bytes: usize,
 }
 
 impl Call {
     /// One connection to `to`, given two seconds.
     pub fn new(transport: Transport, to: SocketAddr) -> Self {
-        Self { transport, to, count: 1, timeout: Duration::from_secs(2), source: None, cpu: None }
+        Self { transport, to, count: 1, timeout: Duration::from_secs(2), source: None, cpu: None, bytes: 8 }
     }
 
     /// One TCP connection.
@@ -102,6 +103,12 @@ impl Call {
         Self { source: Some(source), ..self }
     }
 
+    /// Bytes of a datagram, at least one.
+    #[must_use]
+    pub fn bytes(self, bytes: usize) -> Self {
+        Self { bytes, ..self }
+    }
+
     /// Run on this CPU only.
     #[must_use]
     pub fn cpu(self, cpu: u32) -> Self {
@@ -130,6 +137,9 @@ impl Call {
                 command.arg("--first-port").arg(fresh_ports(self.count)?.to_string());
             }
             (None, Transport::Tcp) => {}
+        }
+        if self.transport != Transport::Tcp {
+            command.arg("--bytes").arg(self.bytes.to_string());
         }
         if let Some(cpu) = self.cpu {
             command.arg("--cpu").arg(cpu.to_string());

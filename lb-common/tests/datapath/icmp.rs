@@ -42,7 +42,7 @@ fn too_big<A: Ip>() -> (u8, u8) {
 
 /// An error about `frame`, of which `bytes` bytes behind its network header are quoted.
 fn error<A: Ip>(from: &A, frame: &Buffer, bytes: usize, (kind, code): (u8, u8)) -> Buffer {
-    let quoted = frame.0.get(14..l4_offset::<A>() + bytes).unwrap_or(&frame.0[14..]);
+    let quoted = frame.0.get(14..l4_offset::<A>() + bytes).unwrap_or_else(|| &frame.0[14..]);
     let to = if A::is_v6() { &quoted[8..24] } else { &quoted[12..16] };
     let to = A::read_from_bytes(to).expect("an address");
     let mut message = [&[kind, code, 0, 0, 0, 0, 0x05, 0x14], quoted].concat();
@@ -66,7 +66,7 @@ fn read<A: Ip>(frame: &Buffer) -> (A, A, Vec<u8>) {
 
 /// What is quoted of a frame.
 fn quote<A: Ip>(frame: &Buffer, bytes: usize) -> Vec<u8> {
-    frame.0.get(14..l4_offset::<A>() + bytes).unwrap_or(&frame.0[14..]).to_vec()
+    frame.0.get(14..l4_offset::<A>() + bytes).unwrap_or_else(|| &frame.0[14..]).to_vec()
 }
 
 /// Quoted bytes behind the network header: the fewest there may be, with TCP's checksum, everything.

@@ -16,7 +16,7 @@ use crate::{
     model::Node,
     net::{
         self, Address, Netlink,
-        host_device::{self, HostDevice},
+        host_device::{self, HostDevice, Way},
         reserved_ports,
         roles::{self, Device, Role},
     },
@@ -32,6 +32,8 @@ pub(super) struct Network {
     /// What is attached, by interface index; an error is told and tried again.
     attached: BTreeMap<u32, Result<Attached, String>>,
     next_hops: BTreeMap<IpAddr, NextHopInfo>,
+    /// By interface index.
+    mtus: BTreeMap<u32, u32>,
     /// By origin, so that each listing replaces its own.
     problems: BTreeMap<&'static str, Vec<Problem>>,
 }
@@ -70,6 +72,7 @@ impl Network {
             devices: Vec::new(),
             attached: BTreeMap::new(),
             next_hops: BTreeMap::new(),
+            mtus: BTreeMap::new(),
             problems,
         })
     }
@@ -88,6 +91,7 @@ impl Network {
                     roles::classify(&links, &addresses, &defaults, &config.interfaces, config.xdp);
                 self.problems.insert("devices", problems);
                 self.devices = devices;
+                self.mtus = links.iter().map(|link| (link.ifindex, link.mtu)).collect();
                 self.addresses = addresses;
                 let present = |host: &HostDevice| links.iter().any(|link| link.ifindex == host.ifindex);
                 if !self.host.as_ref().is_ok_and(present) {
@@ -190,7 +194,7 @@ impl Network {
             let covered = desired.service_cidrs.iter().any(|cidr| *cidr != net && cidr.contains(&net));
             let Some(source) = self.source(net) else { continue };
             if !covered {
-                wanted.insert(net, Some(source));
+                wanted.insert(net, Way { prefsrc: Some(source), mtu: self.mtu(net) });
             }
         }
         let problems = match host_device::sync_routes(&self.netlink, host, &wanted).await {
@@ -202,6 +206,18 @@ impl Network {
             }],
         };
         self.problems.insert("routes", problems);
+    }
+
+    /// The smallest MTU of the devices that lead to backends, or where there are none yet of the uplinks.
+    fn mtu(&self, net: IpNet) -> Option<u32> {
+        let of_family = |addr: &IpAddr| addr.is_ipv4() == net.addr().is_ipv4();
+        let ways = self.next_hops.iter().filter(|(addr, hop)| of_family(addr) && !hop.local);
+        let ways: BTreeSet<u32> = ways.map(|(_, hop)| hop.ifindex).collect();
+        let uplinks = self.devices.iter().filter(|device| device.role == Role::Uplink).map(|device| device.ifindex);
+        let devices: BTreeSet<u32> = if ways.is_empty() { uplinks.collect() } else { ways };
+        let smallest = devices.iter().filter_map(|ifindex| self.mtus.get(ifindex)).min().copied();
+        // RFC 8200 section 5: no IPv6 link takes less.
+        smallest.map(|mtu| if net.addr().is_ipv6() { mtu.max(1280) } else { mtu })
     }
 
     /// The source address for packets into `ballast0`: the node's own of that family, on an uplink.

@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, io, net::IpAddr};
 use ipnet::IpNet;
 use netlink_packet_route::{
     link::LinkMessage,
-    route::{RouteMessage, RouteProtocol, RouteScope},
+    route::{RouteAttribute, RouteMessage, RouteMetric, RouteProtocol, RouteScope},
 };
 use rtnetlink::{LinkUnspec, LinkVeth, RouteMessageBuilder};
 
@@ -111,19 +111,28 @@ fn quiet(name: &str) -> io::Result<()> {
     write("accept_ra", "0")
 }
 
-/// Makes exactly these routes lead into the device; the value is the source address to prefer, which must be one of
-/// this node: it is where answers come back to. Nothing is written when nothing changed, and a route is never away
+/// A route into the device.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Way {
+    /// The source address to prefer, which must be one of this node: it is where answers come back to.
+    pub prefsrc: Option<IpAddr>,
+    /// The largest packet that gets through to every backend; the device's own MTU, which takes GSO packets whole, says
+    /// nothing about that.
+    pub mtu: Option<u32>,
+}
+
+/// Makes exactly these routes lead into the device. Nothing is written when nothing changed, and a route is never away
 /// while it changes. Other programs' routes are never touched: one to the same prefix is told as a problem.
 pub async fn sync_routes(
     netlink: &Netlink,
     device: HostDevice,
-    wanted: &BTreeMap<IpNet, Option<IpAddr>>,
+    wanted: &BTreeMap<IpNet, Way>,
 ) -> io::Result<Vec<Problem>> {
     let routes = netlink.routes().await?;
     let changes = changes(&routes, device.ifindex, wanted);
     let mut problems: Vec<_> = changes.foreign.iter().map(|route| foreign_route(route)).collect();
-    for (net, prefsrc, write) in changes.writes {
-        let request = netlink.handle.route().add(message(net, prefsrc, device.ifindex));
+    for (net, way, write) in changes.writes {
+        let request = netlink.handle.route().add(message(net, way, device.ifindex));
         let request = match write {
             Write::Add => request,
             Write::Replace => request.replace(),
@@ -164,14 +173,14 @@ enum Write {
 /// What makes the routes as they are into those that are wanted.
 #[derive(Debug, Default)]
 struct Changes<'a> {
-    writes: Vec<(IpNet, Option<IpAddr>, Write)>,
+    writes: Vec<(IpNet, Way, Write)>,
     stale: Vec<&'a Route>,
     foreign: Vec<&'a Route>,
 }
 
-fn changes<'a>(routes: &'a [Route], device: u32, wanted: &BTreeMap<IpNet, Option<IpAddr>>) -> Changes<'a> {
+fn changes<'a>(routes: &'a [Route], device: u32, wanted: &BTreeMap<IpNet, Way>) -> Changes<'a> {
     // The kernel drops host bits: a prefix with some would never be found again.
-    let wanted: BTreeMap<IpNet, Option<IpAddr>> = wanted.iter().map(|(net, source)| (net.trunc(), *source)).collect();
+    let wanted: BTreeMap<IpNet, Way> = wanted.iter().map(|(net, way)| (net.trunc(), *way)).collect();
     let (ours, foreign): (Vec<_>, Vec<_>) =
         routes.iter().partition(|route| route.protocol == PROTOCOL && route.devices == [device]);
     let mut changes = Changes::default();
@@ -183,17 +192,17 @@ fn changes<'a>(routes: &'a [Route], device: u32, wanted: &BTreeMap<IpNet, Option
             changes.stale.push(route);
         }
     }
-    for (net, source) in wanted {
+    for (net, way) in wanted {
         match (present.get(&net), foreign.iter().find(|route| route.net == net)) {
-            (Some(route), _) if route.prefsrc == source => {}
+            (Some(route), _) if (route.prefsrc, route.mtu) == (way.prefsrc, way.mtu) => {}
             (Some(route), Some(other)) => {
                 // Which of the two the kernel would replace is not ours to guess.
                 changes.stale.push(route);
                 changes.foreign.push(other);
             }
-            (Some(_), None) => changes.writes.push((net, source, Write::Replace)),
+            (Some(_), None) => changes.writes.push((net, way, Write::Replace)),
             (None, Some(other)) => changes.foreign.push(other),
-            (None, None) => changes.writes.push((net, source, Write::Add)),
+            (None, None) => changes.writes.push((net, way, Write::Add)),
         }
     }
     changes
@@ -211,9 +220,9 @@ fn foreign_route(route: &Route) -> Problem {
     }
 }
 
-fn message(net: IpNet, prefsrc: Option<IpAddr>, ifindex: u32) -> RouteMessage {
+fn message(net: IpNet, Way { prefsrc, mtu }: Way, ifindex: u32) -> RouteMessage {
     let protocol = RouteProtocol::from(PROTOCOL);
-    match net {
+    let mut message = match net {
         IpNet::V4(net) => {
             let route = RouteMessageBuilder::<std::net::Ipv4Addr>::new()
                 .destination_prefix(net.network(), net.prefix_len())
@@ -235,7 +244,11 @@ fn message(net: IpNet, prefsrc: Option<IpAddr>, ifindex: u32) -> RouteMessage {
                 _ => route.build(),
             }
         }
+    };
+    if let Some(mtu) = mtu {
+        message.attributes.push(RouteAttribute::Metrics(vec![RouteMetric::Mtu(mtu)]));
     }
+    message
 }
 
 #[cfg(test)]
@@ -250,16 +263,24 @@ mod tests {
 
     fn route(prefix: &str, prefsrc: Option<&str>, devices: &[u32], protocol: u8) -> Route {
         let prefsrc = prefsrc.map(|addr| addr.parse().expect("an address"));
-        Route { net: net(prefix), devices: devices.to_vec(), prefsrc, protocol, message: RouteMessage::default() }
+        Route {
+            net: net(prefix),
+            devices: devices.to_vec(),
+            prefsrc,
+            mtu: None,
+            protocol,
+            message: RouteMessage::default(),
+        }
     }
 
     /// `+` added, `~` replaced, `-` removed, `!` foreign.
     fn lines(routes: &[Route], wanted: &[(&str, Option<&str>)]) -> Vec<String> {
         let wanted = wanted.iter().map(|(prefix, source)| {
-            (prefix.parse().expect("a prefix"), source.map(|source| source.parse().expect("an address")))
+            let prefsrc = source.map(|source| source.parse().expect("an address"));
+            (prefix.parse().expect("a prefix"), Way { prefsrc, mtu: None })
         });
         let changes = changes(routes, DEVICE, &wanted.collect());
-        let write = |(net, _, write): &(IpNet, Option<IpAddr>, Write)| match write {
+        let write = |(net, _, write): &(IpNet, Way, Write)| match write {
             Write::Add => format!("+{net}"),
             Write::Replace => format!("~{net}"),
         };
@@ -282,6 +303,19 @@ mod tests {
         assert_eq!(lines(&routes[1..], &wanted), ["+10.96.0.0/16"]);
         let moved = [("10.96.0.0/16", Some("192.0.2.2")), wanted[1], wanted[2]];
         assert_eq!(lines(&routes, &moved), ["~10.96.0.0/16"]);
+    }
+
+    #[test]
+    fn a_route_whose_mtu_differs_is_written_again() {
+        let routes = [Route { mtu: Some(1500), ..route("10.96.0.0/16", None, &[DEVICE], PROTOCOL) }];
+        for (mtu, writes) in [(Some(1500), 0), (Some(1450), 1), (None, 1)] {
+            let wanted = BTreeMap::from([(net("10.96.0.0/16"), Way { prefsrc: None, mtu })]);
+            let changes = changes(&routes, DEVICE, &wanted);
+            assert_eq!(changes.writes.len(), writes, "{mtu:?}");
+            assert!(changes.writes.iter().all(|(_, way, write)| way.mtu == mtu && *write == Write::Replace));
+        }
+        let message = message(net("10.96.0.0/16"), Way { prefsrc: None, mtu: Some(1450) }, DEVICE);
+        assert!(message.attributes.contains(&RouteAttribute::Metrics(vec![RouteMetric::Mtu(1450)])), "{message:?}");
     }
 
     #[test]

@@ -11,7 +11,7 @@ use ipnet::IpNet;
 use netlink_packet_route::{
     address::{AddressAttribute, AddressHeaderFlags, AddressMessage, AddressScope},
     link::{LinkAttribute, LinkFlags, LinkInfo, LinkMessage},
-    route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteType},
+    route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteMetric, RouteProtocol, RouteType},
 };
 use rtnetlink::{Handle, IpVersion, RouteMessageBuilder};
 
@@ -65,6 +65,8 @@ pub(super) struct Route {
     /// The devices it leads to: several for a multipath route, none for a blackhole.
     pub(super) devices: Vec<u32>,
     pub(super) prefsrc: Option<IpAddr>,
+    /// MTU, if the route has one of its own.
+    pub(super) mtu: Option<u32>,
     pub(super) protocol: u8,
     pub(super) message: RouteMessage,
 }
@@ -266,7 +268,7 @@ fn address_of(addr: &RouteAddress) -> Option<IpAddr> {
 }
 
 fn route(message: RouteMessage, any: IpNet) -> Route {
-    let (mut net, mut devices, mut prefsrc) = (any, Vec::new(), None);
+    let (mut net, mut devices, mut prefsrc, mut mtu) = (any, Vec::new(), None, None);
     for attribute in &message.attributes {
         match attribute {
             RouteAttribute::Destination(addr) => {
@@ -276,8 +278,13 @@ fn route(message: RouteMessage, any: IpNet) -> Route {
             RouteAttribute::Oif(index) if message.header.kind == RouteType::Unicast => devices.push(*index),
             RouteAttribute::MultiPath(hops) => devices.extend(hops.iter().map(|hop| hop.interface_index)),
             RouteAttribute::PrefSource(addr) => prefsrc = address_of(addr),
+            RouteAttribute::Metrics(metrics) => {
+                mtu = metrics
+                    .iter()
+                    .find_map(|metric| if let RouteMetric::Mtu(mtu) = metric { Some(*mtu) } else { None });
+            }
             _ => {}
         }
     }
-    Route { net, devices, prefsrc, protocol: message.header.protocol.into(), message }
+    Route { net, devices, prefsrc, mtu, protocol: message.header.protocol.into(), message }
 }

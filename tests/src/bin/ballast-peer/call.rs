@@ -67,20 +67,20 @@ impl Target {
         Ok(stream)
     }
 
-    pub(crate) fn udp(&self, unconnected: bool) -> Answer {
+    pub(crate) fn udp(&self, unconnected: bool, bytes: usize) -> Answer {
         let start = Instant::now();
         let mut answer = empty();
-        answer.error = self.exchange(unconnected, &mut answer).err().map(|error| error_name(&error));
+        answer.error = self.exchange(unconnected, bytes, &mut answer).err().map(|error| error_name(&error));
         answer.elapsed_ms = start.elapsed().as_secs_f64() * 1e3;
         answer
     }
 
-    fn exchange(&self, unconnected: bool, answer: &mut Answer) -> io::Result<()> {
+    fn exchange(&self, unconnected: bool, bytes: usize, answer: &mut Answer) -> io::Result<()> {
         let any = if self.to.is_ipv4() { IpAddr::from([0, 0, 0, 0]) } else { Ipv6Addr::UNSPECIFIED.into() };
         let socket = UdpSocket::bind(self.source.unwrap_or_else(|| SocketAddr::new(any, 0)))?;
         socket.set_read_timeout(Some(self.timeout()))?;
-        let payload = *b"datagram";
-        let mut buffer = [0; 2048];
+        let payload: Vec<u8> = b"datagram".iter().copied().cycle().take(bytes).collect();
+        let mut buffer = vec![0; 1 << 16];
         let count = if unconnected {
             socket.send_to(&payload, self.to)?;
             let (count, from) = socket.recv_from(&mut buffer)?;

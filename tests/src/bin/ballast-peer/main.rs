@@ -52,6 +52,9 @@ enum Client {
         /// Port of the first socket; each further one has the next.
         #[arg(long, conflicts_with = "source")]
         first_port: Option<u16>,
+        /// Bytes of each.
+        #[arg(long, default_value_t = 8)]
+        bytes: usize,
     },
     /// Send bytes over TCP, have them echoed, compare.
     Bulk {
@@ -106,14 +109,14 @@ impl Client {
                     println!("{}", serde_json::to_string(&target.connect().0)?);
                 }
             }
-            Self::Udp { mut target, unconnected, first_port } => {
+            Self::Udp { mut target, unconnected, first_port, bytes } => {
                 target.pin()?;
                 let any = if target.to.is_ipv4() { IpAddr::from([0, 0, 0, 0]) } else { Ipv6Addr::UNSPECIFIED.into() };
                 let mut next = first_port;
                 for _ in 0..target.count {
                     target.source = next.map(|port| SocketAddr::new(any, port)).or(target.source);
                     next = next.and_then(|port| port.checked_add(1));
-                    println!("{}", serde_json::to_string(&target.udp(unconnected))?);
+                    println!("{}", serde_json::to_string(&target.udp(unconnected, bytes))?);
                 }
             }
             Self::Bulk { target, bytes } => {
