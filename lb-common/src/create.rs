@@ -77,7 +77,7 @@ fn goes_on<A: Addr, W: Tables<A>>(world: &W, flow: &Flow<A>, entry: &Conntrack<A
     let gone = pipeline::alive(world, entry).is_none();
     let closing = pipeline::effective_phase(world, entry).0 >= Phase::CLOSING.0;
     let over = pipeline::is_dead(world, entry, world.now())
-        || gone && (entry.protocol != Protocol::TCP || flow.flags.opens())
+        || gone && (entry.protocol == Protocol::UDP || flow.flags.opens())
         || flow.flags.opens() && closing;
     !over
 }
@@ -88,11 +88,8 @@ fn choose<A: Addr, W: Tables<A>>(world: &W, flow: &Flow<A>, host: bool, entry: &
     let Some(word) = world.frontend(&FrontendKey::new(flow.protocol(), flow.destination())) else {
         return no_frontend(world, flow);
     };
-    if flow.protocol() == Protocol::SCTP {
-        return Outcome::Drop(Counter::Sctp);
-    }
-    // TCP begins with a SYN; anything else without state is somebody's past (design.md section 4).
-    if flow.protocol() == Protocol::TCP && !flow.flags.opens() {
+    // TCP begins with a SYN, SCTP with an INIT; anything else without state is somebody's past (design.md section 4).
+    if flow.protocol() != Protocol::UDP && !flow.flags.opens() {
         return Outcome::Refuse(Counter::NoState);
     }
     let Some(frontend) = world.record(word.id()) else {
@@ -272,7 +269,7 @@ fn is_over<A: Addr, W: Tables<A>>(world: &W, entry: &Conntrack<A>, other: &mut C
     }
     pipeline::effective_phase(world, other).0 >= Phase::CLOSING.0
         || pipeline::is_dead(world, other, world.now())
-        || other.protocol != Protocol::TCP && pipeline::alive(world, other).is_none()
+        || other.protocol == Protocol::UDP && pipeline::alive(world, other).is_none()
 }
 
 /// The entries that rewrite the source; allocates its port (semantics.md 2.4.5, 2.10.9). On failure there is neither.

@@ -6,10 +6,11 @@ use zerocopy::{
 };
 
 use crate::{
-    family::{Addr, Depth, Family},
+    family::{Addr, Depth, Family, RARE},
     fragment::{Part, Position},
     packet::Packet,
     protocol::{Port, Protocol},
+    sctp,
     tuple::{FlowKey, FlowTuple, L4Addr, Side},
     verdict::Counter,
     wire::l4::{Ports, Sctp, Tcp, TcpFlags, Udp},
@@ -20,7 +21,7 @@ use crate::{
 pub struct Flow<A> {
     /// The packet's own addresses, ports and protocol (TCP, UDP or SCTP), as conntrack knows them.
     pub key: FlowKey<A>,
-    /// TCP flags; none for other protocols.
+    /// TCP flags, or what SCTP says in those words; none for UDP.
     pub flags: TcpFlags,
     /// Offset of the network header in the frame.
     l3: usize,
@@ -67,7 +68,7 @@ impl<A: Addr> Flow<A> {
         let unread = Ports { source: Port::NONE, destination: Port::NONE };
         let (ports, flags) = match network.protocol {
             // Its first fragment has them.
-            Protocol::TCP | Protocol::UDP | Protocol::SCTP if D::FULL && part == Part::LATER => {
+            Protocol::TCP | Protocol::UDP if D::FULL && part == Part::LATER => {
                 result = Err(Counter::Fragment);
                 (unread, TcpFlags::NONE)
             }
@@ -89,18 +90,22 @@ impl<A: Addr> Flow<A> {
                 }
                 (udp.ports, TcpFlags::NONE)
             }
-            Protocol::SCTP => {
+            Protocol::SCTP if !D::FULL => return Err(RARE),
+            Protocol::SCTP if part == Part::WHOLE => {
                 let sctp: &Sctp = packet.get(l4).ok_or(Counter::Malformed)?;
-                if length < size_of::<Sctp>() {
+                let chunk: &u8 = packet.get(l4.wrapping_add(size_of::<Sctp>())).ok_or(Counter::Malformed)?;
+                if length <= size_of::<Sctp>() {
                     return Err(Counter::Malformed);
                 }
-                (sctp.ports, TcpFlags::NONE)
+                (sctp.ports, sctp::flags(*chunk))
             }
             // Read so far, for those who look into errors.
             Protocol(number) if number == F::ICMP && D::FULL && part == Part::WHOLE => {
                 result = Err(Counter::Icmp);
                 (unread, TcpFlags::NONE)
             }
+            // Its checksum is that of the whole packet, whose length a fragment does not tell.
+            Protocol::SCTP if D::FULL && part != Part::WHOLE => return Err(Counter::Sctp),
             // A fragment of anything else.
             _ if D::FULL && part != Part::WHOLE => return Err(Counter::OtherProtocol),
             Protocol(number) if number == F::ICMP => return Err(Counter::Icmp),

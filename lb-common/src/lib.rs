@@ -41,6 +41,7 @@ pub mod pipeline;
 pub mod protocol;
 pub mod reply;
 pub mod ring;
+mod sctp;
 pub mod select;
 pub mod settings;
 pub mod socket;

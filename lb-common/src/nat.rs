@@ -38,6 +38,13 @@ pub fn rewrite<F: Family, P: Packet>(
         End::Source => ports.source = new.port,
         End::Destination => ports.destination = new.port,
     }
+    if flow.protocol() == Protocol::SCTP {
+        // Its checksum follows when all is done (`sctp`), and covers no address.
+        if F::IPV6 {
+            packet.addresses_changed(difference(old, &new.addr));
+        }
+        return Some(());
+    }
     packet.replace_l4(L4Change {
         field: flow.l4().wrapping_add(if flow.protocol() == Protocol::TCP { Tcp::CHECKSUM } else { Udp::CHECKSUM }),
         zero_is_none: flow.protocol() == Protocol::UDP,

@@ -19,7 +19,7 @@ use crate::{
     icmp, nat,
     packet::Packet,
     protocol::{Port, Protocol},
-    reply,
+    reply, sctp,
     settings::Setting,
     state,
     tables::Tables,
@@ -129,26 +129,46 @@ fn inward<F: Family, P: Packet, W: Tables<F::Addr>>(
         packet.pull();
         verdict = match park::<F, P, W, Full>(packet, world, l3, Side::INGRESS) {
             None => known::<F, P, W, Full>(packet, world, hook, None),
-            Some(Counter::Icmp) => icmp::translate::<F, P, W>(packet, world, Some(hook)),
-            Some(Counter::FragmentOverlap) => Verdict::drop(Counter::FragmentOverlap),
-            Some(reason) => Verdict::pass(reason),
+            Some(Counter::Icmp) => return icmp::translate::<F, P, W>(packet, world, Some(hook)),
+            Some(reason) => return unread(reason),
         };
     } else if verdict.action == Action::Undecided {
         // It was parsed a moment ago; if it cannot be any more, something changes it behind our back.
         if let Some(reason) = park::<F, P, W, Plain>(packet, world, l3, Side::INGRESS) {
             return Verdict::drop(reason);
         }
-    }
-    if verdict.action != Action::Undecided {
+    } else {
         return verdict;
     }
-    let resumed = verdict.counter == DOUBT && resume::<F, P, W>(packet, world);
-    verdict =
-        if resumed { Verdict::undecided(Counter::ToBackend) } else { unknown::<F, P, W>(packet, world, hook, local) };
-    if verdict.action != Action::Undecided {
-        return verdict;
+    if verdict.action == Action::Undecided {
+        let resumed = verdict.counter == DOUBT && resume::<F, P, W>(packet, world);
+        verdict = if resumed {
+            Verdict::undecided(Counter::ToBackend)
+        } else {
+            unknown::<F, P, W>(packet, world, hook, local)
+        };
+        if verdict.action == Action::Undecided {
+            verdict = known::<F, P, W, Full>(packet, world, hook, Some(verdict.counter));
+        }
     }
-    known::<F, P, W, Full>(packet, world, hook, Some(verdict.counter))
+    settle::<F, P, W>(packet, world, verdict)
+}
+
+/// A parked packet that leaves: what covers all of it follows what was changed.
+#[inline(always)]
+fn settle<F: Family, P: Packet, W: Tables<F::Addr>>(packet: &mut P, world: &W, verdict: Verdict) -> Verdict {
+    if matches!(verdict.action, Action::Pass | Action::Forward | Action::ToHost)
+        && sctp::follow::<F::Addr, P, W>(packet, world).is_none()
+    {
+        return Verdict::drop(Counter::Malformed);
+    }
+    verdict
+}
+
+/// What becomes of a packet that cannot be read to its ports.
+#[inline(always)]
+fn unread(reason: Counter) -> Verdict {
+    if reason == Counter::FragmentOverlap { Verdict::drop(reason) } else { Verdict::pass(reason) }
 }
 
 /// Whether the flow in doubt of the parked packet goes on.
@@ -292,8 +312,8 @@ fn visit<A: Addr, W: Tables<A>>(world: &W, entry: &mut Conntrack<A>, flow: &Flow
     let way = if entry.kind == EntryKind::ORIGINAL {
         device = entry.device.get();
         let backend = alive(world, entry);
-        // TCP goes on to a backend that left the service (semantics.md 2.8.1), UDP must not.
-        let gone = backend.is_none() && entry.protocol != Protocol::TCP;
+        // Connections go on to a backend that left the service (semantics.md 2.8.1), UDP must not.
+        let gone = backend.is_none() && entry.protocol == Protocol::UDP;
         if !decided && (gone || flow.flags.opens() || expired(world, entry, now)) {
             return Met { way: Way::Doubt, device };
         }
@@ -396,10 +416,12 @@ fn outward<F: Family, P: Packet, W: Tables<F::Addr>>(packet: &mut P, world: &W, 
     }
     packet.pull();
     match park::<F, P, W, Full>(packet, world, l3, Side::EGRESS) {
-        None => leave::<F, P, W, Full>(packet, world),
+        None => {
+            let verdict = leave::<F, P, W, Full>(packet, world);
+            settle::<F, P, W>(packet, world, verdict)
+        }
         Some(Counter::Icmp) => icmp::translate::<F, P, W>(packet, world, None),
-        Some(Counter::FragmentOverlap) => Verdict::drop(Counter::FragmentOverlap),
-        Some(reason) => Verdict::pass(reason),
+        Some(reason) => unread(reason),
     }
 }
 

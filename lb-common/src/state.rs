@@ -39,7 +39,7 @@ pub fn is_expired(protocol: Protocol, phase: Phase, stamp: u32, now: u32, ticks_
 #[inline(always)]
 pub const fn next_phase(protocol: Protocol, kind: EntryKind, phase: Phase, flags: TcpFlags) -> Phase {
     let original = matches!(kind, EntryKind::ORIGINAL);
-    if protocol.0 != Protocol::TCP.0 {
+    if protocol.0 == Protocol::UDP.0 {
         return if original { phase } else { Phase::OPEN };
     }
     if flags.has(TcpFlags::RST) {

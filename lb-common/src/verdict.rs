@@ -126,7 +126,7 @@ pub enum Counter {
     FromFrontend = 14,
     /// Rewritten: a backend's answer to a process of this host.
     HostReply = 15,
-    /// Dropped: SCTP to a frontend, not rewritten yet.
+    /// Passed: a fragment of an SCTP packet, whose checksum cannot be followed.
     Sctp = 16,
     /// Refused: the service has no endpoint (semantics.md 2.3.1).
     NoEndpoint = 17,
@@ -136,7 +136,7 @@ pub enum Counter {
     NoSuchPort = 19,
     /// Dropped: in a Service CIDR, but nobody's (semantics.md 2.3.7).
     Unallocated = 20,
-    /// Refused: a TCP segment to a frontend that opens nothing and belongs to no flow.
+    /// Refused: a TCP segment or SCTP packet to a frontend that opens nothing and belongs to no flow.
     NoState = 21,
     /// Dropped: an RST to a frontend that belongs to no flow.
     StrayReset = 22,

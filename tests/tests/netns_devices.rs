@@ -15,7 +15,7 @@ use lb_userspace::{
     image::NextHopInfo,
     net::{
         Netlink, events,
-        host_device::{self, HostDevice},
+        host_device::{self, HostDevice, Way},
         netns_cookie, reserved_ports,
         roles::{self, XdpMode},
     },
@@ -60,8 +60,11 @@ fn ours(namespace: &Namespace) -> Vec<String> {
     lines
 }
 
-fn wanted(routes: &[(&str, Option<IpAddr>)]) -> BTreeMap<IpNet, Option<IpAddr>> {
-    routes.iter().map(|(net, source)| (net.parse().expect("a prefix"), *source)).collect()
+fn wanted(routes: &[(&str, Option<IpAddr>)]) -> BTreeMap<IpNet, Way> {
+    let way = |(net, prefsrc): &(&str, Option<IpAddr>)| {
+        (net.parse().expect("a prefix"), Way { prefsrc: *prefsrc, mtu: Some(1400) })
+    };
+    routes.iter().map(way).collect()
 }
 
 #[test]
@@ -85,10 +88,10 @@ fn the_host_device_and_its_routes_come_change_and_go() {
         device
     });
     let expected = [
-        "10.96.0.0/16 scope link src 192.168.1.2",
-        "203.0.113.7 scope link",
-        "fd00:10:96::/112 src fd00:192:168:1::2 metric 1024 pref medium",
-        "fd00:203:0:113::7 metric 1024 pref medium",
+        "10.96.0.0/16 scope link src 192.168.1.2 mtu 1400",
+        "203.0.113.7 scope link mtu 1400",
+        "fd00:10:96::/112 src fd00:192:168:1::2 metric 1024 mtu 1400 pref medium",
+        "fd00:203:0:113::7 metric 1024 mtu 1400 pref medium",
     ];
     assert_eq!(ours(node), expected);
     let pair = node.ip_output(&["-o", "address", "show", "dev", "ballast0"]).expect("ip");
@@ -114,7 +117,7 @@ fn the_host_device_and_its_routes_come_change_and_go() {
     let second = wanted(&[("10.96.0.0/16", eth1), ("198.51.100.9/32", eth0), ("198.51.100.10/32", eth0)]);
     let problems =
         inside(node, async |netlink| host_device::sync_routes(&netlink, device, &second).await.expect("routes"));
-    assert_eq!(ours(node), ["10.96.0.0/16 scope link src 192.168.11.2"]);
+    assert_eq!(ours(node), ["10.96.0.0/16 scope link src 192.168.11.2 mtu 1400"]);
     assert_eq!(problems.len(), 2, "{problems:?}");
     assert!(problems[1].object.contains("198.51.100.10/32") && problems[1].cause.contains("blackhole"), "{problems:?}");
     assert!(problems[0].object.contains("198.51.100.9/32") && problems[0].cause.contains("77"), "{problems:?}");

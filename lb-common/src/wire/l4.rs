@@ -100,7 +100,7 @@ impl Udp {
     pub const CHECKSUM: usize = 6;
 }
 
-/// The common header of SCTP (RFC 9260).
+/// The common header of SCTP (RFC 9260). Behind it comes at least one chunk.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 pub struct Sctp {

@@ -29,7 +29,7 @@ both! {
 }
 
 /// Cuts a frame's payload at these offsets, multiples of eight.
-fn cut<A: Ip>(frame: &Buffer, cuts: &[usize], id: u16) -> Vec<Buffer> {
+pub(crate) fn cut<A: Ip>(frame: &Buffer, cuts: &[usize], id: u16) -> Vec<Buffer> {
     let (headers, payload) = frame.0.split_at(l4_offset::<A>());
     let mut bounds = vec![0];
     bounds.extend(cuts);

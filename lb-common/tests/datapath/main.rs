@@ -36,6 +36,7 @@ mod race;
 mod rare;
 mod refusal;
 mod rules;
+mod sctp;
 mod segment;
 mod snat;
 mod socket;

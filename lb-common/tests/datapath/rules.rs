@@ -33,7 +33,6 @@ both! {
     rule_2_4_4_hairpin_needs_no_rule,
     local_scope_uses_local_backends,
     tcp_without_state_is_refused,
-    sctp_is_dropped,
     no_route_is_refused,
     no_source_address_is_refused,
     a_hosts_own_backend_is_refused,
@@ -225,13 +224,6 @@ fn tcp_without_state_is_refused<A: Ip>() {
         for (from, client) in clients() {
             turned_away(&node, from, &tcp(client, vip(), flags), Action::Reply, Counter::NoState);
         }
-    }
-}
-
-fn sctp_is_dropped<A: Ip>() {
-    let node = Node::with_backend(Protocol::SCTP, Rules::all(KEEP), remote_backend::<A>(), Place::Remote);
-    for (from, client) in clients() {
-        turned_away(&node, from, &sctp(client, vip()), Action::Drop, Counter::Sctp);
     }
 }
 

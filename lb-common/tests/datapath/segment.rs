@@ -45,7 +45,19 @@ pub(crate) fn udp<A: Ip>(source: L4Addr<A>, destination: L4Addr<A>) -> Segment<A
     Segment { source, destination, transport: Transport::Udp, payload: b"ballast".to_vec() }
 }
 
-/// An SCTP packet with a meaningless chunk.
+/// The checksum of an SCTP packet whose own field is zero (RFC 9260 appendix A), bit by bit.
+pub(crate) fn crc32c(message: &[u8]) -> [u8; 4] {
+    let mut register = !0_u32;
+    for byte in message {
+        register ^= u32::from(*byte);
+        for _ in 0..8 {
+            register = if register & 1 == 0 { register >> 1 } else { (register >> 1) ^ 0x82f6_3b78 };
+        }
+    }
+    (!register).to_le_bytes()
+}
+
+/// An SCTP packet with an INIT chunk.
 pub(crate) fn sctp<A: Ip>(source: L4Addr<A>, destination: L4Addr<A>) -> Segment<A> {
     Segment { source, destination, transport: Transport::Sctp, payload: vec![1; 8] }
 }
@@ -55,6 +67,7 @@ pub(crate) fn first<A: Ip>(protocol: Protocol, source: L4Addr<A>, destination: L
     match protocol {
         Protocol::TCP => tcp(source, destination, SYN),
         Protocol::UDP => udp(source, destination),
+        Protocol::SCTP => sctp(source, destination),
         other => panic!("no first packet for {other:?}"),
     }
 }
@@ -128,7 +141,9 @@ impl<A: Ip> Segment<A> {
             }
             other => other,
         };
-        Self { source: self.destination, destination: self.source, transport, payload: b"answer".to_vec() }
+        // As SCTP a DATA chunk.
+        let payload = if transport == Transport::Sctp { b"\0answer".to_vec() } else { b"answer".to_vec() };
+        Self { source: self.destination, destination: self.source, transport, payload }
     }
 
     /// The frame, all checksums right.
@@ -147,11 +162,15 @@ impl<A: Ip> Segment<A> {
                 Some(6)
             }
             Transport::Sctp => {
-                message.extend([0; 8]);
+                message.extend([0xab, 0xcd, 0xef, 0x01, 0, 0, 0, 0]);
                 None
             }
         };
         message.extend(&self.payload);
+        if self.transport == Transport::Sctp {
+            let crc = crc32c(&message);
+            message[8..12].copy_from_slice(&crc);
+        }
         let protocol = self.protocol().0;
         if let Some(field) = field {
             let checksum = l4_checksum(&self.source.addr, &self.destination.addr, protocol, &message);
@@ -160,11 +179,12 @@ impl<A: Ip> Segment<A> {
         Buffer(network(&self.source.addr, &self.destination.addr, protocol, &message))
     }
 
-    /// Reads a TCP or UDP frame back; every length and checksum must be right.
+    /// Reads a TCP, UDP or SCTP frame back; every length and checksum must be right.
     #[track_caller]
     pub(crate) fn read(frame: &Buffer) -> Self {
         let (source, destination, protocol, message) = read_network::<A>(frame);
-        assert_eq!(l4_checksum_is_right(&frame.0), Some(true), "L4 checksum of {frame:02x?}");
+        let expected = if protocol == 132 { None } else { Some(true) };
+        assert_eq!(l4_checksum_is_right(&frame.0), expected, "L4 checksum of {frame:02x?}");
         let port = |offset: usize| Port([message[offset], message[offset + 1]]);
         let word = |offset: usize| u32::from_be_bytes(message[offset..offset + 4].try_into().expect("four bytes"));
         let (transport, header) = match protocol {
@@ -178,7 +198,12 @@ impl<A: Ip> Segment<A> {
                 assert_eq!(l4_checksum(&source, &destination, 17, message), 0);
                 (Transport::Udp, 8)
             }
-            other => panic!("neither TCP nor UDP: {other}"),
+            132 => {
+                let zeroed = [&message[..8], &[0; 4], &message[12..]].concat();
+                assert_eq!(message[8..12], crc32c(&zeroed), "CRC32c of {frame:02x?}");
+                (Transport::Sctp, 12)
+            }
+            other => panic!("neither TCP, UDP nor SCTP: {other}"),
         };
         Self {
             source: L4Addr { addr: source, port: port(0) },

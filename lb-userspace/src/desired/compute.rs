@@ -97,7 +97,7 @@ impl<'a> Compute<'a> {
     fn add(&mut self, ours: &Ours<'a>, slices: &[&EndpointSlice]) {
         self.note_unhonoured(ours);
         let mut unroutable_endpoints = BTreeSet::new();
-        for port in ours.service.ports.iter().filter(|port| port.protocol != Protocol::Sctp) {
+        for port in &ours.service.ports {
             for (family, cluster_ip) in &ours.families {
                 let mut endpoints =
                     topology::port_endpoints(slices, &port.name, port.protocol, *family, &self.node.name);
@@ -216,9 +216,6 @@ impl<'a> Compute<'a> {
                 );
                 self.problem(ours.name, cause, "remove loadBalancerSourceRanges to open the addresses to everyone");
             }
-        }
-        for port in service.ports.iter().filter(|port| port.protocol == Protocol::Sctp) {
-            fields.push(format!("port {}/SCTP", port.port));
         }
         if !fields.is_empty() {
             self.out.not_honoured.insert(ours.name.clone(), fields);

@@ -68,7 +68,15 @@ pub(crate) fn frame<A: Plan>(random: &mut Random, last: &[u8]) -> Vec<u8> {
     let protocol =
         random.pick(&[6_u8, 6, 6, 17, 17, 17, 132, if A::IPV6 { 58 } else { 1 }, 47, if A::IPV6 { 60 } else { 50 }]);
     let payload = random.below(64);
-    let mut segment = vec![0_u8; payload + if protocol == 6 { 20 } else { 12 }];
+    let mut segment = vec![
+        0_u8;
+        payload
+            + match protocol {
+                6 => 20,
+                132 => 16,
+                _ => 12,
+            }
+    ];
     for byte in &mut segment {
         *byte = random.byte();
     }
@@ -84,6 +92,11 @@ pub(crate) fn frame<A: Plan>(random: &mut Random, last: &[u8]) -> Vec<u8> {
         17 => {
             segment[4..6].copy_from_slice(&length.to_be_bytes());
             Some(6)
+        }
+        132 => {
+            // The first chunk: mostly one that opens.
+            segment[12] = random.pick(&[1, 1, 1, 0, 2, 6, 7, 14]);
+            None
         }
         _ => None,
     };

@@ -70,7 +70,7 @@ fn target(model: &Model, cast: &Cast, object: &ObjectName, service: &Service) ->
         .collect();
     for port in &service.ports {
         if port.protocol == Protocol::Sctp {
-            target.left_out.push(format!("port {}/SCTP: not served yet", port.port));
+            target.left_out.push(format!("port {}/SCTP: served, but there is no echo server for it", port.port));
             continue;
         }
         match backends(cast, &slices, port) {
