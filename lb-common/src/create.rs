@@ -88,6 +88,9 @@ fn choose<A: Addr, W: Tables<A>>(world: &W, flow: &Flow<A>, host: bool, entry: &
     let Some(word) = world.frontend(&FrontendKey::new(flow.protocol(), flow.destination())) else {
         return no_frontend(world, flow);
     };
+    if flow.key.0.source.is_martian() {
+        return Outcome::Drop(Counter::Martian);
+    }
     // TCP begins with a SYN, SCTP with an INIT; anything else without state is somebody's past (design.md section 4).
     if flow.protocol() != Protocol::UDP && !flow.flags.opens() {
         return Outcome::Refuse(Counter::NoState);
@@ -158,7 +161,8 @@ fn needs_source<A: Addr>(entry: &Conntrack<A>, hop: &NextHop<A>, masquerade: boo
 #[inline(always)]
 fn no_frontend<A: Addr, W: Tables<A>>(world: &W, flow: &Flow<A>) -> Outcome {
     if world.is_vip(&flow.key.0.destination) {
-        return Outcome::Refuse(Counter::NoSuchPort);
+        let martian = flow.key.0.source.is_martian();
+        return if martian { Outcome::Drop(Counter::Martian) } else { Outcome::Refuse(Counter::NoSuchPort) };
     }
     if world.prefix(&flow.key.0.destination).contains(PrefixFlags::SERVICE) {
         return Outcome::Drop(Counter::Unallocated);

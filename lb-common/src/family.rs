@@ -28,6 +28,10 @@ pub trait Addr: Abi + Unaligned + Eq + Ord + Hash + Debug + AsRef<[u8]> {
 
     /// The address as 32-bit words in memory order, folded into one, for hashing.
     fn fold(&self) -> u32;
+
+    /// Whether no packet on a wire may come from it, so that none may be answered to it: unspecified, loopback and
+    /// multicast addresses, for IPv4 the networks 0/8 and 240/4 as well (RFC 1122 section 3.2.1.3, RFC 4291).
+    fn is_martian(&self) -> bool;
 }
 
 impl Addr for [u8; 4] {
@@ -36,6 +40,12 @@ impl Addr for [u8; 4] {
     #[inline(always)]
     fn fold(&self) -> u32 {
         u32::from_ne_bytes(*self)
+    }
+
+    #[inline(always)]
+    fn is_martian(&self) -> bool {
+        let [first, ..] = *self;
+        first == 0 || first == 127 || first >= 224
     }
 }
 
@@ -49,6 +59,14 @@ impl Addr for [u8; 16] {
             ^ u32::from_ne_bytes([e, f, g, h]).rotate_left(7)
             ^ u32::from_ne_bytes([i, j, k, l]).rotate_left(14)
             ^ u32::from_ne_bytes([m, n, o, p]).rotate_left(21)
+    }
+
+    #[inline(always)]
+    fn is_martian(&self) -> bool {
+        let [first, .., last] = *self;
+        // The last two are `::` and `::1`.
+        let rest = self.iter().take(15).fold(0, |all, byte| all | byte);
+        first == 0xff || rest == 0 && last <= 1
     }
 }
 

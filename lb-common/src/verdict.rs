@@ -172,6 +172,8 @@ pub enum Counter {
     FragmentOverlap = 37,
     /// Dropped: a later fragment to an address of ours, of a packet whose first one made no flow.
     FragmentRefused = 38,
+    /// Dropped: to an address of ours from one that nobody can have: loopback, multicast, unspecified.
+    Martian = 39,
 }
 
 impl Counter {
@@ -179,7 +181,7 @@ impl Counter {
     pub const CAPACITY: u32 = 64;
 
     /// Every counter in index order.
-    pub const ALL: [Self; 39] = [
+    pub const ALL: [Self; 40] = [
         Self::OtherLink,
         Self::Vlan,
         Self::Malformed,
@@ -219,6 +221,7 @@ impl Counter {
         Self::PortChanged,
         Self::FragmentOverlap,
         Self::FragmentRefused,
+        Self::Martian,
     ];
 }
 

@@ -33,6 +33,7 @@ both! {
     rule_2_4_4_hairpin_needs_no_rule,
     local_scope_uses_local_backends,
     tcp_without_state_is_refused,
+    martians_are_dropped,
     no_route_is_refused,
     no_source_address_is_refused,
     a_hosts_own_backend_is_refused,
@@ -224,6 +225,41 @@ fn tcp_without_state_is_refused<A: Ip>() {
         for (from, client) in clients() {
             turned_away(&node, from, &tcp(client, vip(), flags), Action::Reply, Counter::NoState);
         }
+    }
+}
+
+/// reliability.md section 7: whoever answered one would answer somebody else.
+fn martians_are_dropped<A: Ip>() {
+    let wrong: Vec<Vec<u8>> = if A::is_v6() {
+        let with = |first: u8, last: u8| [vec![first], vec![0; 14], vec![last]].concat();
+        vec![with(0, 0), with(0, 1), with(0xff, 1), with(0xff, 0)]
+    } else {
+        vec![vec![0; 4], vec![0, 1, 2, 3], vec![127, 0, 0, 1], vec![127, 9, 9, 9], vec![224, 0, 0, 1], vec![255; 4]]
+    };
+    let mut node = Node::with_backend(Protocol::TCP, Rules::all(MASQUERADE), remote_backend::<A>(), Place::Remote);
+    node.frontend(SERVICE, Protocol::UDP, vip(), Rules::all(KEEP));
+    A::tables_mut(&mut node.memory).vips.push(other_vip::<A>().addr);
+    for bytes in wrong {
+        let client = L4Addr { addr: A::read_from_bytes(&bytes).expect("an address"), ..outside::<A>() };
+        for to in [vip(), other_vip()] {
+            for sent in [tcp(client, to, SYN), tcp(client, to, ACK), udp(client, to)] {
+                for from in [From::Device, From::Host] {
+                    turned_away(&node, from, &sent, Action::Drop, Counter::Martian);
+                }
+            }
+        }
+        assert!(node.entries().is_empty());
+    }
+    // Neighbours of those.
+    let right: Vec<Vec<u8>> = if A::is_v6() {
+        let with = |first: u8, middle: u8, last: u8| [vec![first], vec![middle; 14], vec![last]].concat();
+        vec![with(0, 0, 2), with(0xfe, 0, 1), with(0, 1, 1), with(0x20, 0, 0)]
+    } else {
+        vec![vec![1, 0, 0, 1], vec![126, 0, 0, 1], vec![128, 0, 0, 1], vec![223, 0, 0, 1]]
+    };
+    for bytes in right {
+        let client = L4Addr { addr: A::read_from_bytes(&bytes).expect("an address"), ..outside::<A>() };
+        assert_eq!(node.send(From::Device, &tcp(client, vip(), SYN)).1[0], Counter::NewFlow);
     }
 }
 
