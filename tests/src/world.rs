@@ -11,7 +11,9 @@ use std::{
 
 use anyhow::Context;
 
-use crate::{Namespace, Node, Place, Pod, cgroup::Cgroup, kube::PodSpec, leftovers, sys, wait_until, wiring};
+use crate::{
+    Namespace, Network, Node, Place, Pod, cgroup::Cgroup, kube::PodSpec, leftovers, network, sys, wait_until, wiring,
+};
 
 /// Counts what netfilter finds INVALID on its way through a node, and drops it.
 const DROP_INVALID: &str = "table inet world {
@@ -32,6 +34,8 @@ pub struct Options {
     pub(crate) uplinks: u8,
     pub(crate) rp_filter: u8,
     pub(crate) drop_invalid: bool,
+    pub(crate) network: Network,
+    pub(crate) bridge_netfilter: bool,
 }
 
 /// Builds a [`World`].
@@ -83,6 +87,21 @@ impl WorldBuilder {
         self
     }
 
+    /// The network of the pods; routed by default.
+    #[must_use]
+    pub fn network(mut self, network: Network) -> Self {
+        self.options.network = network;
+        self
+    }
+
+    /// Whether netfilter sees what a node's bridge forwards (`net.bridge.bridge-nf-call-iptables` and its IPv6 twin); true
+    /// by default, as the kernel has it once `br_netfilter` is there.
+    #[must_use]
+    pub fn bridge_netfilter(mut self, on: bool) -> Self {
+        self.options.bridge_netfilter = on;
+        self
+    }
+
     /// Builds it; whatever exists already is removed again on failure.
     pub fn build(self) -> anyhow::Result<World> {
         leftovers::sweep();
@@ -113,8 +132,17 @@ impl World {
 
     /// Options first.
     pub fn builder() -> WorldBuilder {
-        let names = Vec::new();
-        WorldBuilder { options: Options { nodes: 2, names, pods: 2, uplinks: 1, rp_filter: 1, drop_invalid: true } }
+        let options = Options {
+            nodes: 2,
+            names: Vec::new(),
+            pods: 2,
+            uplinks: 1,
+            rp_filter: 1,
+            drop_invalid: true,
+            network: Network::Routed,
+            bridge_netfilter: true,
+        };
+        WorldBuilder { options }
     }
 
     fn build(options: Options) -> anyhow::Result<Self> {
@@ -167,12 +195,22 @@ impl World {
         if self.options.drop_invalid {
             namespace.nft(DROP_INVALID)?;
         }
+        let network = self.options.network;
+        network.prepare(&namespace, number, wiring::node_ips(number, 0))?;
+        if network == Network::Bridge {
+            let on = if self.options.bridge_netfilter { "1" } else { "0" };
+            namespace.sysctls(&[("bridge/bridge-nf-call-iptables", on), ("bridge/bridge-nf-call-ip6tables", on)])?;
+        }
         let directory = self.directory.join(&name);
         fs::create_dir(&directory).with_context(|| format!("cannot make {}", directory.display()))?;
         let (ipv4, ipv6) = wiring::node_ips(number, 0);
         let place = Place { name, namespace: Arc::new(namespace), procs: cgroup.procs(), ipv4, ipv6 };
         let node = Node { number, place, pods: Vec::new(), directory, cgroup, uplinks: self.options.uplinks };
         sys::mount_bpffs(&node.bpffs())?;
+        for other in &self.nodes {
+            network.join_nodes(other, &node)?;
+            network.join_nodes(&node, other)?;
+        }
         self.nodes.push(node);
         Ok(())
     }
@@ -194,7 +232,9 @@ impl World {
         let namespace = Namespace::create(&format!("{}-n{}p{index}", self.id, of.number))?;
         wiring::prepare(&namespace, &self.options, false)?;
         let interface = format!("pod{index}");
-        wiring::join_pod(&of.place.namespace, &interface, (of.place.ipv4, of.place.ipv6), &namespace, (ipv4, ipv6))?;
+        let node_ips = (of.place.ipv4, of.place.ipv6);
+        let network = self.options.network;
+        network.join_pod(of.namespace(), of.number, &interface, node_ips, &namespace, (ipv4, ipv6))?;
         let procs = of.place.procs.clone();
         if (ipv4, ipv6) != next {
             self.route_pod(of, (ipv4, ipv6))?;
@@ -207,12 +247,14 @@ impl World {
 
     /// Leads everybody to addresses that may be none of their node's podCIDRs.
     fn route_pod(&self, node: &Node, (ipv4, ipv6): (Ipv4Addr, Ipv6Addr)) -> anyhow::Result<()> {
-        let lead = |to: &Namespace, (via4, via6)| {
-            to.ip(&format!("route replace {ipv4}/32 via {via4}\nroute replace {ipv6}/128 via {via6}\n"))
-        };
-        lead(&self.router, wiring::node_ips(node.number, 0))?;
+        let (via4, via6) = wiring::node_ips(node.number, 0);
+        self.router.ip(&format!("route replace {ipv4}/32 via {via4}\nroute replace {ipv6}/128 via {via6}\n"))?;
+        let network = self.options.network;
         let mut others = self.nodes.iter().filter(|other| other.number != node.number);
-        others.try_for_each(|other| lead(other.namespace(), wiring::gateways(other.number)))
+        others.try_for_each(|other| {
+            network.lead(other, node, &format!("{ipv4}/32"))?;
+            network.lead(other, node, &format!("{ipv6}/128"))
+        })
     }
 
     /// Waits until every device is up and every address usable.
@@ -224,7 +266,10 @@ impl World {
             wait_until(&format!("devices of {}", namespace.name()), Duration::from_secs(10), || {
                 let text = namespace.ip_output(&["-o", "addr"]).map_err(|error| error.to_string())?;
                 let links = namespace.ip_output(&["-o", "link"]).map_err(|error| error.to_string())?;
-                match links.lines().find(|line| line.contains("state DOWN") || line.contains("state LOWERLAYERDOWN")) {
+                // A bridge has no carrier before its first port.
+                let empty = |line: &&str| line.contains(&format!(": {}: <NO-CARRIER", network::BRIDGE));
+                let mut links = links.lines().filter(|line| !empty(line));
+                match links.find(|line| line.contains("state DOWN") || line.contains("state LOWERLAYERDOWN")) {
                     Some(line) => Err(line.to_owned()),
                     None if text.contains("tentative") => Err("an address is tentative".to_owned()),
                     None => Ok(()),
@@ -285,6 +330,12 @@ impl World {
     pub fn node(&self, index: usize) -> &Node {
         assert!(index < self.nodes.len(), "no node {index}: this world has {}", self.nodes.len());
         &self.nodes[index]
+    }
+
+    /// The source that a backend sees of what `node` masquerades, or sends itself: that of the node's route to it.
+    pub fn source_towards(&self, node: &Node, pod: &Place, like: IpAddr) -> IpAddr {
+        let own = node.pods.iter().any(|own| own.name() == pod.name());
+        self.options.network.source(node, own, like.is_ipv4())
     }
 
     /// All pods, node by node.
