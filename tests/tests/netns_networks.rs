@@ -1,10 +1,11 @@
 //! The networks of the test world, and the roles that their devices get.
 
-use std::{collections::BTreeMap, net::SocketAddr};
+use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 
 use lb_tests::{
     Agent, Capture, Echo, Network, Node, Place, Pod, Setup, World,
     client::{Call, Transport},
+    kube::{PodSpec, Service},
     needs_root,
 };
 
@@ -103,4 +104,30 @@ fn a_tunnel_carries_the_hooks_too() {
     assert_device(&devices, "vxlan0", ("overlay", "tcx"), "vxlan");
     assert_device(&devices, "pod1", ("pod", "tcx"), "another network namespace");
     assert_device(&devices, "eth0", ("uplink", "tcx"), "a default route");
+}
+
+/// Whether a connection of a pod to another one on its bridge, through a Service, answers; and what the status warns of.
+fn through_a_bridge(bridge_netfilter: bool) -> (Result<(), String>, Vec<String>) {
+    let world = World::builder().nodes(1).network(Network::Bridge).bridge_netfilter(bridge_netfilter);
+    let world = world.drop_invalid(true).build().expect("a world");
+    world.apply_nodes().expect("nodes");
+    let (pod, near) = (world.node(0).pod(0), world.node(0).pod(1));
+    world.apply_pod(near, &PodSpec::labelled("app", "web")).expect("a pod");
+    world.apply_service(&Service::new("web", "app", "web").port(80, PORT, None)).expect("a Service");
+    let _server = Echo::start(near, &[PORT], &[]).expect("a server");
+    let agent = Agent::start(&world, world.node(0), &Setup::tcx(false)).expect("an agent");
+    let to = SocketAddr::new(agent.cluster_ips("web", 2).expect("cluster IPs")[0], 80);
+    let answer = Call::tcp(to).timeout(Duration::from_millis(700)).run_one(pod).expect("a run");
+    let warnings = agent.status().expect("a status").warnings.into_iter().map(|warning| warning.object);
+    (answer.reached().map(drop).map_err(|error| format!("{error:#}")), warnings.collect())
+}
+
+#[test]
+fn a_bridge_that_netfilter_does_not_see_is_told_where_invalid_packets_are_dropped() {
+    needs_root!();
+    let (answer, warnings) = through_a_bridge(true);
+    assert_eq!((answer, warnings), (Ok(()), vec![]));
+    let (answer, warnings) = through_a_bridge(false);
+    assert!(answer.is_err(), "it works, so the warning is wrong");
+    assert_eq!(warnings, ["bridge cni0"]);
 }

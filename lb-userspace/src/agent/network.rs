@@ -4,6 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     io,
     net::IpAddr,
+    path::Path,
 };
 
 use ipnet::IpNet;
@@ -15,7 +16,7 @@ use crate::{
     image::NextHopInfo,
     model::Node,
     net::{
-        self, Address, Netlink,
+        self, Address, Netlink, bridges,
         host_device::{self, HostDevice},
         reserved_ports,
         roles::{self, Device, Role},
@@ -34,6 +35,8 @@ pub(super) struct Network {
     next_hops: BTreeMap<IpAddr, NextHopInfo>,
     /// By origin, so that each listing replaces its own.
     problems: BTreeMap<&'static str, Vec<Problem>>,
+    /// What may not be as meant, though nothing of ours is missing.
+    warnings: Vec<Problem>,
 }
 
 /// Makes `ballast0`, or takes over the one that is there.
@@ -71,6 +74,7 @@ impl Network {
             attached: BTreeMap::new(),
             next_hops: BTreeMap::new(),
             problems,
+            warnings: Vec::new(),
         })
     }
 
@@ -87,6 +91,7 @@ impl Network {
                 let (devices, problems) =
                     roles::classify(&links, &addresses, &defaults, &config.interfaces, config.xdp);
                 self.problems.insert("devices", problems);
+                self.warnings = bridges::warnings(&links, &devices, Path::new("/proc/sys/net"));
                 self.devices = devices;
                 self.addresses = addresses;
                 let present = |host: &HostDevice| links.iter().any(|link| link.ifindex == host.ifindex);
@@ -239,6 +244,10 @@ impl Network {
 
     pub(super) fn local_addresses(&self) -> BTreeSet<IpAddr> {
         self.addresses.iter().map(|address| address.net.addr()).collect()
+    }
+
+    pub(super) fn warnings(&self) -> &[Problem] {
+        &self.warnings
     }
 
     pub(super) fn problems(&self) -> Vec<Problem> {

@@ -1,6 +1,7 @@
 //! The node's network: what there is (links, addresses, routes), what happens to it, and the device of our own.
 //! The only module that speaks netlink.
 
+pub mod bridges;
 pub mod events;
 pub mod host_device;
 mod netlink;
