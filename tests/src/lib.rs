@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! client (outside) --- router ---+--- node1 --- its pods      every line is a veth pair, every hop is routed
-//!                                +--- node2 --- its pods
+//!                                +--- node2 --- its pods      ([`Network`] has others)
 //! ```
 //! * [`World`] builds it, and removes it when dropped, also when the test panics;
 //! * [`Place`] is where a process can run: the client, a node (its host namespace) or a pod. A place's command runs in

@@ -30,14 +30,14 @@ const MASQUERADE: &str = "table inet flannel {
 ";
 
 /// The network of a world's pods.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum Network {
-    /// Every pod on a veth pair of its own, everything routed.
+    /// Every pod on a veth pair of its own, everything routed
     #[default]
     Routed,
-    /// The pods of a node on a bridge.
+    /// The pods of a node on a bridge
     Bridge,
-    /// Routed veths; other nodes' pods behind a tunnel.
+    /// Routed veths; the pods of other nodes behind a tunnel
     Vxlan,
 }
 

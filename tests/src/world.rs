@@ -333,8 +333,8 @@ impl World {
     }
 
     /// The source that a backend sees of what `node` masquerades, or sends itself: that of the node's route to it.
-    pub fn source_towards(&self, node: &Node, pod: &Place, like: IpAddr) -> IpAddr {
-        let own = node.pods.iter().any(|own| own.name() == pod.name());
+    pub fn source_towards(&self, node: &Node, pod: &str, like: IpAddr) -> IpAddr {
+        let own = node.pods.iter().any(|own| own.name() == pod);
         self.options.network.source(node, own, like.is_ipv4())
     }
 

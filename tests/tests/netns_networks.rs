@@ -32,8 +32,8 @@ fn check_wires(network: Network, bridge_netfilter: bool) -> World {
     let capture = Capture::start(other.namespace(), "eth0").expect("a capture");
     assert_reaches(pod, near, |ip| pod.ip_like(ip));
     assert_reaches(pod, far, |ip| pod.ip_like(ip));
-    assert_reaches(node, pod, |ip| world.source_towards(node, pod, ip));
-    assert_reaches(node, far, |ip| world.source_towards(node, far, ip));
+    assert_reaches(node, pod, |ip| world.source_towards(node, pod.name(), ip));
+    assert_reaches(node, far, |ip| world.source_towards(node, far.name(), ip));
     let seen = capture.stop().expect("a capture");
     let bare = seen.iter().any(|seen| far.ips().contains(&seen.destination));
     let wrapped = seen.iter().any(|seen| seen.destination == other.ipv4());

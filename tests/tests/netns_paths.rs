@@ -173,7 +173,7 @@ fn run(case: &Case) {
     for any in [IpAddr::from([0, 0, 0, 0]), IpAddr::from([0_u16; 8])] {
         let at = |place: &Place| place.ip_like(any);
         let source = |matrix: &Matrix, node: usize, backend: &Place| {
-            matrix.world.source_towards(matrix.world.node(node), backend, any)
+            matrix.world.source_towards(matrix.world.node(node), backend.name(), any)
         };
         let vip = |matrix: &Matrix, service: &str, backends| SocketAddr::new(matrix.vip(service, backends, any), 80);
         let lb = |last: u8| {
