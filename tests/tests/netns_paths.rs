@@ -2,15 +2,11 @@
 //! netfilter on it and without, with strict reverse path filtering and INVALID packets dropped in FORWARD. Numbers are
 //! rules of semantics.md. Ignored tests complete the product: the others have every pair of its values.
 
-use std::{
-    collections::BTreeSet,
-    net::{IpAddr, SocketAddr},
-    time::Duration,
-};
+use std::net::{IpAddr, SocketAddr};
 
 use lb_tests::{
-    Agent, Echo, Network, Place, Setup, World,
-    client::{Answer, Call, Transport},
+    Agent, Echo, Expect, Network, Place, Rows, Setup, World,
+    client::Transport,
     kube::{PodSpec, Service},
     needs_root,
 };
@@ -18,19 +14,6 @@ use serde_json::json;
 
 /// Where the backends listen.
 const TARGET: u16 = 9376;
-/// At once, as the issue says.
-const AT_ONCE: f64 = 100.0;
-
-/// What a row expects.
-enum Expect<'a> {
-    /// An answer of one of these backends, which saw this source.
-    Reach(&'a [&'a Place], IpAddr),
-    /// Refused at once.
-    Refused,
-    /// No answer at all.
-    Silence,
-}
-
 struct Case {
     network: Network,
     bridge_netfilter: bool,
@@ -42,8 +25,7 @@ struct Matrix {
     agents: Vec<Agent>,
     hooks: bool,
     all_seen: bool,
-    failures: Vec<String>,
-    rows: usize,
+    rows: Rows,
 }
 
 impl Matrix {
@@ -88,7 +70,7 @@ impl Matrix {
             let hook = status.problems.iter().any(|problem| problem.object == "socket hooks");
             assert_eq!(hook, !setup.socket_hooks, "status names a missing hook: {:?}", status.problems);
         }
-        Self { world, agents, hooks: setup.socket_hooks, all_seen, failures: Vec::new(), rows: 0 }
+        Self { world, agents, hooks: setup.socket_hooks, all_seen, rows: Rows::default() }
     }
 
     fn vip(&self, service: &str, backends: u64, like: IpAddr) -> IpAddr {
@@ -96,63 +78,12 @@ impl Matrix {
         ips.into_iter().find(|ip| ip.is_ipv4() == like.is_ipv4()).expect("an address of the family")
     }
 
-    fn row(&mut self, name: &str, from: &Place, transport: Transport, to: SocketAddr, expect: &Expect<'_>) {
-        self.rows += 1;
-        let timeout = match expect {
-            Expect::Silence => Duration::from_millis(300),
-            Expect::Reach(..) | Expect::Refused => Duration::from_secs(2),
-        };
-        let answer = Call::new(transport, to).timeout(timeout).run_one(from).expect("a run");
-        if let Err(error) = check(&answer, to, expect) {
-            self.failures.push(format!("{name}, {transport:?} to {to}: {error}: {answer:?}"));
-        }
-    }
-
     fn finish(self) {
-        println!("{} rows", self.rows);
-        if !self.failures.is_empty() {
-            for agent in &self.agents {
-                eprintln!("{}", agent.query(&["status"]).unwrap_or_else(|error| format!("{error:#}")));
-                eprintln!("{}", agent.stderr());
-            }
-            panic!("{} of {} rows failed:\n{}", self.failures.len(), self.rows, self.failures.join("\n"));
-        }
+        self.rows.finish(&self.agents);
         for node in self.world.nodes().iter().filter(|_| self.all_seen) {
             assert_eq!(node.invalid_packets().expect("nft"), 0, "INVALID packets on {}", node.name());
         }
     }
-}
-
-fn check(answer: &Answer, to: SocketAddr, expect: &Expect<'_>) -> Result<(), String> {
-    match expect {
-        Expect::Reach(backends, source) => {
-            let (backend, seen) = answer.reached().map_err(|error| error.to_string())?;
-            let names: BTreeSet<&str> = backends.iter().map(|place| place.name()).collect();
-            if !names.contains(backend) {
-                return Err(format!("{backend} answered instead of {names:?}"));
-            }
-            if seen != *source {
-                return Err(format!("{backend} saw {seen} instead of {source}"));
-            }
-            // However the backend was chosen, the client must not notice.
-            if answer.peer != Some(to) {
-                return Err("the peer's address is not the one that was asked for".to_owned());
-            }
-        }
-        Expect::Refused => {
-            if answer.error.as_deref() != Some("ECONNREFUSED") {
-                return Err("not refused".to_owned());
-            }
-            if answer.elapsed_ms >= AT_ONCE {
-                return Err(format!("refused only after {} ms", answer.elapsed_ms));
-            }
-        }
-        Expect::Silence => match answer.error.as_deref() {
-            Some("ETIMEDOUT") => {}
-            _ => return Err("not silent".to_owned()),
-        },
-    }
-    Ok(())
 }
 
 #[expect(clippy::too_many_lines, reason = "a table, one row a line")]
@@ -195,19 +126,19 @@ fn run(case: &Case) {
             let m = &mut matrix;
             let (of_own, of_near, of_far) = (source(m, 0, own), source(m, 0, near), source(m, 0, far));
             let of_far_here = source(m, 1, far);
-            m.row("pod to VIP, same node", own, transport, near_vip, &Expect::Reach(&[near], at(own)));
-            m.row("pod to VIP, other node", own, transport, far_vip, &Expect::Reach(&[far], at(own)));
+            m.rows.row("pod to VIP, same node", own, transport, near_vip, &Expect::Reach(&[near], at(own)));
+            m.rows.row("pod to VIP, other node", own, transport, far_vip, &Expect::Reach(&[far], at(own)));
             // At the socket hook nothing masquerades (docs/differences.md).
             let hairpin = if tcp && m.hooks { at(own) } else { of_own };
-            m.row("2.4.4 pod to itself by VIP", own, transport, own_vip, &Expect::Reach(&[own], hairpin));
-            m.row("host to VIP, pod of the node", node1, transport, near_vip, &Expect::Reach(&[near], of_near));
-            m.row("host to VIP, pod of another node", node1, transport, far_vip, &Expect::Reach(&[far], of_far));
-            m.row("host to LoadBalancer address", node1, transport, lb(10), &Expect::Reach(&[far], of_far));
+            m.rows.row("2.4.4 pod to itself by VIP", own, transport, own_vip, &Expect::Reach(&[own], hairpin));
+            m.rows.row("host to VIP, pod of the node", node1, transport, near_vip, &Expect::Reach(&[near], of_near));
+            m.rows.row("host to VIP, pod of another node", node1, transport, far_vip, &Expect::Reach(&[far], of_far));
+            m.rows.row("host to LoadBalancer address", node1, transport, lb(10), &Expect::Reach(&[far], of_far));
             let own_port = SocketAddr::new(at(node1), 30081);
             if tcp && m.hooks {
-                m.row("host to its own nodePort", node1, transport, own_port, &Expect::Reach(&[far], of_far));
+                m.rows.row("host to its own nodePort", node1, transport, own_port, &Expect::Reach(&[far], of_far));
             } else if transport != Transport::UdpUnconnected {
-                m.row(
+                m.rows.row(
                     "host to its own nodePort without a hook: untouched",
                     node1,
                     transport,
@@ -216,39 +147,63 @@ fn run(case: &Case) {
                 );
             }
             let there = SocketAddr::new(at(node2), 30081);
-            m.row(
+            m.rows.row(
                 "2.4.2 outside to nodePort with the backend",
                 &client,
                 transport,
                 there,
                 &Expect::Reach(&[far], of_far_here),
             );
-            m.row(
+            m.rows.row(
                 "2.4.2 outside to nodePort without the backend",
                 &client,
                 transport,
                 own_port,
                 &Expect::Reach(&[far], of_far),
             );
-            m.row("2.4.2 outside to LoadBalancer address", &client, transport, lb(10), &Expect::Reach(&[far], of_far));
-            m.row("2.4.1 outside routed to ClusterIP", &client, transport, far_vip, &Expect::Reach(&[far], of_far));
+            m.rows.row(
+                "2.4.2 outside to LoadBalancer address",
+                &client,
+                transport,
+                lb(10),
+                &Expect::Reach(&[far], of_far),
+            );
+            m.rows.row(
+                "2.4.1 outside routed to ClusterIP",
+                &client,
+                transport,
+                far_vip,
+                &Expect::Reach(&[far], of_far),
+            );
             let local = |node: &Place| SocketAddr::new(at(node), 30084);
-            m.row(
+            m.rows.row(
                 "2.4.3 outside to a Local nodePort",
                 &client,
                 transport,
                 local(node2),
                 &Expect::Reach(&[far], at(&client)),
             );
-            m.row("2.3.3 outside to a Local nodePort elsewhere", &client, transport, local(node1), &Expect::Silence);
-            m.row("2.3.7 pod to an unallocated address", own, transport, unallocated, &Expect::Silence);
+            m.rows.row(
+                "2.3.3 outside to a Local nodePort elsewhere",
+                &client,
+                transport,
+                local(node1),
+                &Expect::Silence,
+            );
+            m.rows.row("2.3.7 pod to an unallocated address", own, transport, unallocated, &Expect::Silence);
             if transport == Transport::UdpUnconnected {
                 // An unconnected socket does not hear of refusals.
                 continue;
             }
             for (from, what) in [(own, "pod"), (node1, "host"), (&client, "outside")] {
-                m.row(&format!("2.3.1 {what} to a VIP without endpoints"), from, transport, none_vip, &Expect::Refused);
-                m.row(
+                m.rows.row(
+                    &format!("2.3.1 {what} to a VIP without endpoints"),
+                    from,
+                    transport,
+                    none_vip,
+                    &Expect::Refused,
+                );
+                m.rows.row(
                     &format!("2.3.1 {what} to a LoadBalancer without endpoints"),
                     from,
                     transport,
@@ -256,10 +211,10 @@ fn run(case: &Case) {
                     &Expect::Refused,
                 );
                 let wrong = SocketAddr::new(far_vip.ip(), 81);
-                m.row(&format!("2.3.6 {what} to a VIP's other port"), from, transport, wrong, &Expect::Refused);
+                m.rows.row(&format!("2.3.6 {what} to a VIP's other port"), from, transport, wrong, &Expect::Refused);
             }
             let empty = SocketAddr::new(at(node1), 30083);
-            m.row("2.3.1 outside to a nodePort without endpoints", &client, transport, empty, &Expect::Refused);
+            m.rows.row("2.3.1 outside to a nodePort without endpoints", &client, transport, empty, &Expect::Refused);
         }
     }
     matrix.finish();
