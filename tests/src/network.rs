@@ -47,36 +47,36 @@ pub(crate) type Ips = (Ipv4Addr, Ipv6Addr);
 impl Network {
     /// Prepares a node for its pods.
     pub(crate) fn prepare(self, node: &Namespace, number: u8, node_ips: Ips) -> anyhow::Result<()> {
-        let ([cidr4, cidr6], (ip4, ip6)) = (wiring::pod_cidrs(number), self.own_ips(number));
-        let mac = mac(number);
-        let mut batch = String::new();
         if self != Self::Bridge {
+            let [cidr4, cidr6] = wiring::pod_cidrs(number);
             // A pod that is not there must not send its packets round between node and router.
-            line(&mut batch, &format!("route add blackhole {cidr4}"));
-            line(&mut batch, &format!("route add blackhole {cidr6}"));
+            node.ip(&format!("route add blackhole {cidr4}\nroute add blackhole {cidr6}\n"))?;
         }
-        match self {
-            Self::Routed => {}
-            Self::Bridge => {
-                // A bridge without a MAC of its own takes another one with each port.
-                line(&mut batch, &format!("link add {BRIDGE} address {mac} type bridge"));
-                line(&mut batch, &format!("link set {BRIDGE} up"));
-                line(&mut batch, &format!("addr add {ip4}/24 dev {BRIDGE}"));
-                line(&mut batch, &format!("addr add {ip6}/64 dev {BRIDGE} nodad"));
-            }
-            Self::Vxlan => {
-                let kind = format!("vxlan id 1 dstport 8472 local {} nolearning", node_ips.0);
-                line(&mut batch, &format!("link add {OVERLAY} address {mac} mtu {OVERLAY_MTU} type {kind}"));
-                line(&mut batch, &format!("link set {OVERLAY} up"));
-                line(&mut batch, &format!("addr add {ip4}/32 dev {OVERLAY}"));
-                line(&mut batch, &format!("addr add {ip6}/128 dev {OVERLAY} nodad"));
-            }
-        }
-        node.ip(&batch)?;
         if self == Self::Vxlan {
             node.nft(MASQUERADE)?;
         }
-        Ok(())
+        self.add_device(node, number, node_ips)
+    }
+
+    /// Makes the bridge or the tunnel of a node.
+    pub(crate) fn add_device(self, node: &Namespace, number: u8, node_ips: Ips) -> anyhow::Result<()> {
+        let (device, mtu, kind, prefixes) = match self {
+            Self::Routed => return Ok(()),
+            // A bridge without a MAC of its own takes another one with each port.
+            Self::Bridge => (BRIDGE, 1500, "bridge".to_owned(), (24, 64)),
+            Self::Vxlan => {
+                let kind = format!("vxlan id 1 dstport 8472 local {} nolearning", node_ips.0);
+                (OVERLAY, OVERLAY_MTU, kind, (32, 128))
+            }
+        };
+        let ((ip4, ip6), mac) = (self.own_ips(number), mac(number));
+        node.ip(&format!(
+            "link add {device} address {mac} mtu {mtu} type {kind}\n\
+             link set {device} up\n\
+             addr add {ip4}/{} dev {device}\n\
+             addr add {ip6}/{} dev {device} nodad\n",
+            prefixes.0, prefixes.1
+        ))
     }
 
     /// Leads `from` to the pods of `to`.

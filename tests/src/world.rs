@@ -245,6 +245,22 @@ impl World {
         node.pods.last().context("the pod just added")
     }
 
+    /// Makes the veth pair of a pod again, after it was deleted.
+    pub fn plug(&self, pod: &Pod) -> anyhow::Result<()> {
+        let node = self.nodes.iter().find(|node| node.name() == pod.node()).context("a pod of another world")?;
+        let (node_ips, pod_ips) = ((node.ipv4(), node.ipv6()), (pod.ipv4(), pod.ipv6()));
+        let network = self.options.network;
+        network.join_pod(node.namespace(), node.number, &pod.interface, node_ips, pod.namespace(), pod_ips)
+    }
+
+    /// Makes the tunnel of a node again, after it was deleted.
+    pub fn tunnel(&self, node: &Node) -> anyhow::Result<()> {
+        let network = self.options.network;
+        network.add_device(node.namespace(), node.number, (node.ipv4(), node.ipv6()))?;
+        let mut others = self.nodes.iter().filter(|other| other.number != node.number);
+        others.try_for_each(|other| network.join_nodes(node, other))
+    }
+
     /// Leads everybody to addresses that may be none of their node's podCIDRs.
     fn route_pod(&self, node: &Node, (ipv4, ipv6): (Ipv4Addr, Ipv6Addr)) -> anyhow::Result<()> {
         let (via4, via6) = wiring::node_ips(node.number, 0);
