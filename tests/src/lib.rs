@@ -38,6 +38,7 @@ mod tool;
 mod wait;
 mod wiring;
 mod world;
+mod xdp;
 
 pub use agent::{Agent, Setup};
 pub use bpffs::Bpffs;
@@ -54,6 +55,7 @@ pub use sink::{ChecksumSink, SinkReport};
 pub use tcx::{Fate, ForeignProgram, Matching, Position, TcxHook, tcx_chain, tcx_chain_here};
 pub use wait::wait_until;
 pub use world::{Options, World, WorldBuilder};
+pub use xdp::ForeignXdp;
 
 /// Whether this process may build a [`World`].
 pub fn is_root() -> bool {

@@ -117,13 +117,17 @@ impl Network {
     pub(super) fn attach(&mut self, datapath: &mut Datapath) {
         for device in self.devices.iter().filter(|device| device.role != Role::Ignored) {
             let known = self.attached.get(&device.ifindex);
-            if known.is_some_and(|known| {
-                known.as_ref().is_ok_and(|known| known.xdp == device.xdp || known.degraded.is_some())
-            }) {
+            if known.is_some_and(|known| known.as_ref().is_ok_and(|known| known.xdp == device.xdp)) {
                 continue;
             }
-            let result = datapath.attach_device(&device.name, device.ifindex, device.xdp);
+            // Who has the XDP hook may have left it.
+            let refused = known.and_then(|known| known.as_ref().ok()?.degraded.as_ref()).filter(|_| device.xdp);
+            let result = match refused {
+                Some(_) => Ok(datapath.retry_xdp(&device.name, device.ifindex)),
+                None => datapath.attach_device(&device.name, device.ifindex, device.xdp),
+            };
             match &result {
+                Ok(Attached { degraded: Some(cause), .. }) if Some(cause) == refused => {}
                 Ok(Attached { degraded: Some(cause), .. }) => {
                     tracing::warn!("device {}: XDP refused, tcx does its work: {cause}", device.name);
                 }
@@ -270,6 +274,14 @@ impl Network {
                     cause: format!("XDP refused, tcx does its work: {cause}"),
                     fix: "free the device's XDP hook, or say so with interfaces: [{match: ..., xdp: off}]".to_owned(),
                 }),
+                Ok(Attached { xdp: true, .. }) => {
+                    let cost = self.devices.iter().find(|device| device.ifindex == *ifindex);
+                    problems.extend(cost.and_then(|device| device.xdp_cost.clone()).map(|cause| Problem {
+                        object: format!("device {}", name(*ifindex)),
+                        cause,
+                        fix: "tcx does the same work there: say so with interfaces: [{match: ..., xdp: off}]".to_owned(),
+                    }));
+                }
                 Ok(_) => {}
             }
         }
@@ -282,7 +294,7 @@ impl Network {
             let (hooks, degraded) = match attached {
                 None => ("none", None),
                 Some(Err(error)) => ("none", Some(error.clone())),
-                Some(Ok(Attached { xdp: true, .. })) => ("xdp+tcx", None),
+                Some(Ok(Attached { xdp: true, .. })) => ("xdp+tcx", device.xdp_cost.clone()),
                 Some(Ok(Attached { xdp: false, degraded })) => ("tcx", degraded.clone()),
             };
             DeviceStatus {

@@ -59,6 +59,7 @@ mod tests {
             why: String::new(),
             xdp: false,
             xdp_why: String::new(),
+            xdp_cost: None,
         };
         let warnings = warnings(&[link.clone(), port], &[device], folder.path());
         warnings.into_iter().map(|problem| problem.object).collect()

@@ -75,6 +75,8 @@ pub struct Device {
     pub xdp: bool,
     /// Why XDP is wanted or not.
     pub xdp_why: String,
+    /// What XDP costs on this device, if it is wanted where it would not be chosen.
+    pub xdp_cost: Option<String>,
 }
 
 /// Tunnels that carry other nodes' pods.
@@ -102,7 +104,10 @@ pub fn classify(
         let asked = matching().find_map(|rule| Some((rule.xdp?, format!("interfaces rule {:?}", rule.pattern))));
         let (mode, asked_by) = asked.unwrap_or_else(|| (xdp, "xdp setting".to_owned()));
         let (xdp, xdp_why) = xdp_for(link, role, mode, &asked_by);
-        devices.push(Device { ifindex: link.ifindex, name: link.name.clone(), role, why, xdp, xdp_why });
+        let xdp_cost = link.kind.as_ref().filter(|_| xdp).map(|kind| {
+            format!("XDP is forced on a {kind} device, whose senders lose segmentation and checksum offload by it")
+        });
+        devices.push(Device { ifindex: link.ifindex, name: link.name.clone(), role, why, xdp, xdp_why, xdp_cost });
     }
     let unmatched = rules.iter().filter(|rule| !links.iter().any(|link| matches(&rule.pattern, &link.name)));
     let problems = unmatched.map(|rule| Problem {
@@ -365,6 +370,10 @@ mod tests {
         assert!(!shown(&[], XdpMode::Off).iter().any(|line| line.ends_with("xdp")));
         let rule = InterfaceRule { pattern: "eth1".to_owned(), role: None, xdp: Some(XdpMode::On) };
         assert!(shown(&[rule], XdpMode::Off).contains(&"eth1 uplink xdp".to_owned()));
+        let links = [link(2, "eth0", None), link(3, "eth1", Some("veth"))];
+        let (devices, _) = classify(&links, &[], &[2, 3].into(), &[], XdpMode::On);
+        let costs: Vec<_> = devices.iter().map(|device| device.xdp_cost.is_some()).collect();
+        assert_eq!(costs, [false, true], "{devices:?}");
     }
 
     #[test]
