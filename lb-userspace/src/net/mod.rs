@@ -7,6 +7,7 @@ pub mod host_device;
 mod netlink;
 mod netns;
 pub mod node_ports;
+mod pattern;
 pub mod reserved_ports;
 pub mod roles;
 
