@@ -29,6 +29,7 @@ pub(super) struct Network {
     netlink: Netlink,
     host: Result<HostDevice, Problem>,
     addresses: Vec<Address>,
+    default_routes: BTreeSet<u32>,
     devices: Vec<Device>,
     /// What is attached, by interface index; an error is told and tried again.
     attached: BTreeMap<u32, Result<Attached, String>>,
@@ -70,6 +71,7 @@ impl Network {
             netlink,
             host,
             addresses: Vec::new(),
+            default_routes: BTreeSet::new(),
             devices: Vec::new(),
             attached: BTreeMap::new(),
             next_hops: BTreeMap::new(),
@@ -94,6 +96,7 @@ impl Network {
                 self.warnings = bridges::warnings(&links, &devices, Path::new("/proc/sys/net"));
                 self.devices = devices;
                 self.addresses = addresses;
+                self.default_routes = defaults;
                 let present = |host: &HostDevice| links.iter().any(|link| link.ifindex == host.ifindex);
                 if !self.host.as_ref().is_ok_and(present) {
                     self.host = make_host(&self.netlink).await;
@@ -213,11 +216,12 @@ impl Network {
         self.problems.insert("routes", problems);
     }
 
-    /// The source address for packets into `ballast0`: the node's own of that family, on an uplink.
+    /// The source address for packets into `ballast0`: the node's own of that family, on an uplink or on the bridge over
+    /// one.
     fn source(&self, net: IpNet) -> Option<IpAddr> {
         let uplink = |address: &Address| {
             let of = |device: &Device| device.ifindex == address.ifindex && device.role == Role::Uplink;
-            self.devices.iter().any(of)
+            self.default_routes.contains(&address.ifindex) || self.devices.iter().any(of)
         };
         let suits = |address: &&Address| {
             address.usable
