@@ -17,6 +17,7 @@
 
 mod agent;
 mod bpffs;
+mod builder;
 mod cgroup;
 pub mod client;
 mod cluster;
@@ -42,6 +43,7 @@ mod xdp;
 
 pub use agent::{Agent, Setup};
 pub use bpffs::Bpffs;
+pub use builder::{Options, WorldBuilder};
 pub use cluster::{Cluster, NODE_PORT, TARGET};
 pub use leftovers::traces;
 pub use listen::{Capture, Seen};
@@ -54,7 +56,7 @@ pub use rows::{Expect, Rows};
 pub use sink::{ChecksumSink, SinkReport};
 pub use tcx::{Fate, ForeignProgram, Matching, Position, TcxHook, tcx_chain, tcx_chain_here};
 pub use wait::wait_until;
-pub use world::{Options, World, WorldBuilder};
+pub use world::World;
 pub use xdp::ForeignXdp;
 
 /// Whether this process may build a [`World`].

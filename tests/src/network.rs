@@ -80,22 +80,31 @@ impl Network {
     }
 
     /// Leads `from` to the pods of `to`.
-    pub(crate) fn join_nodes(self, from: &Node, to: &Node) -> anyhow::Result<()> {
-        if self != Self::Vxlan {
+    pub(crate) fn join_nodes(self, from: &Node, to: &Node, segment: bool) -> anyhow::Result<()> {
+        if self == Self::Vxlan {
+            self.join_tunnels(from, to)?;
+        } else if !segment {
             return Ok(());
         }
+        to.pod_cidrs().iter().try_for_each(|cidr| self.lead(from, to, cidr, segment))
+    }
+
+    fn join_tunnels(self, from: &Node, to: &Node) -> anyhow::Result<()> {
         let ((ip4, ip6), mac) = (self.own_ips(to.number), mac(to.number));
         from.namespace().ip(&format!(
             "neigh add {ip4} lladdr {mac} dev {OVERLAY} nud permanent\n\
              neigh add {ip6} lladdr {mac} dev {OVERLAY} nud permanent\n"
         ))?;
-        from.namespace().bridge(&format!("fdb append {mac} dev {OVERLAY} dst {}\n", to.ipv4()))?;
-        to.pod_cidrs().iter().try_for_each(|cidr| self.lead(from, to, cidr))
+        from.namespace().bridge(&format!("fdb append {mac} dev {OVERLAY} dst {}\n", to.ipv4()))
     }
 
-    /// Leads `from` to one more network of pods of `to`.
-    pub(crate) fn lead(self, from: &Node, to: &Node, net: &str) -> anyhow::Result<()> {
-        let own = if self == Self::Vxlan { self.own_ips(to.number) } else { wiring::gateways(from.number) };
+    /// Leads `from` to one more network of pods of `to`; on a segment without the router.
+    pub(crate) fn lead(self, from: &Node, to: &Node, net: &str, segment: bool) -> anyhow::Result<()> {
+        let own = match self {
+            Self::Vxlan => self.own_ips(to.number),
+            Self::Routed | Self::Bridge if segment => (to.ipv4(), to.ipv6()),
+            Self::Routed | Self::Bridge => wiring::gateways(from.number),
+        };
         let via = if net.contains(':') { IpAddr::from(own.1) } else { own.0.into() };
         let device = if self == Self::Vxlan { format!("dev {OVERLAY} onlink") } else { String::new() };
         from.namespace().ip(&format!("route replace {net} via {via} {device}\n"))

@@ -12,7 +12,8 @@ use std::{
 use anyhow::Context;
 
 use crate::{
-    Namespace, Network, Node, Place, Pod, cgroup::Cgroup, kube::PodSpec, leftovers, network, sys, wait_until, wiring,
+    Namespace, Network, Node, Options, Place, Pod, WorldBuilder, cgroup::Cgroup, kube::PodSpec, network, sys,
+    wait_until, wiring,
 };
 
 /// Counts what netfilter finds INVALID on its way through a node, and drops it.
@@ -24,90 +25,6 @@ const DROP_INVALID: &str = "table inet world {
     }
 }
 ";
-
-/// How a world is built.
-#[derive(Clone, Debug)]
-pub struct Options {
-    pub(crate) nodes: u8,
-    pub(crate) names: Vec<String>,
-    pub(crate) pods: u8,
-    pub(crate) uplinks: u8,
-    pub(crate) rp_filter: u8,
-    pub(crate) drop_invalid: bool,
-    pub(crate) network: Network,
-    pub(crate) bridge_netfilter: bool,
-}
-
-/// Builds a [`World`].
-#[derive(Clone, Debug)]
-pub struct WorldBuilder {
-    options: Options,
-}
-
-impl WorldBuilder {
-    /// Number of nodes, at most 9; 2 by default.
-    #[must_use]
-    pub fn nodes(mut self, nodes: u8) -> Self {
-        self.options.nodes = nodes.min(9);
-        self
-    }
-
-    /// What the nodes are called instead of `node1`, `node2`, ...
-    #[must_use]
-    pub fn names(mut self, names: &[String]) -> Self {
-        names.clone_into(&mut self.options.names);
-        self
-    }
-
-    /// Pods on each node, called `pod-NODE-INDEX`, at most 200; 2 by default.
-    #[must_use]
-    pub fn pods(mut self, pods: u8) -> Self {
-        self.options.pods = pods.min(200);
-        self
-    }
-
-    /// Uplink devices (`eth0`, `eth1`, ...) of each node, at most 9; 1 by default.
-    #[must_use]
-    pub fn uplinks(mut self, uplinks: u8) -> Self {
-        self.options.uplinks = uplinks.clamp(1, 9);
-        self
-    }
-
-    /// Reverse path filtering of the nodes; 1 (strict) by default.
-    #[must_use]
-    pub fn rp_filter(mut self, mode: u8) -> Self {
-        self.options.rp_filter = mode;
-        self
-    }
-
-    /// Whether nodes drop what netfilter calls INVALID in FORWARD; true by default. See [`Node::invalid_packets`].
-    #[must_use]
-    pub fn drop_invalid(mut self, on: bool) -> Self {
-        self.options.drop_invalid = on;
-        self
-    }
-
-    /// The network of the pods; routed by default.
-    #[must_use]
-    pub fn network(mut self, network: Network) -> Self {
-        self.options.network = network;
-        self
-    }
-
-    /// Whether netfilter sees what a node's bridge forwards (`net.bridge.bridge-nf-call-iptables` and its IPv6 twin); true
-    /// by default, as the kernel has it once `br_netfilter` is there.
-    #[must_use]
-    pub fn bridge_netfilter(mut self, on: bool) -> Self {
-        self.options.bridge_netfilter = on;
-        self
-    }
-
-    /// Builds it; whatever exists already is removed again on failure.
-    pub fn build(self) -> anyhow::Result<World> {
-        leftovers::sweep();
-        World::build(self.options).context("cannot build the test world (it needs root)")
-    }
-}
 
 /// A small cluster: a client outside, a router, nodes and their pods. Dropping it leaves nothing behind.
 #[derive(Debug)]
@@ -132,20 +49,10 @@ impl World {
 
     /// Options first.
     pub fn builder() -> WorldBuilder {
-        let options = Options {
-            nodes: 2,
-            names: Vec::new(),
-            pods: 2,
-            uplinks: 1,
-            rp_filter: 1,
-            drop_invalid: true,
-            network: Network::Routed,
-            bridge_netfilter: true,
-        };
-        WorldBuilder { options }
+        WorldBuilder::default()
     }
 
-    fn build(options: Options) -> anyhow::Result<Self> {
+    pub(crate) fn build(options: Options) -> anyhow::Result<Self> {
         let id = sys::unique_name()?;
         let cgroup = Cgroup::create(sys::cgroup2_mount()?.join(&id))?;
         let client_cgroup = Cgroup::create(cgroup.path().join("client"))?;
@@ -153,6 +60,9 @@ impl World {
         let client = Namespace::create(&format!("{id}-client"))?;
         for (namespace, forwards) in [(&router, true), (&client, false)] {
             wiring::prepare(namespace, &options, forwards)?;
+        }
+        if options.segment {
+            wiring::add_segment(&router)?;
         }
         wiring::join_client(&router, &client, &options)?;
         let (ipv4, ipv6) = wiring::client_ips(0);
@@ -208,8 +118,8 @@ impl World {
         let node = Node { number, place, pods: Vec::new(), directory, cgroup, uplinks: self.options.uplinks };
         sys::mount_bpffs(&node.bpffs())?;
         for other in &self.nodes {
-            network.join_nodes(other, &node)?;
-            network.join_nodes(&node, other)?;
+            network.join_nodes(other, &node, self.options.segment)?;
+            network.join_nodes(&node, other, self.options.segment)?;
         }
         self.nodes.push(node);
         Ok(())
@@ -258,18 +168,18 @@ impl World {
         let network = self.options.network;
         network.add_device(node.namespace(), node.number, (node.ipv4(), node.ipv6()))?;
         let mut others = self.nodes.iter().filter(|other| other.number != node.number);
-        others.try_for_each(|other| network.join_nodes(node, other))
+        others.try_for_each(|other| network.join_nodes(node, other, self.options.segment))
     }
 
     /// Leads everybody to addresses that may be none of their node's podCIDRs.
     fn route_pod(&self, node: &Node, (ipv4, ipv6): (Ipv4Addr, Ipv6Addr)) -> anyhow::Result<()> {
         let (via4, via6) = wiring::node_ips(node.number, 0);
         self.router.ip(&format!("route replace {ipv4}/32 via {via4}\nroute replace {ipv6}/128 via {via6}\n"))?;
-        let network = self.options.network;
+        let (network, segment) = (self.options.network, self.options.segment);
         let mut others = self.nodes.iter().filter(|other| other.number != node.number);
         others.try_for_each(|other| {
-            network.lead(other, node, &format!("{ipv4}/32"))?;
-            network.lead(other, node, &format!("{ipv6}/128"))
+            network.lead(other, node, &format!("{ipv4}/32"), segment)?;
+            network.lead(other, node, &format!("{ipv6}/128"), segment)
         })
     }
 
