@@ -153,7 +153,8 @@ impl Network {
         let wanted: BTreeSet<u32> = self
             .devices
             .iter()
-            .filter(|device| device.role != Role::Ignored)
+            // What comes first when it is up again may be of a connection: without hooks the node would reset it.
+            .filter(|device| device.role != Role::Ignored || device.resting)
             .map(|device| device.ifindex)
             .chain(host)
             .collect();

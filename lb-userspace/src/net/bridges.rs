@@ -57,6 +57,7 @@ mod tests {
             name: "veth0".to_owned(),
             role,
             why: String::new(),
+            resting: false,
             xdp: false,
             xdp_why: String::new(),
             xdp_cost: None,

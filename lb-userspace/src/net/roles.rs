@@ -71,6 +71,8 @@ pub struct Device {
     pub role: Role,
     /// Why it has this role.
     pub why: String,
+    /// Not up, and for this reason nothing of ours: it may be again.
+    pub resting: bool,
     /// Whether XDP is wanted.
     pub xdp: bool,
     /// Why XDP is wanted or not.
@@ -101,13 +103,23 @@ pub fn classify(
             Some((role, pattern)) => (role, format!("interfaces rule {pattern:?}")),
             None => node.role(link),
         };
+        let resting = role == Role::Ignored && !link.up && forced.is_none();
         let asked = matching().find_map(|rule| Some((rule.xdp?, format!("interfaces rule {:?}", rule.pattern))));
         let (mode, asked_by) = asked.unwrap_or_else(|| (xdp, "xdp setting".to_owned()));
         let (xdp, xdp_why) = xdp_for(link, role, mode, &asked_by);
         let xdp_cost = link.kind.as_ref().filter(|_| xdp).map(|kind| {
             format!("XDP is forced on a {kind} device, whose senders lose segmentation and checksum offload by it")
         });
-        devices.push(Device { ifindex: link.ifindex, name: link.name.clone(), role, why, xdp, xdp_why, xdp_cost });
+        devices.push(Device {
+            ifindex: link.ifindex,
+            name: link.name.clone(),
+            role,
+            why,
+            resting,
+            xdp,
+            xdp_why,
+            xdp_cost,
+        });
     }
     let unmatched = rules.iter().filter(|rule| !links.iter().any(|link| matches(&rule.pattern, &link.name)));
     let problems = unmatched.map(|rule| Problem {
@@ -336,6 +348,17 @@ mod tests {
         let (devices, _) = classify(&[link(2, "eth0", None)], &[], &BTreeSet::new(), &rules, XdpMode::Off);
         assert_eq!(devices.iter().map(line).collect::<Vec<_>>(), ["eth0 uplink xdp"]);
         assert!(devices.iter().all(|device| device.xdp_why.contains("interfaces rule")), "{devices:?}");
+    }
+
+    #[test]
+    fn a_device_that_is_down_rests_unless_a_rule_wants_nothing_of_it() {
+        let links = [Link { up: false, ..link(2, "eth0", None) }, link(3, "dummy0", Some("dummy"))];
+        let rule = InterfaceRule { pattern: "eth0".to_owned(), role: Some(Role::Ignored), xdp: None };
+        for (rules, expected) in [(vec![], [true, false]), (vec![rule], [false, false])] {
+            let (devices, _) = classify(&links, &[], &BTreeSet::new(), &rules, XdpMode::Auto);
+            let resting: Vec<_> = devices.iter().map(|device| device.resting).collect();
+            assert_eq!(resting, expected, "{devices:?}");
+        }
     }
 
     #[test]
