@@ -205,3 +205,34 @@ fn r14_a_tunnel_goes_and_comes_back() {
     changing.world.tunnel(changing.world.node(0)).expect("a tunnel");
     changing.assert_nodeports_show("after", Instant::now(), [first, second]);
 }
+
+#[test]
+fn r14_policy_routing_and_next_hop_objects_lead_elsewhere() {
+    needs_root!();
+    let changing = Changing::start(Network::Routed, 2);
+    let [first, second] = [["192.168.1.2", "fd00:192:168:1::2"], ["192.168.11.2", "fd00:192:168:11::2"]];
+    changing
+        .node()
+        .ip("route add default via 192.168.11.1 dev eth1 table 100\n\
+             route add default via fd00:192:168:11::1 dev eth1 table 100\n\
+             nexthop add id 4 via 192.168.1.1 dev eth0\n\
+             nexthop add id 6 via fd00:192:168:1::1 dev eth0\n\
+             route add 10.244.2.0/24 nhid 4\n\
+             route add fd00:10:244:2::/64 nhid 6\n")
+        .expect("ip");
+    changing.assert_nodeports_show("before", Instant::now(), first);
+    let rules = |verb: &str| {
+        for (family, net) in [("-4", "10.244.2.0/24"), ("-6", "fd00:10:244:2::/64")] {
+            changing.node().ip_output(&[family, "rule", verb, "to", net, "lookup", "100"]).expect("ip");
+        }
+    };
+    rules("add");
+    changing.assert_nodeports_show("a rule comes", Instant::now(), second);
+    rules("del");
+    changing.assert_nodeports_show("the rule goes", Instant::now(), first);
+    changing
+        .node()
+        .ip("nexthop replace id 4 via 192.168.11.1 dev eth1\nnexthop replace id 6 via fd00:192:168:11::1 dev eth1\n")
+        .expect("ip");
+    changing.assert_nodeports_show("a next hop changes", Instant::now(), second);
+}
