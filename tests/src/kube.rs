@@ -161,6 +161,23 @@ pub fn node_document(node: &Node) -> Value {
     })
 }
 
+/// A ready Pod `name` in its node's network, with one label.
+pub fn host_network_pod(node: &Node, name: &str, (key, value): (&str, &str)) -> Value {
+    let container = json!({"name": "echo", "image": "echo"});
+    json!({
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": name, "namespace": "default", "labels": {key: value}},
+        "spec": {"nodeName": node.name(), "hostNetwork": true, "containers": [container]},
+        "status": {
+            "phase": "Running",
+            "podIP": node.ipv4(),
+            "podIPs": [{"ip": node.ipv4()}, {"ip": node.ipv6()}],
+            "conditions": [{"type": "Ready", "status": "True"}, {"type": "ContainersReady", "status": "True"}],
+        },
+    })
+}
+
 impl World {
     /// Writes `text` as file `name` of the manifest folder, at once.
     pub fn apply(&self, name: &str, text: &str) -> anyhow::Result<()> {

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! client (outside) --- router ---+--- node1 --- its pods      every line is a veth pair, every hop is routed
-//!                                +--- node2 --- its pods
+//!                                +--- node2 --- its pods      ([`Network`] has others)
 //! ```
 //! * [`World`] builds it, and removes it when dropped, also when the test panics;
 //! * [`Place`] is where a process can run: the client, a node (its host namespace) or a pod. A place's command runs in
@@ -17,6 +17,7 @@
 
 mod agent;
 mod bpffs;
+mod builder;
 mod cgroup;
 pub mod client;
 mod cluster;
@@ -24,9 +25,11 @@ pub mod kube;
 mod leftovers;
 mod listen;
 mod netns;
+mod network;
 mod node;
 mod place;
 mod process;
+mod rows;
 pub mod scenario;
 mod sink;
 mod sockets;
@@ -36,20 +39,25 @@ mod tool;
 mod wait;
 mod wiring;
 mod world;
+mod xdp;
 
 pub use agent::{Agent, Setup};
 pub use bpffs::Bpffs;
+pub use builder::{Options, WorldBuilder};
 pub use cluster::{Cluster, NODE_PORT, TARGET};
 pub use leftovers::traces;
 pub use listen::{Capture, Seen};
 pub use netns::Namespace;
+pub use network::Network;
 pub use node::{Node, Pod};
 pub use place::Place;
 pub use process::{Echo, Process, binary};
+pub use rows::{Expect, Rows};
 pub use sink::{ChecksumSink, SinkReport};
 pub use tcx::{Fate, ForeignProgram, Matching, Position, TcxHook, tcx_chain, tcx_chain_here};
 pub use wait::wait_until;
-pub use world::{Options, World, WorldBuilder};
+pub use world::World;
+pub use xdp::ForeignXdp;
 
 /// Whether this process may build a [`World`].
 pub fn is_root() -> bool {

@@ -57,6 +57,13 @@ impl Namespace {
         Ok(())
     }
 
+    /// Runs a batch of `bridge` commands in it, one a line.
+    pub(crate) fn bridge(&self, batch: &str) -> anyhow::Result<()> {
+        let mut command = Command::new("bridge");
+        command.args(["-n", &self.name, "-batch", "-"]);
+        tool::run(command, batch).map(drop)
+    }
+
     /// What `ip ARGS` prints in it.
     pub fn ip_output(&self, args: &[&str]) -> anyhow::Result<String> {
         let mut command = Command::new("ip");

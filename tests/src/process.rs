@@ -2,6 +2,7 @@
 
 use std::{
     fs::{self, File},
+    net::IpAddr,
     os::unix::{fs::FileExt, process::CommandExt},
     path::PathBuf,
     process::{Child, Command, ExitStatus, Stdio},
@@ -149,6 +150,12 @@ impl Echo {
     ///
     /// It calls itself by the place's name.
     pub fn start(place: &Place, tcp: &[u16], udp: &[u16]) -> anyhow::Result<Self> {
+        Self::start_on(place, tcp, udp, &[])
+    }
+
+    /// The same, but only on these addresses of the place. Where it has several, datagrams are answered by the one that
+    /// was asked.
+    pub fn start_on(place: &Place, tcp: &[u16], udp: &[u16], addresses: &[IpAddr]) -> anyhow::Result<Self> {
         let mut command = place.command(binary("ballast-peer")?)?;
         command.args(["server", "--name", place.name()]);
         for port in tcp {
@@ -156,6 +163,9 @@ impl Echo {
         }
         for port in udp {
             command.arg("--udp").arg(port.to_string());
+        }
+        for address in addresses {
+            command.arg("--bind").arg(address.to_string());
         }
         let mut process = Process::spawn(&format!("echo server {}", place.name()), command)?;
         process.first_line(Duration::from_secs(10))?;

@@ -84,15 +84,10 @@ impl ForeignProgram {
     ) -> anyhow::Result<Self> {
         let counter = create_counter().context("cannot make the foreign program's map")?;
         let instructions = instructions(matching, fate, counter.as_raw_fd());
-        let program = load(&instructions).context("cannot load the foreign program")?;
-        // The kernel looks an index up in the namespace of the thread that asks.
-        let link = namespace
-            .run(|| {
-                let any = rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::DGRAM, None)?;
-                let ifindex = rustix::net::netdevice::name_to_index(&any, interface)?;
-                link(&program, ifindex, hook, position)
-            })?
-            .with_context(|| format!("cannot attach the foreign program to {interface}"))?;
+        let program = load(BPF_PROG_TYPE_SCHED_CLS, &instructions).context("cannot load the foreign program")?;
+        let kind = if hook == TcxHook::Ingress { BPF_TCX_INGRESS } else { BPF_TCX_EGRESS };
+        let flags = if position == Position::First { BPF_F_BEFORE } else { BPF_F_AFTER };
+        let link = link(namespace, interface, &program, kind, flags)?;
         Ok(Self { counter, _link: link })
     }
 
@@ -125,7 +120,7 @@ pub fn tcx_chain_here(interface: &str, hook: TcxHook) -> anyhow::Result<Vec<Stri
 }
 
 /// `struct bpf_insn` of a little-endian machine: opcode, registers (source above destination), offset, immediate.
-type Instruction = (u8, u8, i16, i32);
+pub(crate) type Instruction = (u8, u8, i16, i32);
 
 fn instructions(matching: Matching, fate: Fate, counter: i32) -> Vec<Instruction> {
     // From the Ethernet header on.
@@ -207,7 +202,8 @@ fn create_counter() -> io::Result<OwnedFd> {
     owned(call(BPF_MAP_CREATE, &attr)?)
 }
 
-fn load(instructions: &[Instruction]) -> io::Result<OwnedFd> {
+/// `kind` is a `BPF_PROG_TYPE_*`.
+pub(crate) fn load(kind: u32, instructions: &[Instruction]) -> io::Result<OwnedFd> {
     let words: Vec<u64> = instructions
         .iter()
         .map(|&(code, registers, offset, immediate)| {
@@ -218,7 +214,7 @@ fn load(instructions: &[Instruction]) -> io::Result<OwnedFd> {
         .collect();
     let licence = c"GPL";
     let mut attr = Attr::default();
-    attr.set_u32(0, BPF_PROG_TYPE_SCHED_CLS);
+    attr.set_u32(0, kind);
     attr.set_u32(4, u32::try_from(words.len()).map_err(io::Error::other)?);
     attr.set_u64(8, words.as_ptr() as u64);
     attr.set_u64(16, licence.as_ptr() as u64);
@@ -227,13 +223,25 @@ fn load(instructions: &[Instruction]) -> io::Result<OwnedFd> {
     owned(call(BPF_PROG_LOAD, &attr)?)
 }
 
-fn link(program: &OwnedFd, ifindex: u32, hook: TcxHook, position: Position) -> io::Result<OwnedFd> {
-    let mut attr = Attr::default();
-    attr.set_u32(0, descriptor(program));
-    attr.set_u32(4, ifindex);
-    attr.set_u32(8, if hook == TcxHook::Ingress { BPF_TCX_INGRESS } else { BPF_TCX_EGRESS });
-    attr.set_u32(12, if position == Position::First { BPF_F_BEFORE } else { BPF_F_AFTER });
-    owned(call(BPF_LINK_CREATE, &attr)?)
+/// Attaches to a device of `namespace`; `kind` is a `BPF_*` attach type.
+pub(crate) fn link(
+    namespace: &Namespace,
+    interface: &str,
+    program: &OwnedFd,
+    kind: u32,
+    flags: u32,
+) -> anyhow::Result<OwnedFd> {
+    // The kernel looks an index up in the namespace of the thread that asks.
+    let link = namespace.run(|| {
+        let any = rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::DGRAM, None)?;
+        let mut attr = Attr::default();
+        attr.set_u32(0, descriptor(program));
+        attr.set_u32(4, rustix::net::netdevice::name_to_index(&any, interface)?);
+        attr.set_u32(8, kind);
+        attr.set_u32(12, flags);
+        owned(call(BPF_LINK_CREATE, &attr)?)
+    })?;
+    link.with_context(|| format!("cannot attach the foreign program to {interface}"))
 }
 
 fn call(command: libc::c_long, attr: &Attr) -> io::Result<libc::c_long> {

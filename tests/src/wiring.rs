@@ -8,6 +8,9 @@
 //! | `ClusterIPs` | 10.96.0.0/16 | `fd00:10:96::/112` |
 //! | `LoadBalancer` addresses | 203.0.113.0/24 | `fd00:203:0:113::/64` |
 //!
+//! On one segment ([`WorldBuilder::segment`](crate::WorldBuilder::segment)) the networks of all first uplinks are one:
+//! 192.168.0.0/20 and `fd00:192:168::/56`.
+//!
 //! The router is .1 of each network, the others .2. A client has one address more per uplink (network 100 + U), to
 //! which the nodes' route leads over that uplink: paths are symmetric, as strict reverse path filtering wants.
 
@@ -17,6 +20,13 @@ use crate::{Namespace, Options};
 
 /// The network segment of the client for uplink 0.
 const CLIENT_SEGMENT: u8 = 100;
+
+/// The router's bridge.
+pub(crate) const SEGMENT: &str = "nodes0";
+/// Prefix lengths of a network of two.
+const ALONE: (u8, u8) = (24, 64);
+/// Prefix lengths of a segment.
+const SHARED: (u8, u8) = (20, 56);
 
 /// The ranges a router sends to the node that serves them for outside clients.
 pub(crate) const SERVICE_RANGES: [&str; 4] =
@@ -36,7 +46,10 @@ pub(crate) fn gateways(node: u8) -> (Ipv4Addr, Ipv6Addr) {
 }
 
 pub(crate) fn pod_ips(node: u8, index: u8) -> (Ipv4Addr, Ipv6Addr) {
-    let host = 10 + index;
+    pod_network_ips(node, 10 + index)
+}
+
+pub(crate) fn pod_network_ips(node: u8, host: u8) -> (Ipv4Addr, Ipv6Addr) {
     (
         Ipv4Addr::new(10, 244, node, host),
         Ipv6Addr::new(0xfd00, 0x10, 0x244, hex_digits(node), 0, 0, 0, hex_digits(host)),
@@ -82,11 +95,17 @@ pub(crate) fn join_client(router: &Namespace, client: &Namespace, options: &Opti
     router.ip(&format!("link add client type veth peer name eth0 netns {}\nlink set client up\n", client.name()))?;
     let (mut at_router, mut at_client) = (String::new(), "link set eth0 up\n".to_owned());
     for uplink in 0..options.uplinks {
-        address_pair(&mut at_router, "client", &mut at_client, "eth0", CLIENT_SEGMENT + uplink);
+        address_pair(&mut at_router, "client", &mut at_client, "eth0", CLIENT_SEGMENT + uplink, ALONE);
     }
     default_route(&mut at_client, "eth0", CLIENT_SEGMENT);
     router.ip(&at_router)?;
     client.ip(&at_client)
+}
+
+/// Makes the router's side of a segment.
+pub(crate) fn add_segment(router: &Namespace) -> anyhow::Result<()> {
+    // A bridge without a MAC of its own takes another one with each port.
+    router.ip(&format!("link add {SEGMENT} address 0a:58:c0:a8:00:01 type bridge\nlink set {SEGMENT} up\n"))
 }
 
 /// Joins node `number` to the router by all its uplinks.
@@ -97,7 +116,12 @@ pub(crate) fn join_node(router: &Namespace, node: &Namespace, number: u8, option
         line(&mut links, &format!("link add {far} type veth peer name {near} netns {}", node.name()));
         line(&mut at_router, &format!("link set {far} up"));
         line(&mut at_node, &format!("link set {near} up"));
-        address_pair(&mut at_router, &far, &mut at_node, &near, number + 10 * uplink);
+        if options.segment && uplink == 0 {
+            line(&mut at_router, &format!("link set {far} master {SEGMENT}"));
+            address_pair(&mut at_router, SEGMENT, &mut at_node, &near, number, SHARED);
+        } else {
+            address_pair(&mut at_router, &far, &mut at_node, &near, number + 10 * uplink, ALONE);
+        }
         if uplink > 0 {
             let (gateway4, gateway6) = segment_ips(number + 10 * uplink, 1);
             let segment = CLIENT_SEGMENT + uplink;
@@ -109,9 +133,6 @@ pub(crate) fn join_node(router: &Namespace, node: &Namespace, number: u8, option
     let ((via4, via6), [cidr4, cidr6]) = (node_ips(number, 0), pod_cidrs(number));
     line(&mut at_router, &format!("route add {cidr4} via {via4}"));
     line(&mut at_router, &format!("route add {cidr6} via {via6}"));
-    // A pod that is not there must not send its packets round between node and router.
-    line(&mut at_node, &format!("route add blackhole {cidr4}"));
-    line(&mut at_node, &format!("route add blackhole {cidr6}"));
     router.ip(&links)?;
     router.ip(&at_router)?;
     node.ip(&at_node)
@@ -153,11 +174,18 @@ pub(crate) fn join_pod(
     ))
 }
 
-fn address_pair(at_router: &mut String, far: &str, at_other: &mut String, near: &str, segment: u8) {
+fn address_pair(
+    at_router: &mut String,
+    far: &str,
+    at_other: &mut String,
+    near: &str,
+    segment: u8,
+    (prefix4, prefix6): (u8, u8),
+) {
     for (batch, interface, host) in [(at_router, far, 1), (at_other, near, 2)] {
         let (ipv4, ipv6) = segment_ips(segment, host);
-        line(batch, &format!("addr add {ipv4}/24 dev {interface}"));
-        line(batch, &format!("addr add {ipv6}/64 dev {interface} nodad"));
+        line(batch, &format!("addr add {ipv4}/{prefix4} dev {interface}"));
+        line(batch, &format!("addr add {ipv6}/{prefix6} dev {interface} nodad"));
     }
 }
 

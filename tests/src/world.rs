@@ -11,7 +11,10 @@ use std::{
 
 use anyhow::Context;
 
-use crate::{Namespace, Node, Place, Pod, cgroup::Cgroup, kube::PodSpec, leftovers, sys, wait_until, wiring};
+use crate::{
+    Namespace, Network, Node, Options, Place, Pod, WorldBuilder, cgroup::Cgroup, kube::PodSpec, network, sys,
+    wait_until, wiring,
+};
 
 /// Counts what netfilter finds INVALID on its way through a node, and drops it.
 const DROP_INVALID: &str = "table inet world {
@@ -22,73 +25,6 @@ const DROP_INVALID: &str = "table inet world {
     }
 }
 ";
-
-/// How a world is built.
-#[derive(Clone, Debug)]
-pub struct Options {
-    pub(crate) nodes: u8,
-    pub(crate) names: Vec<String>,
-    pub(crate) pods: u8,
-    pub(crate) uplinks: u8,
-    pub(crate) rp_filter: u8,
-    pub(crate) drop_invalid: bool,
-}
-
-/// Builds a [`World`].
-#[derive(Clone, Debug)]
-pub struct WorldBuilder {
-    options: Options,
-}
-
-impl WorldBuilder {
-    /// Number of nodes, at most 9; 2 by default.
-    #[must_use]
-    pub fn nodes(mut self, nodes: u8) -> Self {
-        self.options.nodes = nodes.min(9);
-        self
-    }
-
-    /// What the nodes are called instead of `node1`, `node2`, ...
-    #[must_use]
-    pub fn names(mut self, names: &[String]) -> Self {
-        names.clone_into(&mut self.options.names);
-        self
-    }
-
-    /// Pods on each node, called `pod-NODE-INDEX`, at most 200; 2 by default.
-    #[must_use]
-    pub fn pods(mut self, pods: u8) -> Self {
-        self.options.pods = pods.min(200);
-        self
-    }
-
-    /// Uplink devices (`eth0`, `eth1`, ...) of each node, at most 9; 1 by default.
-    #[must_use]
-    pub fn uplinks(mut self, uplinks: u8) -> Self {
-        self.options.uplinks = uplinks.clamp(1, 9);
-        self
-    }
-
-    /// Reverse path filtering of the nodes; 1 (strict) by default.
-    #[must_use]
-    pub fn rp_filter(mut self, mode: u8) -> Self {
-        self.options.rp_filter = mode;
-        self
-    }
-
-    /// Whether nodes drop what netfilter calls INVALID in FORWARD; true by default. See [`Node::invalid_packets`].
-    #[must_use]
-    pub fn drop_invalid(mut self, on: bool) -> Self {
-        self.options.drop_invalid = on;
-        self
-    }
-
-    /// Builds it; whatever exists already is removed again on failure.
-    pub fn build(self) -> anyhow::Result<World> {
-        leftovers::sweep();
-        World::build(self.options).context("cannot build the test world (it needs root)")
-    }
-}
 
 /// A small cluster: a client outside, a router, nodes and their pods. Dropping it leaves nothing behind.
 #[derive(Debug)]
@@ -113,11 +49,10 @@ impl World {
 
     /// Options first.
     pub fn builder() -> WorldBuilder {
-        let names = Vec::new();
-        WorldBuilder { options: Options { nodes: 2, names, pods: 2, uplinks: 1, rp_filter: 1, drop_invalid: true } }
+        WorldBuilder::default()
     }
 
-    fn build(options: Options) -> anyhow::Result<Self> {
+    pub(crate) fn build(options: Options) -> anyhow::Result<Self> {
         let id = sys::unique_name()?;
         let cgroup = Cgroup::create(sys::cgroup2_mount()?.join(&id))?;
         let client_cgroup = Cgroup::create(cgroup.path().join("client"))?;
@@ -125,6 +60,9 @@ impl World {
         let client = Namespace::create(&format!("{id}-client"))?;
         for (namespace, forwards) in [(&router, true), (&client, false)] {
             wiring::prepare(namespace, &options, forwards)?;
+        }
+        if options.segment {
+            wiring::add_segment(&router)?;
         }
         wiring::join_client(&router, &client, &options)?;
         let (ipv4, ipv6) = wiring::client_ips(0);
@@ -167,12 +105,22 @@ impl World {
         if self.options.drop_invalid {
             namespace.nft(DROP_INVALID)?;
         }
+        let network = self.options.network;
+        network.prepare(&namespace, number, wiring::node_ips(number, 0))?;
+        if network == Network::Bridge {
+            let on = if self.options.bridge_netfilter { "1" } else { "0" };
+            namespace.sysctls(&[("bridge/bridge-nf-call-iptables", on), ("bridge/bridge-nf-call-ip6tables", on)])?;
+        }
         let directory = self.directory.join(&name);
         fs::create_dir(&directory).with_context(|| format!("cannot make {}", directory.display()))?;
         let (ipv4, ipv6) = wiring::node_ips(number, 0);
         let place = Place { name, namespace: Arc::new(namespace), procs: cgroup.procs(), ipv4, ipv6 };
         let node = Node { number, place, pods: Vec::new(), directory, cgroup, uplinks: self.options.uplinks };
         sys::mount_bpffs(&node.bpffs())?;
+        for other in &self.nodes {
+            network.join_nodes(other, &node, self.options.segment)?;
+            network.join_nodes(&node, other, self.options.segment)?;
+        }
         self.nodes.push(node);
         Ok(())
     }
@@ -194,7 +142,9 @@ impl World {
         let namespace = Namespace::create(&format!("{}-n{}p{index}", self.id, of.number))?;
         wiring::prepare(&namespace, &self.options, false)?;
         let interface = format!("pod{index}");
-        wiring::join_pod(&of.place.namespace, &interface, (of.place.ipv4, of.place.ipv6), &namespace, (ipv4, ipv6))?;
+        let node_ips = (of.place.ipv4, of.place.ipv6);
+        let network = self.options.network;
+        network.join_pod(of.namespace(), of.number, &interface, node_ips, &namespace, (ipv4, ipv6))?;
         let procs = of.place.procs.clone();
         if (ipv4, ipv6) != next {
             self.route_pod(of, (ipv4, ipv6))?;
@@ -205,14 +155,32 @@ impl World {
         node.pods.last().context("the pod just added")
     }
 
+    /// Makes the veth pair of a pod again, after it was deleted.
+    pub fn plug(&self, pod: &Pod) -> anyhow::Result<()> {
+        let node = self.nodes.iter().find(|node| node.name() == pod.node()).context("a pod of another world")?;
+        let (node_ips, pod_ips) = ((node.ipv4(), node.ipv6()), (pod.ipv4(), pod.ipv6()));
+        let network = self.options.network;
+        network.join_pod(node.namespace(), node.number, &pod.interface, node_ips, pod.namespace(), pod_ips)
+    }
+
+    /// Makes the tunnel of a node again, after it was deleted.
+    pub fn tunnel(&self, node: &Node) -> anyhow::Result<()> {
+        let network = self.options.network;
+        network.add_device(node.namespace(), node.number, (node.ipv4(), node.ipv6()))?;
+        let mut others = self.nodes.iter().filter(|other| other.number != node.number);
+        others.try_for_each(|other| network.join_nodes(node, other, self.options.segment))
+    }
+
     /// Leads everybody to addresses that may be none of their node's podCIDRs.
     fn route_pod(&self, node: &Node, (ipv4, ipv6): (Ipv4Addr, Ipv6Addr)) -> anyhow::Result<()> {
-        let lead = |to: &Namespace, (via4, via6)| {
-            to.ip(&format!("route replace {ipv4}/32 via {via4}\nroute replace {ipv6}/128 via {via6}\n"))
-        };
-        lead(&self.router, wiring::node_ips(node.number, 0))?;
+        let (via4, via6) = wiring::node_ips(node.number, 0);
+        self.router.ip(&format!("route replace {ipv4}/32 via {via4}\nroute replace {ipv6}/128 via {via6}\n"))?;
+        let (network, segment) = (self.options.network, self.options.segment);
         let mut others = self.nodes.iter().filter(|other| other.number != node.number);
-        others.try_for_each(|other| lead(other.namespace(), wiring::gateways(other.number)))
+        others.try_for_each(|other| {
+            network.lead(other, node, &format!("{ipv4}/32"), segment)?;
+            network.lead(other, node, &format!("{ipv6}/128"), segment)
+        })
     }
 
     /// Waits until every device is up and every address usable.
@@ -224,7 +192,10 @@ impl World {
             wait_until(&format!("devices of {}", namespace.name()), Duration::from_secs(10), || {
                 let text = namespace.ip_output(&["-o", "addr"]).map_err(|error| error.to_string())?;
                 let links = namespace.ip_output(&["-o", "link"]).map_err(|error| error.to_string())?;
-                match links.lines().find(|line| line.contains("state DOWN") || line.contains("state LOWERLAYERDOWN")) {
+                // A bridge has no carrier before its first port.
+                let empty = |line: &&str| line.contains(&format!(": {}: <NO-CARRIER", network::BRIDGE));
+                let mut links = links.lines().filter(|line| !empty(line));
+                match links.find(|line| line.contains("state DOWN") || line.contains("state LOWERLAYERDOWN")) {
                     Some(line) => Err(line.to_owned()),
                     None if text.contains("tentative") => Err("an address is tentative".to_owned()),
                     None => Ok(()),
@@ -285,6 +256,12 @@ impl World {
     pub fn node(&self, index: usize) -> &Node {
         assert!(index < self.nodes.len(), "no node {index}: this world has {}", self.nodes.len());
         &self.nodes[index]
+    }
+
+    /// The source that a backend sees of what `node` masquerades, or sends itself: that of the node's route to it.
+    pub fn source_towards(&self, node: &Node, pod: &str, like: IpAddr) -> IpAddr {
+        let own = node.pods.iter().any(|own| own.name() == pod);
+        self.options.network.source(node, own, like.is_ipv4())
     }
 
     /// All pods, node by node.

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use lb_tests::{
-    Agent, ChecksumSink, Echo, Namespace, Setup, World,
+    Agent, ChecksumSink, Echo, Namespace, Network, Setup, World,
     client::{Call, Transport},
     kube::{PodSpec, Service},
     needs_root,
@@ -20,8 +20,8 @@ struct Checked {
 
 impl Checked {
     /// `web` has one backend, on node 2; `none` has none.
-    fn new(setup: &Setup) -> Self {
-        let world = World::builder().rp_filter(1).drop_invalid(true).build().expect("a world");
+    fn new(network: Network, setup: &Setup) -> Self {
+        let world = World::builder().rp_filter(1).drop_invalid(true).network(network).build().expect("a world");
         world.apply_nodes().expect("nodes");
         let far = world.node(1).pod(0);
         world.apply_pod(far, &PodSpec::labelled("app", "web")).expect("a pod");
@@ -89,8 +89,8 @@ fn ends(checked: &Checked) -> [(&Namespace, &'static str); 3] {
 }
 
 /// Senders finish their checksums themselves, as a wire delivers packets.
-fn whole(setup: &Setup) {
-    let checked = Checked::new(setup);
+fn whole(network: Network, setup: &Setup) {
+    let checked = Checked::new(network, setup);
     checked.world.set_tx_checksum(false).expect("ethtool");
     watch(&checked, &ends(&checked));
 }
@@ -98,20 +98,30 @@ fn whole(setup: &Setup) {
 #[test]
 fn every_checksum_is_right_at_tcx() {
     needs_root!();
-    whole(&Setup::tcx(false));
+    whole(Network::Routed, &Setup::tcx(false));
 }
 
 #[test]
 fn every_checksum_is_right_at_xdp() {
     needs_root!();
-    whole(&Setup::xdp(false));
+    whole(Network::Routed, &Setup::xdp(false));
 }
 
 #[test]
-fn partial_checksums_are_finished_right_behind_tcx() {
+fn every_checksum_is_right_on_a_bridge() {
     needs_root!();
-    let checked = Checked::new(&Setup::tcx(false));
-    // Senders leave the sum to the device; the devices behind our programs have to finish it.
+    whole(Network::Bridge, &Setup::xdp(false));
+}
+
+#[test]
+fn every_checksum_is_right_behind_a_tunnel() {
+    needs_root!();
+    whole(Network::Vxlan, &Setup::tcx(false));
+}
+
+/// Senders leave the sum to the device; the devices behind our programs have to finish it.
+fn partial(network: Network) {
+    let checked = Checked::new(network, &Setup::tcx(false));
     checked.world.set_tx_checksum(true).expect("ethtool");
     let router = checked.world.router();
     for node in checked.world.nodes() {
@@ -124,4 +134,22 @@ fn partial_checksums_are_finished_right_behind_tcx() {
     let places =
         [(router, "node1"), (router, "node2"), (near.place().namespace(), "eth0"), (far.place().namespace(), "eth0")];
     watch(&checked, &places);
+}
+
+#[test]
+fn partial_checksums_are_finished_right_behind_tcx() {
+    needs_root!();
+    partial(Network::Routed);
+}
+
+#[test]
+fn partial_checksums_are_finished_right_on_a_bridge() {
+    needs_root!();
+    partial(Network::Bridge);
+}
+
+#[test]
+fn partial_checksums_are_finished_right_behind_a_tunnel() {
+    needs_root!();
+    partial(Network::Vxlan);
 }

@@ -76,6 +76,23 @@ fn every_row_of_the_demo_passes() {
 }
 
 #[test]
+fn every_row_passes_on_other_networks() {
+    needs_root!();
+    // 2.4.2: the backend on another node sees the address that the node's route to it has.
+    for (network, near, far) in [("bridge", "10.244.1.1", "192.168.1.2"), ("vxlan", "192.168.1.2", "10.244.1.0")] {
+        let (code, table, errors) = outcome(demo().args(["--once", "--network", network]));
+        assert_eq!(code, Some(0), "{table}\n{errors}");
+        assert!(table.contains(" access paths, 0 failed"), "{table}");
+        let rows = rows(&table, "service-python");
+        let row = rows.iter().find(|row| row.get(3) == Some(&"192.168.1.2:30080")).expect("the nodePort of node1");
+        let sources: Vec<&str> = row.last().expect("sources").split(',').collect();
+        assert!(sources.contains(&near) && sources.contains(&far), "{network}: {row:?}");
+    }
+    let (code, _, errors) = outcome(demo().args(["--once", "--network", "token-ring"]));
+    assert!(code == Some(2) && errors.contains("routed, bridge, vxlan"), "{errors}");
+}
+
+#[test]
 fn documents_straight_out_of_a_cluster_are_played() {
     needs_root!();
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/documents/kubectl.yaml");

@@ -4,6 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     io,
     net::IpAddr,
+    path::Path,
 };
 
 use ipnet::IpNet;
@@ -15,7 +16,7 @@ use crate::{
     image::NextHopInfo,
     model::Node,
     net::{
-        self, Address, Netlink,
+        self, Address, Netlink, bridges,
         host_device::{self, HostDevice, Way},
         reserved_ports,
         roles::{self, Device, Role},
@@ -28,6 +29,7 @@ pub(super) struct Network {
     netlink: Netlink,
     host: Result<HostDevice, Problem>,
     addresses: Vec<Address>,
+    default_routes: BTreeSet<u32>,
     devices: Vec<Device>,
     /// What is attached, by interface index; an error is told and tried again.
     attached: BTreeMap<u32, Result<Attached, String>>,
@@ -36,6 +38,8 @@ pub(super) struct Network {
     mtus: BTreeMap<u32, u32>,
     /// By origin, so that each listing replaces its own.
     problems: BTreeMap<&'static str, Vec<Problem>>,
+    /// What may not be as meant, though nothing of ours is missing.
+    warnings: Vec<Problem>,
 }
 
 /// Makes `ballast0`, or takes over the one that is there.
@@ -69,11 +73,13 @@ impl Network {
             netlink,
             host,
             addresses: Vec::new(),
+            default_routes: BTreeSet::new(),
             devices: Vec::new(),
             attached: BTreeMap::new(),
             next_hops: BTreeMap::new(),
             mtus: BTreeMap::new(),
             problems,
+            warnings: Vec::new(),
         })
     }
 
@@ -90,9 +96,11 @@ impl Network {
                 let (devices, problems) =
                     roles::classify(&links, &addresses, &defaults, &config.interfaces, config.xdp);
                 self.problems.insert("devices", problems);
+                self.warnings = bridges::warnings(&links, &devices, Path::new("/proc/sys/net"));
                 self.devices = devices;
                 self.mtus = links.iter().map(|link| (link.ifindex, link.mtu)).collect();
                 self.addresses = addresses;
+                self.default_routes = defaults;
                 let present = |host: &HostDevice| links.iter().any(|link| link.ifindex == host.ifindex);
                 if !self.host.as_ref().is_ok_and(present) {
                     self.host = make_host(&self.netlink).await;
@@ -116,13 +124,17 @@ impl Network {
     pub(super) fn attach(&mut self, datapath: &mut Datapath) {
         for device in self.devices.iter().filter(|device| device.role != Role::Ignored) {
             let known = self.attached.get(&device.ifindex);
-            if known.is_some_and(|known| {
-                known.as_ref().is_ok_and(|known| known.xdp == device.xdp || known.degraded.is_some())
-            }) {
+            if known.is_some_and(|known| known.as_ref().is_ok_and(|known| known.xdp == device.xdp)) {
                 continue;
             }
-            let result = datapath.attach_device(&device.name, device.ifindex, device.xdp);
+            // Who has the XDP hook may have left it.
+            let refused = known.and_then(|known| known.as_ref().ok()?.degraded.as_ref()).filter(|_| device.xdp);
+            let result = match refused {
+                Some(_) => Ok(datapath.retry_xdp(&device.name, device.ifindex)),
+                None => datapath.attach_device(&device.name, device.ifindex, device.xdp),
+            };
             match &result {
+                Ok(Attached { degraded: Some(cause), .. }) if Some(cause) == refused => {}
                 Ok(Attached { degraded: Some(cause), .. }) => {
                     tracing::warn!("device {}: XDP refused, tcx does its work: {cause}", device.name);
                 }
@@ -145,7 +157,8 @@ impl Network {
         let wanted: BTreeSet<u32> = self
             .devices
             .iter()
-            .filter(|device| device.role != Role::Ignored)
+            // What comes first when it is up again may be of a connection: without hooks the node would reset it.
+            .filter(|device| device.role != Role::Ignored || device.resting)
             .map(|device| device.ifindex)
             .chain(host)
             .collect();
@@ -220,11 +233,12 @@ impl Network {
         smallest.map(|mtu| if net.addr().is_ipv6() { mtu.max(1280) } else { mtu })
     }
 
-    /// The source address for packets into `ballast0`: the node's own of that family, on an uplink.
+    /// The source address for packets into `ballast0`: the node's own of that family, on an uplink or on the bridge over
+    /// one.
     fn source(&self, net: IpNet) -> Option<IpAddr> {
         let uplink = |address: &Address| {
             let of = |device: &Device| device.ifindex == address.ifindex && device.role == Role::Uplink;
-            self.devices.iter().any(of)
+            self.default_routes.contains(&address.ifindex) || self.devices.iter().any(of)
         };
         let suits = |address: &&Address| {
             address.usable
@@ -257,6 +271,10 @@ impl Network {
         self.addresses.iter().map(|address| address.net.addr()).collect()
     }
 
+    pub(super) fn warnings(&self) -> &[Problem] {
+        &self.warnings
+    }
+
     pub(super) fn problems(&self) -> Vec<Problem> {
         let mut problems: Vec<Problem> = self.problems.values().flatten().cloned().collect();
         problems.extend(self.host.as_ref().err().cloned());
@@ -277,6 +295,14 @@ impl Network {
                     cause: format!("XDP refused, tcx does its work: {cause}"),
                     fix: "free the device's XDP hook, or say so with interfaces: [{match: ..., xdp: off}]".to_owned(),
                 }),
+                Ok(Attached { xdp: true, .. }) => {
+                    let cost = self.devices.iter().find(|device| device.ifindex == *ifindex);
+                    problems.extend(cost.and_then(|device| device.xdp_cost.clone()).map(|cause| Problem {
+                        object: format!("device {}", name(*ifindex)),
+                        cause,
+                        fix: "tcx does the same work there: say so with interfaces: [{match: ..., xdp: off}]".to_owned(),
+                    }));
+                }
                 Ok(_) => {}
             }
         }
@@ -289,7 +315,7 @@ impl Network {
             let (hooks, degraded) = match attached {
                 None => ("none", None),
                 Some(Err(error)) => ("none", Some(error.clone())),
-                Some(Ok(Attached { xdp: true, .. })) => ("xdp+tcx", None),
+                Some(Ok(Attached { xdp: true, .. })) => ("xdp+tcx", device.xdp_cost.clone()),
                 Some(Ok(Attached { xdp: false, degraded })) => ("tcx", degraded.clone()),
             };
             DeviceStatus {

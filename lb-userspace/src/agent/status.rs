@@ -51,7 +51,8 @@ impl Agent {
 
     /// What may not be as meant.
     fn warnings(&self) -> Vec<Problem> {
-        self.options.notes.no_effect.iter().cloned().chain(self.findings(Severity::Warning)).collect()
+        let without_documents = self.options.notes.no_effect.iter().chain(self.network.warnings());
+        without_documents.cloned().chain(self.findings(Severity::Warning)).collect()
     }
 
     /// Everything that is not as asked.

@@ -68,10 +68,15 @@ impl Datapath {
             self.remove_pin(&format!("xdp-{ifindex}"));
             return Ok(Attached::default());
         }
-        Ok(match self.attach_xdp(name, ifindex) {
+        Ok(self.retry_xdp(name, ifindex))
+    }
+
+    /// Attaches XDP to a device that has the rest.
+    pub fn retry_xdp(&mut self, name: &str, ifindex: u32) -> Attached {
+        match self.attach_xdp(name, ifindex) {
             Ok(()) => Attached { xdp: true, degraded: None },
             Err(error) => Attached { xdp: false, degraded: Some(error.cause) },
-        })
+        }
     }
 
     /// Attaches to `ballast0`.

@@ -23,7 +23,7 @@ pub struct Changed;
 struct Patience {
     /// Links and addresses: a new interface must be attached soon, what it carries until then passes untranslated.
     prompt: Duration,
-    /// Routes: a routing daemon changes them by the thousand.
+    /// Routes and rules: a routing daemon changes them by the thousand.
     relaxed: Duration,
 }
 
@@ -31,7 +31,7 @@ const PATIENCE: Patience = Patience { prompt: Duration::from_millis(5), relaxed:
 /// Pause before the next try when the subscription cannot be made again.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// Subscribes to changes of links, addresses and routes; to be called inside the runtime.
+/// Subscribes to changes of links, addresses, routes and rules; to be called inside the runtime.
 ///
 /// What is reported is only that something changed since the last report: the state is to be listed, so that a lost
 /// event (the kernel's buffer was full) is a change like any other. The reader of the socket never waits for the
@@ -80,6 +80,9 @@ impl Subscription {
             MulticastGroup::Ipv6Ifaddr,
             MulticastGroup::Ipv4Route,
             MulticastGroup::Ipv6Route,
+            // What leads elsewhere without a change of a route.
+            MulticastGroup::Ipv4Rule,
+            MulticastGroup::Ipv6Rule,
         ])?;
         tokio::spawn(connection);
         Ok(Self { messages: Box::pin(messages), _handle: handle })
@@ -104,9 +107,12 @@ async fn burst(messages: &mut (impl Stream<Item = (Message, SocketAddr)> + Unpin
 impl Patience {
     fn with(self, message: &Message) -> Duration {
         match &message.payload {
-            NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewRoute(_) | RouteNetlinkMessage::DelRoute(_)) => {
-                self.relaxed
-            }
+            NetlinkPayload::InnerMessage(
+                RouteNetlinkMessage::NewRoute(_)
+                | RouteNetlinkMessage::DelRoute(_)
+                | RouteNetlinkMessage::NewRule(_)
+                | RouteNetlinkMessage::DelRule(_),
+            ) => self.relaxed,
             // Links, addresses, and that something was lost.
             _ => self.prompt,
         }

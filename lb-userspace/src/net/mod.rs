@@ -1,11 +1,13 @@
 //! The node's network: what there is (links, addresses, routes), what happens to it, and the device of our own.
 //! The only module that speaks netlink.
 
+pub mod bridges;
 pub mod events;
 pub mod host_device;
 mod netlink;
 mod netns;
 pub mod node_ports;
+mod pattern;
 pub mod reserved_ports;
 pub mod roles;
 

@@ -10,7 +10,7 @@ use futures_util::{StreamExt as _, TryStreamExt as _};
 use ipnet::IpNet;
 use netlink_packet_route::{
     address::{AddressAttribute, AddressHeaderFlags, AddressMessage, AddressScope},
-    link::{LinkAttribute, LinkFlags, LinkInfo, LinkMessage},
+    link::{InfoBridge, InfoData, LinkAttribute, LinkFlags, LinkInfo, LinkMessage},
     route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteMetric, RouteProtocol, RouteType},
 };
 use rtnetlink::{Handle, IpVersion, RouteMessageBuilder};
@@ -43,6 +43,8 @@ pub struct Link {
     pub mac: [u8; 6],
     /// MTU in bytes.
     pub mtu: u32,
+    /// A bridge of which netfilter sees what it forwards, whatever is set for all bridges.
+    pub netfilter: bool,
 }
 
 /// An address of this node.
@@ -232,6 +234,13 @@ fn link(message: &LinkMessage) -> Link {
                 link.kind = infos.iter().find_map(|info| match info {
                     LinkInfo::Kind(kind) => Some(kind.to_string()),
                     _ => None,
+                });
+                link.netfilter = infos.iter().any(|info| match info {
+                    LinkInfo::Data(InfoData::Bridge(data)) => {
+                        data.contains(&InfoBridge::NfCallIpTables(true))
+                            && data.contains(&InfoBridge::NfCallIp6Tables(true))
+                    }
+                    _ => false,
                 });
             }
             _ => {}

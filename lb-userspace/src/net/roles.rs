@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, fmt};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Address, Link, host_device, is_global};
+use super::{Address, Link, host_device, is_global, pattern::matches};
 use crate::report::Problem;
 
 /// What a device carries.
@@ -71,10 +71,14 @@ pub struct Device {
     pub role: Role,
     /// Why it has this role.
     pub why: String,
+    /// Not up, and for this reason nothing of ours: it may be again.
+    pub resting: bool,
     /// Whether XDP is wanted.
     pub xdp: bool,
     /// Why XDP is wanted or not.
     pub xdp_why: String,
+    /// What XDP costs on this device, if it is wanted where it would not be chosen.
+    pub xdp_cost: Option<String>,
 }
 
 /// Tunnels that carry other nodes' pods.
@@ -99,10 +103,23 @@ pub fn classify(
             Some((role, pattern)) => (role, format!("interfaces rule {pattern:?}")),
             None => node.role(link),
         };
+        let resting = role == Role::Ignored && !link.up && forced.is_none();
         let asked = matching().find_map(|rule| Some((rule.xdp?, format!("interfaces rule {:?}", rule.pattern))));
         let (mode, asked_by) = asked.unwrap_or_else(|| (xdp, "xdp setting".to_owned()));
         let (xdp, xdp_why) = xdp_for(link, role, mode, &asked_by);
-        devices.push(Device { ifindex: link.ifindex, name: link.name.clone(), role, why, xdp, xdp_why });
+        let xdp_cost = link.kind.as_ref().filter(|_| xdp).map(|kind| {
+            format!("XDP is forced on a {kind} device, whose senders lose segmentation and checksum offload by it")
+        });
+        devices.push(Device {
+            ifindex: link.ifindex,
+            name: link.name.clone(),
+            role,
+            why,
+            resting,
+            xdp,
+            xdp_why,
+            xdp_cost,
+        });
     }
     let unmatched = rules.iter().filter(|rule| !links.iter().any(|link| matches(&rule.pattern, &link.name)));
     let problems = unmatched.map(|rule| Problem {
@@ -190,32 +207,6 @@ impl NodeView<'_> {
             link.foreign_peer || self.addresses.iter().find(elsewhere).is_some()
         };
         address.net.prefix_len() < address.net.max_prefix_len() || !lent()
-    }
-}
-
-/// Whether a name matches a pattern with `*` and `?`.
-fn matches(pattern: &str, name: &str) -> bool {
-    let (mut pattern, mut name) = (pattern.chars(), name.chars());
-    loop {
-        match pattern.next() {
-            None => return name.next().is_none(),
-            Some('*') => {
-                let rest = pattern.as_str();
-                return (0..=name.as_str().len())
-                    .filter_map(|skip| name.as_str().get(skip..))
-                    .any(|tail| matches(rest, tail));
-            }
-            Some('?') => {
-                if name.next().is_none() {
-                    return false;
-                }
-            }
-            Some(expected) => {
-                if name.next() != Some(expected) {
-                    return false;
-                }
-            }
-        }
     }
 }
 
@@ -360,11 +351,26 @@ mod tests {
     }
 
     #[test]
+    fn a_device_that_is_down_rests_unless_a_rule_wants_nothing_of_it() {
+        let links = [Link { up: false, ..link(2, "eth0", None) }, link(3, "dummy0", Some("dummy"))];
+        let rule = InterfaceRule { pattern: "eth0".to_owned(), role: Some(Role::Ignored), xdp: None };
+        for (rules, expected) in [(vec![], [true, false]), (vec![rule], [false, false])] {
+            let (devices, _) = classify(&links, &[], &BTreeSet::new(), &rules, XdpMode::Auto);
+            let resting: Vec<_> = devices.iter().map(|device| device.resting).collect();
+            assert_eq!(resting, expected, "{devices:?}");
+        }
+    }
+
+    #[test]
     fn xdp_is_never_chosen_on_software_devices_unless_asked() {
         assert!(shown(&[], XdpMode::On).contains(&"eth1 uplink xdp".to_owned()));
         assert!(!shown(&[], XdpMode::Off).iter().any(|line| line.ends_with("xdp")));
         let rule = InterfaceRule { pattern: "eth1".to_owned(), role: None, xdp: Some(XdpMode::On) };
         assert!(shown(&[rule], XdpMode::Off).contains(&"eth1 uplink xdp".to_owned()));
+        let links = [link(2, "eth0", None), link(3, "eth1", Some("veth"))];
+        let (devices, _) = classify(&links, &[], &[2, 3].into(), &[], XdpMode::On);
+        let costs: Vec<_> = devices.iter().map(|device| device.xdp_cost.is_some()).collect();
+        assert_eq!(costs, [false, true], "{devices:?}");
     }
 
     #[test]
@@ -375,21 +381,5 @@ mod tests {
         assert!(lines.contains(&"pod1 ignored".to_owned()) && lines.contains(&"dummy0 uplink".to_owned()));
         let (_, problems) = classify(&[], &[], &BTreeSet::new(), &[rule("eth9", None)], XdpMode::Auto);
         assert!(problems.iter().any(|problem| problem.object.contains("eth9")));
-    }
-
-    #[test]
-    fn patterns_match_whole_names() {
-        for (pattern, name, expected) in [
-            ("eth0", "eth0", true),
-            ("eth0", "eth01", false),
-            ("eth*", "eth", true),
-            ("*0", "veth10", true),
-            ("e?h0", "eth0", true),
-            ("e?h0", "eh0", false),
-            ("", "", true),
-            ("*", "ö", true),
-        ] {
-            assert_eq!(matches(pattern, name), expected, "{pattern} {name}");
-        }
     }
 }

@@ -18,6 +18,7 @@ use std::{
 
 use anyhow::Context as _;
 use clap::Parser;
+use lb_tests::Network;
 
 use self::{
     progress::Progress,
@@ -37,6 +38,9 @@ struct Options {
     /// namespaces with echo servers
     #[arg(short, long = "filename", value_name = "PATH")]
     file: Option<PathBuf>,
+    /// How pods hang on their node, and how their packets come to other nodes
+    #[arg(long, value_enum, default_value_t)]
+    network: Network,
     /// Try every access path once and end; exit code 0 only if all of them work
     #[arg(long)]
     once: bool,
@@ -71,7 +75,7 @@ fn main() -> ExitCode {
 fn run(options: &Options, signals: &mut Signals) -> anyhow::Result<ExitCode> {
     let progress = Progress::new();
     let begin = Instant::now();
-    let mut stage = Stage::build(options.file.as_deref(), &progress, signals)?;
+    let mut stage = Stage::build(options.file.as_deref(), options.network, &progress, signals)?;
     let failed = try_all(&stage, &progress, signals, begin)?;
     if failed > 0 {
         stage.explain();

@@ -59,7 +59,7 @@ fn inside<'a>(stage: &'a Stage, target: &Target, port: &Port, paths: &mut Vec<Pa
                 (node.place(), format!("{} itself to ClusterIP", node.name()))
             };
             let source = |backend: &Backend| {
-                if of_pod { pod_source(stage, node, from, port, backend) } else { node.ip_like(vip) }
+                if of_pod { pod_source(stage, node, from, port, backend) } else { node_source(stage, node, backend) }
             };
             let expect = expect(port, vip, target.internal_local.then_some(node), source);
             let to = SocketAddr::new(vip, port.number);
@@ -76,7 +76,12 @@ fn pod_source(stage: &Stage, node: &Node, pod: &Place, port: &Port, backend: &Ba
     // The detector tells pods by the podCIDRs of the node's document, if it has any (2.4.1).
     let cidrs = stage.pod_cidrs(node);
     let outsider = !cidrs.is_empty() && !cidrs.iter().any(|cidr| cidr.contains(&own));
-    if !by_connect && (hairpin || outsider) { node.ip_like(own) } else { own }
+    if !by_connect && (hairpin || outsider) { node_source(stage, node, backend) } else { own }
+}
+
+/// The source a backend sees of what a node sends itself, or masquerades.
+fn node_source(stage: &Stage, node: &Node, backend: &Backend) -> IpAddr {
+    stage.world.source_towards(node, &backend.name, backend.address)
 }
 
 /// The client outside to nodePorts and LoadBalancer addresses.
@@ -96,8 +101,11 @@ fn outside<'a>(stage: &'a Stage, target: &Target, port: &Port, paths: &mut Vec<P
     }
     for (name, node, to) in ways {
         // Policy Cluster: the backend sees the node (2.4.2); Local: the client (2.4.3).
-        let seen = if target.external_local { stage.client() } else { node.place() }.ip_like(to.ip());
-        let expect = expect(port, to.ip(), target.external_local.then_some(node), |_| seen);
+        let local = target.external_local.then_some(node);
+        let expect = expect(port, to.ip(), local, |backend| match local {
+            Some(_) => stage.client().ip_like(to.ip()),
+            None => node_source(stage, node, backend),
+        });
         let (service, from) = (target.name.clone(), stage.client());
         paths.push(Path { service, name, from, protocol: port.protocol, to, expect });
     }

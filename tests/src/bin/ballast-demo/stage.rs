@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::{Context, bail};
 use ipnet::IpNet;
-use lb_tests::{Agent, Node, Place, Setup, World};
+use lb_tests::{Agent, Network, Node, Place, Setup, World};
 use lb_userspace::{
     file_source::{self, Options, Source, Watch},
     model::Model,
@@ -34,14 +34,19 @@ pub(crate) struct Stage {
 }
 
 impl Stage {
-    pub(crate) fn build(file: Option<&Path>, progress: &Progress, signals: &Signals) -> anyhow::Result<Self> {
+    pub(crate) fn build(
+        file: Option<&Path>,
+        network: Network,
+        progress: &Progress,
+        signals: &Signals,
+    ) -> anyhow::Result<Self> {
         let demo = super::demo_folder()?;
         let file = file.unwrap_or(&demo);
         let texts = read(file)?;
         let names = names(&texts, file)?;
         progress.say("building a client, a router and the nodes in network namespaces");
         let world = World::builder().nodes(u8::try_from(names.len())?).names(&names).pods(0);
-        let mut world = world.rp_filter(1).drop_invalid(true).build()?;
+        let mut world = world.rp_filter(1).drop_invalid(true).network(network).build()?;
         signals.check()?;
         // A copy: playing with them changes nobody's files.
         for (name, text) in &texts {

@@ -33,6 +33,9 @@ struct Server {
     /// UDP ports.
     #[arg(long)]
     udp: Vec<u16>,
+    /// Addresses to listen on; all, if none is given.
+    #[arg(long)]
+    bind: Vec<IpAddr>,
 }
 
 #[derive(Subcommand)]

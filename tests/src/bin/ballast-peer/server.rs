@@ -12,18 +12,20 @@ use crate::Server;
 
 impl Server {
     pub(crate) fn run(self) -> anyhow::Result<()> {
-        let any = IpAddr::from(Ipv6Addr::UNSPECIFIED);
         // Std leaves IPV6_V6ONLY off, so one socket serves both families.
-        let tcp: Vec<_> = self
-            .tcp
-            .iter()
-            .map(|&port| TcpListener::bind((any, port)).with_context(|| format!("cannot listen on TCP port {port}")))
-            .collect::<anyhow::Result<_>>()?;
-        let udp: Vec<_> = self
-            .udp
-            .iter()
-            .map(|&port| UdpSocket::bind((any, port)).with_context(|| format!("cannot listen on UDP port {port}")))
-            .collect::<anyhow::Result<_>>()?;
+        let any = [IpAddr::from(Ipv6Addr::UNSPECIFIED)];
+        let addresses = if self.bind.is_empty() { &any[..] } else { &self.bind };
+        let (mut tcp, mut udp) = (Vec::new(), Vec::new());
+        for &address in addresses {
+            for &port in &self.tcp {
+                let at = (address, port);
+                tcp.push(TcpListener::bind(at).with_context(|| format!("cannot listen on TCP {at:?}"))?);
+            }
+            for &port in &self.udp {
+                let at = (address, port);
+                udp.push(UdpSocket::bind(at).with_context(|| format!("cannot listen on UDP {at:?}"))?);
+            }
+        }
         println!("{{\"ready\":true}}");
         let name = &*self.name;
         thread::scope(|scope| {
