@@ -20,6 +20,7 @@ pub mod gc;
 pub mod ids;
 pub mod image;
 pub mod k8s;
+pub mod listing;
 pub mod lock;
 pub mod memory;
 pub mod model;

@@ -205,12 +205,17 @@ impl Maps {
     /// Every conntrack entry of a family.
     pub fn flows<A: FlowFamily>(&self) -> io::Result<Vec<(FlowTuple<A>, Conntrack<A>)>> {
         let mut flows = Vec::new();
+        self.each_flow(|key, value| flows.push((key, value)))?;
+        Ok(flows)
+    }
+
+    /// Visits every conntrack entry of a family: what is not kept takes no memory.
+    pub fn each_flow<A: FlowFamily>(&self, mut visit: impl FnMut(FlowTuple<A>, Conntrack<A>)) -> io::Result<()> {
         self.get(A::CONNTRACK)?.for_each(|key, value| {
             if let (Some(key), Some(value)) = (A::tuple(key), A::entry(value)) {
-                flows.push((key, value));
+                visit(key, value);
             }
-        })?;
-        Ok(flows)
+        })
     }
 
     /// One conntrack entry.
