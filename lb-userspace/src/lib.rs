@@ -9,6 +9,7 @@
 
 pub mod agent;
 pub mod bpf;
+pub mod check;
 pub mod cli;
 pub mod config;
 pub mod control;

@@ -11,6 +11,7 @@ mod attach;
 mod log;
 mod maps;
 mod pins;
+pub mod probe;
 mod spec;
 mod sys;
 
@@ -87,6 +88,7 @@ pub struct Datapath {
 
 /// The programs by name, in the order they are loaded.
 const CLASSIFIERS: [&str; 4] = ["lb_ingress", "lb_egress", "lb_host", "lb_clock"];
+const XDP_PROGRAM: &str = "lb_xdp";
 
 impl Datapath {
     /// Loads everything. Maps that are pinned already are used again if they are what this program needs; nothing is
@@ -114,13 +116,7 @@ impl Datapath {
             loader.map_pin_path(spec.name, maps.join(spec.name));
         }
         let mut ebpf = loader.load(OBJECT).map_err(|error| OpenError::Maps(chain(&error)))?;
-        for name in CLASSIFIERS {
-            load::<SchedClassifier>(&mut ebpf, name, SchedClassifier::load)?;
-        }
-        load::<Xdp>(&mut ebpf, "lb_xdp", Xdp::load)?;
-        for name in SOCKET_PROGRAMS {
-            load::<CgroupSockAddr>(&mut ebpf, name, CgroupSockAddr::load)?;
-        }
+        load_all(&mut ebpf)?;
         let maps = Maps::open(&maps, Access::ReadWrite)?;
         Ok(Self { ebpf, pins, maps })
     }
@@ -182,6 +178,17 @@ pub fn read_pinned(bpffs: &Path) -> Result<Option<Maps>, OpenError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(cause) => Err(OpenError::Io { what: "read", path: directory, cause }),
     }
+}
+
+fn load_all(ebpf: &mut Ebpf) -> Result<(), OpenError> {
+    for name in CLASSIFIERS {
+        load::<SchedClassifier>(ebpf, name, SchedClassifier::load)?;
+    }
+    load::<Xdp>(ebpf, XDP_PROGRAM, Xdp::load)?;
+    for name in SOCKET_PROGRAMS {
+        load::<CgroupSockAddr>(ebpf, name, CgroupSockAddr::load)?;
+    }
+    Ok(())
 }
 
 fn load<'a, P: 'a>(

@@ -1,4 +1,4 @@
-//! The few `bpf(2)` commands that aya does not offer on raw bytes, and `membarrier(2)`.
+//! The few `bpf(2)` commands that aya does not offer on raw bytes, `membarrier(2)` and `unshare(2)`.
 
 use std::{
     ffi::CString,
@@ -335,5 +335,12 @@ pub(super) fn update_link(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::
 pub(super) fn grace_period() -> io::Result<()> {
     // SAFETY: no pointers.
     let result = unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Moves the calling thread into a network namespace of its own, which ends with it.
+pub(super) fn leave_network() -> io::Result<()> {
+    // SAFETY: no pointers; a network namespace is no memory or descriptor that others share.
+    let result = unsafe { libc::unshare(libc::CLONE_NEWNET) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }

@@ -49,6 +49,13 @@ pub(super) enum Command {
     /// Show the flows in the conntrack tables
     #[command(subcommand)]
     Conntrack(ConntrackCommand),
+    /// Look whether this machine can serve: kernel, mounts, settings, rights, other programs. Changes nothing
+    #[command(after_help = "Exit codes: 0 all is well, 3 there are warnings, 1 there are problems.")]
+    Check {
+        /// The configuration an agent would have
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+    },
     /// Remove everything an agent made on this node: programs, tables, routes, settings
     Cleanup {
         /// Only say what would be removed
@@ -159,6 +166,7 @@ impl Cli {
             | Command::Service(_)
             | Command::Backend(_)
             | Command::Conntrack(_)
+            | Command::Check { .. }
             | Command::Version => return Ok(()),
         };
         if self.global.output.is_none() {

@@ -13,6 +13,7 @@ use anyhow::Context as _;
 use self::args::{BackendCommand, Cli, Command, ConntrackCommand, Global, Output, Run, ServiceCommand};
 use crate::{
     agent::{self, CleanupOptions, RunOptions},
+    check::{self, CheckOptions, Level},
     config::{self, Loaded},
     control::{self, AskError, Request, Response},
     listing::{self, Filter, Tables},
@@ -66,6 +67,17 @@ async fn execute(Cli { command, global }: Cli) -> anyhow::Result<ExitCode> {
             let list = listing::flows(&tables, &Filter { service: service.map(object), client, limit })?;
             say(&render::print(&list, output, render::flows)?)?;
             Ok(ExitCode::SUCCESS)
+        }
+        Command::Check { config } => {
+            let Loaded { config, .. } = config.as_deref().map(config::load).transpose()?.unwrap_or_default();
+            let Global { bpffs, cgroup, .. } = global;
+            let found = check::check(&CheckOptions { bpffs, cgroup, config }).await;
+            say(&render::print(&found, output, |found| render::found(found))?)?;
+            Ok(match found.iter().map(|found| found.level).max() {
+                None | Some(Level::Ok) => ExitCode::SUCCESS,
+                Some(Level::Warning) => ExitCode::from(DEGRADED),
+                Some(Level::Problem) => ExitCode::FAILURE,
+            })
         }
         Command::Cleanup { dry_run } => {
             let Global { state_dir, bpffs, cgroup, .. } = global;

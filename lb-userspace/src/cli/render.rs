@@ -6,6 +6,7 @@ use comfy_table::{Table, presets::NOTHING};
 use serde::Serialize;
 
 use super::Output;
+use crate::check::{Found, Level};
 use crate::report::{BackendRow, FlowList, Problem, ServiceDetail, ServicePortName, ServiceRow, Status};
 
 /// Renders a value in the form that was asked for.
@@ -132,6 +133,31 @@ pub(super) fn flows(list: &FlowList) -> String {
         let more = format!("{} more left out: raise --limit, or narrow with --service or --client", list.left_out);
         line(&mut text, &more);
     }
+    text
+}
+
+/// `ballast check`.
+pub(super) fn found(all: &[Found]) -> String {
+    let mut text = String::new();
+    let mut group = "";
+    for found in all {
+        if found.group != group {
+            group = &found.group;
+            line(&mut text, group);
+        }
+        let level = match found.level {
+            Level::Ok => "ok",
+            Level::Warning => "warning",
+            Level::Problem => "PROBLEM",
+        };
+        line(&mut text, &format!("  {level:<9}{}: {}", found.object, found.found));
+        if let Some(fix) = &found.fix {
+            line(&mut text, &format!("           {fix}"));
+        }
+    }
+    let count = |level| all.iter().filter(|found| found.level == level).count();
+    let (problems, warnings) = (count(Level::Problem), count(Level::Warning));
+    line(&mut text, &format!("{} looked at, {problems} problems, {warnings} warnings", all.len()));
     text
 }
 

@@ -2,5 +2,6 @@
 
 mod agent;
 mod documents;
+mod listing;
 mod place;
 mod usage;
