@@ -123,7 +123,11 @@ fn local_ports(findings: &mut Findings, snat: &RangeInclusive<u16>) {
     };
     let mut ends = range.split_whitespace().map(str::parse::<u16>);
     let (Some(Ok(first)), Some(Ok(last))) = (ends.next(), ends.next()) else {
-        return findings.warn(object, format!("{range:?} is no range"), "sysctl -w net.ipv4.ip_local_port_range=\"32768 60999\"");
+        return findings.warn(
+            object,
+            format!("{range:?} is no range"),
+            "sysctl -w net.ipv4.ip_local_port_range=\"32768 60999\"",
+        );
     };
     let left = (first..=last).filter(|port| !snat.contains(port)).count();
     let found = format!(
