@@ -104,6 +104,7 @@ impl Datapath {
         };
         check_bpffs(bpffs)?;
         let (maps, links) = (pins.maps(), pins.links());
+        maps::check_directory(pins.base())?;
         maps::check_pins(&maps, sizes)?;
         for directory in [&maps, &links] {
             fs::create_dir_all(directory).map_err(failed("make", directory))?;
