@@ -14,9 +14,9 @@ use lb_userspace::bpf::{Datapath, MapSizes};
 fn r1_25_kill_points_in_a_sync_of_the_kernels_maps() {
     needs_root!();
     let sizes = MapSizes { services: 128, frontends: 128, backends: 256, rings: 1024, conntrack: 16 };
+    let bpffs = Bpffs::new().expect("a bpffs");
+    let mut datapath = Datapath::open(bpffs.path(), &sizes).expect("the datapath");
     for seed in 1000..1025 {
-        let bpffs = Bpffs::new().expect("a bpffs");
-        let datapath = Datapath::open(bpffs.path(), &sizes).expect("the datapath");
-        run::one(seed, datapath.maps);
+        run::one(seed, &mut datapath.maps);
     }
 }

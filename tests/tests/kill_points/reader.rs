@@ -8,7 +8,7 @@ use std::{
 use lb_common::{
     backend::{Backend, NextHop},
     family::Addr,
-    frontend::{ClientRule, Frontend, FrontendKey, FrontendWord, Scope},
+    frontend::{Frontend, FrontendKey, FrontendWord, Scope},
     protocol::Protocol,
     ring::RingWord,
     tuple::L4Addr,
@@ -58,19 +58,24 @@ pub(crate) fn read(image: &Image) -> BTreeMap<At, Rules> {
 }
 
 fn follow<A: Side>(image: &Image, seen: &mut BTreeMap<At, Rules>) {
+    let mut sets: BTreeMap<u32, BTreeSet<SocketAddr>> = BTreeMap::new();
     for (key, word) in image.table(A::FRONTENDS) {
         let key = FrontendKey::<A>::read_from_bytes(key).expect("a frontend's key");
         let word = FrontendWord::read_from_bytes(word).expect("a frontend's word");
         let record: Frontend<A> = at(image, A::RECORDS, word.id().0).expect("the frontend's record");
         assert_eq!((record.address, record.protocol), (key.address, key.protocol), "a record of another frontend");
-        let rules = [record.pod, record.host, record.outside]
-            .map(|rule| (rule.masquerade(), set::<A>(image, record.service.get(), rule)));
+        let rules = [record.pod, record.host, record.outside].map(|rule| {
+            let service = record.service.get();
+            let index = service * 2 + u32::from(rule.scope() == Scope::Local);
+            let set = sets.entry(index).or_insert_with(|| set::<A>(image, service, index));
+            (rule.masquerade(), set.clone())
+        });
         seen.insert((socket(key.address), key.protocol.0), rules);
     }
 }
 
-fn set<A: Side>(image: &Image, service: u32, rule: ClientRule) -> BTreeSet<SocketAddr> {
-    let index = service * 2 + u32::from(rule.scope() == Scope::Local);
+/// The set whose word stands at `index`.
+fn set<A: Side>(image: &Image, service: u32, index: u32) -> BTreeSet<SocketAddr> {
     let word: RingWord = at(image, Table::Services, index).expect("the service's word");
     let slots = word.offset()..word.offset() + word.length();
     slots.map(|slot| backend::<A>(image, service, at(image, Table::Rings, slot).expect("a slot of the ring"))).collect()
