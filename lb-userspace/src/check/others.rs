@@ -173,7 +173,8 @@ fn kube_chains(text: &str) -> Vec<String> {
             ["table", _, name, ..] => own_table = name == "kube-proxy",
             ["chain", name, ..] if own_table || name.starts_with("KUBE-") => found.push(name.to_owned()),
             [first, ..] => {
-                found.extend(first.strip_prefix(':').filter(|name| name.starts_with("KUBE-")).map(str::to_owned))
+                let name = first.strip_prefix(':').filter(|name| name.starts_with("KUBE-"));
+                found.extend(name.map(str::to_owned));
             }
             [] => {}
         }
