@@ -88,6 +88,7 @@ impl Engine {
         }
         let capacity = Capacity::of(store);
         let mut writes = 0;
+        let mut refused_before = usize::MAX;
         loop {
             let built = image::build(&self.desired, &mut self.ids, next_hops, settings, &capacity);
             let plan = plan::diff(&built.image, &self.mirror);
@@ -101,10 +102,12 @@ impl Engine {
             if freed && !plan.is_empty() {
                 self.save()?;
             }
-            // What was refused may fit into what this plan freed.
-            if !freed || self.refused.is_empty() {
+            // What was refused may fit into what this plan freed. A round that admits nothing more is the last: what it
+            // frees is what it gave to those it then refused.
+            if !freed || self.refused.is_empty() || self.refused.len() >= refused_before {
                 return Ok(writes);
             }
+            refused_before = self.refused.len();
         }
     }
 

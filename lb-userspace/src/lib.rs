@@ -9,6 +9,7 @@
 
 pub mod agent;
 pub mod bpf;
+pub mod check;
 pub mod cli;
 pub mod config;
 pub mod control;
@@ -20,6 +21,7 @@ pub mod gc;
 pub mod ids;
 pub mod image;
 pub mod k8s;
+pub mod listing;
 pub mod lock;
 pub mod memory;
 pub mod model;

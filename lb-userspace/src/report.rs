@@ -1,6 +1,9 @@
 //! What the agent tells about itself: the answer on its socket, and what the commands render.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -209,4 +212,78 @@ pub struct EndpointRow {
     pub local: Option<bool>,
     /// New connections to it.
     pub connections: u64,
+}
+
+/// One row of `ballast backend list`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BackendRow {
+    /// Whose it is.
+    #[serde(flatten)]
+    pub service: ServicePortName,
+    /// Address.
+    pub address: IpAddr,
+    /// Port.
+    pub port: u16,
+    /// Its number: index into `LB4_BACKENDS` or `LB6_BACKENDS`.
+    pub slot: u32,
+    /// How many owners the slot has had.
+    pub generation: u32,
+    /// Name of the device packets leave by, `#7` where only its index is known; absent without a route.
+    pub device: Option<String>,
+    /// The source address a masqueraded connection has.
+    pub source: Option<IpAddr>,
+    /// New connections to it since the slot has it.
+    pub connections: u64,
+    /// `in use`, or `no new connections`: it keeps those it has.
+    pub state: String,
+}
+
+/// A service port as the tables know it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ServicePortName {
+    /// Namespace; `unknown` for a number nobody names.
+    pub namespace: String,
+    /// Name; the number, as `#7`, where nobody names it.
+    pub name: String,
+    /// Name of the port; empty when unnamed.
+    pub port_name: String,
+}
+
+/// `ballast conntrack list`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct FlowList {
+    /// The flows, at most as many as were asked for.
+    pub flows: Vec<FlowRow>,
+    /// How many more there are.
+    pub left_out: u64,
+}
+
+/// A flow of the packet path.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct FlowRow {
+    /// Whose it is.
+    #[serde(flatten)]
+    pub service: ServicePortName,
+    /// Protocol; its number where Services do not know it.
+    pub protocol: String,
+    /// Who opened it.
+    pub client: SocketAddr,
+    /// The address the client uses.
+    pub frontend: SocketAddr,
+    /// Where it goes.
+    pub backend: SocketAddr,
+    /// The source the backend sees, where it is not the client.
+    pub source: Option<SocketAddr>,
+    /// `opening`, `open`, `closing` or `closed`.
+    pub phase: String,
+    /// Seconds since its last packet in either direction; absent where the kernel's clock cannot be read.
+    pub age_seconds: Option<u64>,
+    /// Packets of both directions.
+    pub packets: u64,
+    /// Bytes of both directions.
+    pub bytes: u64,
 }

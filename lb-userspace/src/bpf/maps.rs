@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     error::Error,
     io,
-    os::fd::OwnedFd,
+    os::{fd::OwnedFd, unix::fs::MetadataExt as _},
     path::{Path, PathBuf},
 };
 
@@ -14,7 +14,7 @@ use zerocopy::IntoBytes as _;
 
 use super::{
     chain,
-    spec::{MAPS, Size, Spec},
+    spec::{MAPS, SCHEMA, Size, Spec},
     sys::{self, Access, RawMap},
 };
 use crate::{image::Table, report::MapStatus, store::MapStore};
@@ -81,6 +81,29 @@ pub enum PinError {
         /// Why.
         cause: String,
     },
+    /// Another version's pins are there.
+    #[error(
+        "{path} holds the pins of another version of Ballast, and this one's are in v{SCHEMA}: both would serve the same \
+         traffic; nothing was touched: run that version's `ballast cleanup` with the same --bpffs (this ends its flows), \
+         or start that version"
+    )]
+    OtherSchema {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// Somebody else could have made the pins.
+    #[error(
+        "the directory {path} belongs to user {owner} and has mode {mode:o}, so that others may have put maps there; \
+         nothing was touched: `chown 0 {path}; chmod 700 {path}` if they are yours, or remove it"
+    )]
+    Owner {
+        /// The directory.
+        path: PathBuf,
+        /// Its owner.
+        owner: u32,
+        /// Its permission bits.
+        mode: u32,
+    },
     /// Somebody removed it.
     #[error("the map {0} is not pinned any more, though others beside it are; `ballast run` pins a new one")]
     Missing(PathBuf),
@@ -104,6 +127,31 @@ pub(super) fn check_pins(directory: &Path, sizes: &MapSizes) -> Result<(), PinEr
         let info = MapInfo::from_pin(&path)
             .map_err(|error| PinError::Unreadable { path: path.clone(), cause: chain(&error) })?;
         check(spec, &info, Some(sizes.of(spec)), &path)?;
+    }
+    Ok(())
+}
+
+/// Checks that the directory of all pins is this user's alone, and holds no other version's.
+pub(super) fn check_directory(base: &Path) -> Result<(), PinError> {
+    let unreadable = |error: io::Error| PinError::Unreadable { path: base.to_owned(), cause: error.to_string() };
+    let metadata = match base.metadata() {
+        Ok(metadata) => metadata,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(unreadable(error)),
+    };
+    let (owner, mode) = (metadata.uid(), metadata.mode() & 0o7777);
+    // Whoever may write there may put a map of theirs under a name of ours.
+    if owner != rustix::process::geteuid().as_raw() || mode & 0o022 != 0 {
+        return Err(PinError::Owner { path: base.to_owned(), owner, mode });
+    }
+    let own = format!("v{SCHEMA}");
+    for entry in base.read_dir().map_err(unreadable)? {
+        let name = entry.map_err(unreadable)?.file_name();
+        let text = name.to_string_lossy();
+        let is_schema = text.strip_prefix('v').is_some_and(|number| number.parse::<u32>().is_ok());
+        if is_schema && text != own {
+            return Err(PinError::OtherSchema { path: base.join(name) });
+        }
     }
     Ok(())
 }
@@ -205,12 +253,17 @@ impl Maps {
     /// Every conntrack entry of a family.
     pub fn flows<A: FlowFamily>(&self) -> io::Result<Vec<(FlowTuple<A>, Conntrack<A>)>> {
         let mut flows = Vec::new();
+        self.each_flow(|key, value| flows.push((key, value)))?;
+        Ok(flows)
+    }
+
+    /// Visits every conntrack entry of a family: what is not kept takes no memory.
+    pub fn each_flow<A: FlowFamily>(&self, mut visit: impl FnMut(FlowTuple<A>, Conntrack<A>)) -> io::Result<()> {
         self.get(A::CONNTRACK)?.for_each(|key, value| {
             if let (Some(key), Some(value)) = (A::tuple(key), A::entry(value)) {
-                flows.push((key, value));
+                visit(key, value);
             }
-        })?;
-        Ok(flows)
+        })
     }
 
     /// One conntrack entry.

@@ -22,6 +22,11 @@ impl Pins {
         Self { root: base.join(format!("v{SCHEMA}")), base }
     }
 
+    /// Where all versions' pins are.
+    pub(super) fn base(&self) -> &Path {
+        &self.base
+    }
+
     /// Where the maps are.
     pub fn maps(&self) -> PathBuf {
         self.root.join("maps")

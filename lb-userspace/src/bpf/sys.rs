@@ -1,4 +1,4 @@
-//! The few `bpf(2)` commands that aya does not offer on raw bytes, and `membarrier(2)`.
+//! The few `bpf(2)` commands that aya does not offer on raw bytes, `membarrier(2)` and `unshare(2)`.
 
 use std::{
     ffi::CString,
@@ -13,8 +13,11 @@ use std::{
 const BPF_MAP_LOOKUP_ELEM: libc::c_long = 1;
 const BPF_MAP_UPDATE_ELEM: libc::c_long = 2;
 const BPF_MAP_DELETE_ELEM: libc::c_long = 3;
+const BPF_PROG_LOAD: libc::c_long = 5;
 const BPF_OBJ_GET: libc::c_long = 7;
+const BPF_PROG_TEST_RUN: libc::c_long = 10;
 const BPF_MAP_LOOKUP_BATCH: libc::c_long = 24;
+const BPF_LINK_CREATE: libc::c_long = 28;
 const BPF_LINK_UPDATE: libc::c_long = 29;
 
 /// A descriptor through which the kernel refuses writes.
@@ -31,6 +34,9 @@ union Attr {
     batch: Batch,
     object: Object,
     link: LinkUpdate,
+    new_link: LinkCreate,
+    program: ProgramLoad,
+    run: TestRun,
     /// The kernel wants the rest of the union to be zero.
     zero: [u64; 16],
 }
@@ -72,6 +78,43 @@ struct LinkUpdate {
     program: u32,
     flags: u32,
     old_program: u32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct LinkCreate {
+    program: u32,
+    target: u32,
+    attach_type: u32,
+    flags: u32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct ProgramLoad {
+    kind: u32,
+    instruction_count: u32,
+    instructions: u64,
+    license: u64,
+    log_level: u32,
+    log_size: u32,
+    log: u64,
+    kernel_version: u32,
+    flags: u32,
+    name: [u8; 16],
+    ifindex: u32,
+    attach_type: u32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct TestRun {
+    program: u32,
+    result: u32,
+    size_in: u32,
+    size_out: u32,
+    data_in: u64,
+    data_out: u64,
 }
 
 fn call(command: libc::c_long, attr: &mut Attr) -> io::Result<libc::c_long> {
@@ -218,10 +261,67 @@ pub(super) fn open(path: &Path, access: Access) -> io::Result<OwnedFd> {
     };
     let mut attr = Attr { zero: [0; 16] };
     attr.object = Object { path: text.as_ptr() as u64, fd: 0, flags };
-    let fd = call(BPF_OBJ_GET, &mut attr)?;
+    owned(call(BPF_OBJ_GET, &mut attr)?)
+}
+
+/// The descriptor a command returned. Only for commands that make one.
+fn owned(fd: libc::c_long) -> io::Result<OwnedFd> {
     let fd = i32::try_from(fd).map_err(io::Error::other)?;
     // SAFETY: the kernel has just made this descriptor for us.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// An instruction as the kernel reads it.
+pub(super) type Instruction = [u8; 8];
+
+/// A program of a few instructions, not an object's.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Small<'a> {
+    /// `enum bpf_prog_type`.
+    pub(super) kind: u32,
+    /// `enum bpf_attach_type`, 0 where the kind has none.
+    pub(super) attach_type: u32,
+    /// `BPF_F_...` of the load.
+    pub(super) flags: u32,
+    pub(super) instructions: &'a [Instruction],
+}
+
+/// Loads a small program; it goes when its descriptor does.
+pub(super) fn load_small(small: &Small<'_>) -> io::Result<OwnedFd> {
+    let mut attr = Attr { zero: [0; 16] };
+    attr.program = ProgramLoad {
+        kind: small.kind,
+        instruction_count: u32::try_from(small.instructions.len()).map_err(io::Error::other)?,
+        instructions: small.instructions.as_ptr() as u64,
+        license: c"Dual BSD/GPL".as_ptr() as u64,
+        log_level: 0,
+        log_size: 0,
+        log: 0,
+        kernel_version: 0,
+        flags: small.flags,
+        name: *b"lb_probe\0\0\0\0\0\0\0\0",
+        ifindex: 0,
+        attach_type: small.attach_type,
+    };
+    owned(call(BPF_PROG_LOAD, &mut attr)?)
+}
+
+/// Runs a classifier on an empty frame; what it returned.
+pub(super) fn run(program: BorrowedFd<'_>) -> io::Result<u32> {
+    let frame = [0_u8; 14];
+    let mut attr = Attr { zero: [0; 16] };
+    let (program, data_in) = (raw(program), frame.as_ptr() as u64);
+    attr.run = TestRun { program, result: 0, size_in: 14, size_out: 0, data_in, data_out: 0 };
+    call(BPF_PROG_TEST_RUN, &mut attr)?;
+    // SAFETY: the union holds plain numbers; this member was written above and by the kernel.
+    Ok(unsafe { attr.run.result })
+}
+
+/// Attaches a program to a device (by its index) or a cgroup (by its descriptor), as long as the link is open.
+pub(super) fn create_link(program: BorrowedFd<'_>, target: u32, attach_type: u32) -> io::Result<OwnedFd> {
+    let mut attr = Attr { zero: [0; 16] };
+    attr.new_link = LinkCreate { program: raw(program), target, attach_type, flags: 0 };
+    owned(call(BPF_LINK_CREATE, &mut attr)?)
 }
 
 /// Puts another program behind a link, atomically.
@@ -235,5 +335,12 @@ pub(super) fn update_link(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::
 pub(super) fn grace_period() -> io::Result<()> {
     // SAFETY: no pointers.
     let result = unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Moves the calling thread into a network namespace of its own, which ends with it.
+pub(super) fn leave_network() -> io::Result<()> {
+    // SAFETY: no pointers; a network namespace is no memory or descriptor that others share.
+    let result = unsafe { libc::unshare(libc::CLONE_NEWNET) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }

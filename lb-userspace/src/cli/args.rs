@@ -1,6 +1,6 @@
 //! What the command line says.
 
-use std::{ops::RangeInclusive, path::PathBuf};
+use std::{net::IpAddr, ops::RangeInclusive, path::PathBuf};
 
 use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum, error::ErrorKind};
 use ipnet::IpNet;
@@ -43,6 +43,19 @@ pub(super) enum Command {
     /// Show Services
     #[command(subcommand)]
     Service(ServiceCommand),
+    /// Show the backends in the tables
+    #[command(subcommand)]
+    Backend(BackendCommand),
+    /// Show the flows in the conntrack tables
+    #[command(subcommand)]
+    Conntrack(ConntrackCommand),
+    /// Look whether this machine can serve: kernel, mounts, settings, rights, other programs. Changes nothing
+    #[command(after_help = "Exit codes: 0 all is well, 3 there are warnings, 1 there are problems.")]
+    Check {
+        /// The configuration an agent would have
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+    },
     /// Remove everything an agent made on this node: programs, tables, routes, settings
     Cleanup {
         /// Only say what would be removed
@@ -62,6 +75,32 @@ pub(super) enum ServiceCommand {
         /// Which: NAMESPACE/NAME
         #[arg(value_parser = object)]
         service: (String, String),
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum BackendCommand {
+    /// List backends with slot, generation, next hop and connections, as the kernel has them
+    List {
+        /// Only this Service's
+        #[arg(long, value_name = "NAMESPACE/NAME", value_parser = object)]
+        service: Option<(String, String)>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum ConntrackCommand {
+    /// List flows with client, frontend, backend and the source the backend sees
+    List {
+        /// Only this Service's
+        #[arg(long, value_name = "NAMESPACE/NAME", value_parser = object)]
+        service: Option<(String, String)>,
+        /// Only this client's
+        #[arg(long, value_name = "IP")]
+        client: Option<IpAddr>,
+        /// Show at most so many
+        #[arg(long, value_name = "N", default_value_t = 1000)]
+        limit: u32,
     },
 }
 
@@ -123,7 +162,12 @@ impl Cli {
                 "run"
             }
             Command::Cleanup { .. } => "cleanup",
-            Command::Status | Command::Service(_) | Command::Version => return Ok(()),
+            Command::Status
+            | Command::Service(_)
+            | Command::Backend(_)
+            | Command::Conntrack(_)
+            | Command::Check { .. }
+            | Command::Version => return Ok(()),
         };
         if self.global.output.is_none() {
             return Ok(());

@@ -10,12 +10,15 @@ use std::{
 
 use anyhow::Context as _;
 
-use self::args::{Cli, Command, Global, Output, Run, ServiceCommand};
+use self::args::{BackendCommand, Cli, Command, ConntrackCommand, Global, Output, Run, ServiceCommand};
 use crate::{
     agent::{self, CleanupOptions, RunOptions},
+    check::{self, CheckOptions, Level},
     config::{self, Loaded},
     control::{self, AskError, Request, Response},
+    listing::{self, Filter, Tables},
     memory,
+    model::ObjectName,
     offline::{self, Places},
 };
 
@@ -52,6 +55,30 @@ async fn execute(Cli { command, global }: Cli) -> anyhow::Result<ExitCode> {
         Command::Service(ServiceCommand::Describe { service: (namespace, name) }) => {
             show(&global, output, &Request::Describe { namespace, name }).await
         }
+        Command::Backend(BackendCommand::List { service }) => {
+            let tables = Tables::open(&global.state_dir, &global.bpffs)?;
+            let rows = listing::backends(tables, service.map(object).as_ref()).await?;
+            say(&render::print(&rows, output, |rows| render::backends(rows))?)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Conntrack(ConntrackCommand::List { service, client, limit }) => {
+            let tables = Tables::open(&global.state_dir, &global.bpffs)?;
+            let limit = usize::try_from(limit).unwrap_or(usize::MAX);
+            let list = listing::flows(&tables, &Filter { service: service.map(object), client, limit })?;
+            say(&render::print(&list, output, render::flows)?)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Check { config } => {
+            let Loaded { config, .. } = config.as_deref().map(config::load).transpose()?.unwrap_or_default();
+            let Global { bpffs, cgroup, .. } = global;
+            let found = check::check(&CheckOptions { bpffs, cgroup, config }).await;
+            say(&render::print(&found, output, |found| render::found(found))?)?;
+            Ok(match found.iter().map(|found| found.level).max() {
+                None | Some(Level::Ok) => ExitCode::SUCCESS,
+                Some(Level::Warning) => ExitCode::from(DEGRADED),
+                Some(Level::Problem) => ExitCode::FAILURE,
+            })
+        }
         Command::Cleanup { dry_run } => {
             let Global { state_dir, bpffs, cgroup, .. } = global;
             let lines = agent::cleanup(CleanupOptions { state_dir, bpffs, cgroup, dry_run }).await?;
@@ -65,6 +92,10 @@ async fn execute(Cli { command, global }: Cli) -> anyhow::Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
     }
+}
+
+fn object((namespace, name): (String, String)) -> ObjectName {
+    ObjectName { namespace, name }
 }
 
 fn log() {

@@ -6,7 +6,8 @@ use comfy_table::{Table, presets::NOTHING};
 use serde::Serialize;
 
 use super::Output;
-use crate::report::{Problem, ServiceDetail, ServiceRow, Status};
+use crate::check::{Found, Level};
+use crate::report::{BackendRow, FlowList, Problem, ServiceDetail, ServicePortName, ServiceRow, Status};
 
 /// Renders a value in the form that was asked for.
 pub(super) fn print<T: Serialize>(
@@ -74,6 +75,92 @@ pub(super) fn services(rows: &[ServiceRow]) -> String {
     )
 }
 
+fn service(name: &ServicePortName) -> String {
+    let ServicePortName { namespace, name, port_name } = name;
+    if port_name.is_empty() { format!("{namespace}/{name}") } else { format!("{namespace}/{name}:{port_name}") }
+}
+
+fn or_dash<T: ToString>(value: Option<T>) -> String {
+    value.map_or_else(|| "-".to_owned(), |value| value.to_string())
+}
+
+/// `ballast backend list`.
+pub(super) fn backends(rows: &[BackendRow]) -> String {
+    if rows.is_empty() {
+        return "No backends.".to_owned();
+    }
+    columns(
+        ["SERVICE", "ADDRESS", "SLOT", "GENERATION", "DEVICE", "SOURCE", "CONNECTIONS", "STATE"],
+        rows.iter().map(|row| {
+            [
+                service(&row.service),
+                std::net::SocketAddr::new(row.address, row.port).to_string(),
+                row.slot.to_string(),
+                row.generation.to_string(),
+                or_dash(row.device.as_ref()),
+                or_dash(row.source),
+                row.connections.to_string(),
+                row.state.clone(),
+            ]
+        }),
+    )
+}
+
+/// `ballast conntrack list`.
+pub(super) fn flows(list: &FlowList) -> String {
+    let mut text = if list.flows.is_empty() && list.left_out == 0 {
+        "No flows.\n".to_owned()
+    } else {
+        columns(
+            ["PROTOCOL", "CLIENT", "FRONTEND", "BACKEND", "SOURCE", "PHASE", "AGE", "PACKETS", "BYTES", "SERVICE"],
+            list.flows.iter().map(|row| {
+                [
+                    row.protocol.clone(),
+                    row.client.to_string(),
+                    row.frontend.to_string(),
+                    row.backend.to_string(),
+                    or_dash(row.source),
+                    row.phase.clone(),
+                    or_dash(row.age_seconds.map(|seconds| format!("{seconds}s"))),
+                    row.packets.to_string(),
+                    row.bytes.to_string(),
+                    service(&row.service),
+                ]
+            }),
+        )
+    };
+    if list.left_out > 0 {
+        let more = format!("{} more left out: raise --limit, or narrow with --service or --client", list.left_out);
+        line(&mut text, &more);
+    }
+    text
+}
+
+/// `ballast check`.
+pub(super) fn found(all: &[Found]) -> String {
+    let mut text = String::new();
+    let mut group = "";
+    for found in all {
+        if found.group != group {
+            group = &found.group;
+            line(&mut text, group);
+        }
+        let level = match found.level {
+            Level::Ok => "ok",
+            Level::Warning => "warning",
+            Level::Problem => "PROBLEM",
+        };
+        line(&mut text, &format!("  {level:<9}{}: {}", found.object, found.found));
+        if let Some(fix) = &found.fix {
+            line(&mut text, &format!("           {fix}"));
+        }
+    }
+    let count = |level| all.iter().filter(|found| found.level == level).count();
+    let (problems, warnings) = (count(Level::Problem), count(Level::Warning));
+    line(&mut text, &format!("{} looked at, {problems} problems, {warnings} warnings", all.len()));
+    text
+}
+
 /// `ballast service describe`.
 pub(super) fn detail(detail: &ServiceDetail) -> String {
     let row = &detail.row;
@@ -98,7 +185,6 @@ pub(super) fn detail(detail: &ServiceDetail) -> String {
     ] {
         line(&mut text, &format!("{:<25}{value}", format!("{name}:")));
     }
-    let or_dash = |number: Option<u64>| number.map_or_else(|| "-".to_owned(), |number| number.to_string());
     line(&mut text, "\nFrontends:");
     text.push_str(&columns(
         ["  KIND", "ADDRESS", "PROTOCOL", "CONNECTIONS", "PACKETS", "BYTES"],
@@ -121,8 +207,8 @@ pub(super) fn detail(detail: &ServiceDetail) -> String {
                 format!("  {}", if endpoint.port_name.is_empty() { "<unnamed>" } else { &endpoint.port_name }),
                 format!("{}/{}", std::net::SocketAddr::new(endpoint.address, endpoint.port), endpoint.protocol),
                 endpoint.state.clone(),
-                endpoint.node.clone().unwrap_or_else(|| "-".to_owned()),
-                endpoint.pod.clone().unwrap_or_else(|| "-".to_owned()),
+                or_dash(endpoint.node.as_ref()),
+                or_dash(endpoint.pod.as_ref()),
                 match endpoint.local {
                     Some(true) => "yes",
                     Some(false) => "no",

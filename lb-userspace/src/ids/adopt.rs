@@ -68,8 +68,10 @@ impl Ids {
         let mut found = BTreeMap::new();
         for id in live.into_iter().filter(|id| *id != 0) {
             let owner = names.get(&id).cloned().or_else(|| {
-                let free = claims.get(&id).into_iter().flatten().find(|key| !taken.contains(**key));
-                free.map(|key| (*key).clone())
+                // Where frontends of one number speak for several, an address has moved: whoever got the number would
+                // for a moment give its backends to the clients of the others.
+                let claims = claims.get(&id).filter(|claims| claims.len() == 1)?;
+                claims.first().filter(|key| !taken.contains(**key)).map(|key| (*key).clone())
             });
             taken.extend(owner.clone());
             let generation = self.services.generation(id).max(1);

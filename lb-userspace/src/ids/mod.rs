@@ -179,6 +179,24 @@ impl Ids {
         }
     }
 
+    /// Begins to number something that may not fit.
+    pub(crate) fn begin(&mut self) {
+        self.services.begin();
+        for family in [&mut self.v4, &mut self.v6] {
+            family.backends.begin();
+            family.records.begin();
+        }
+    }
+
+    /// It did not fit: what was numbered since [`Self::begin`] never was.
+    pub(crate) fn give_back(&mut self) {
+        for family in [&mut self.v4, &mut self.v6] {
+            family.records.give_back();
+            family.backends.give_back();
+        }
+        self.services.give_back();
+    }
+
     /// Ends a build: what it did not use loses its number.
     pub(crate) fn sweep(&mut self) {
         self.services.sweep();

@@ -20,6 +20,8 @@ pub struct Slots<K> {
     free: VecDeque<u32>,
     /// Numbers used by the build in progress.
     marked: BTreeSet<u32>,
+    /// What was given out since [`Self::begin`], with the generation each number had before.
+    taken: Vec<(K, u32, u32)>,
 }
 
 /// The saved form: JSON has no map with structured keys.
@@ -40,6 +42,7 @@ impl<K> Default for Slots<K> {
             retiring: BTreeSet::new(),
             free: VecDeque::new(),
             marked: BTreeSet::new(),
+            taken: Vec::new(),
         }
     }
 }
@@ -100,6 +103,7 @@ impl<K: Ord + Clone> Slots<K> {
             return Some(id);
         }
         let id = self.take(max_entries)?;
+        self.taken.push((key.clone(), id, self.generation(id)));
         self.bump(id);
         self.owned.insert(key.clone(), id);
         self.marked.insert(id);
@@ -132,8 +136,31 @@ impl<K: Ord + Clone> Slots<K> {
         self.marked.remove(&id);
     }
 
+    /// From here on [`Self::give_back`] takes everything back.
+    pub(crate) fn begin(&mut self) {
+        self.taken.clear();
+    }
+
+    /// Takes back what was given out since [`Self::begin`], as if nobody had asked: nobody has seen it, and a number that
+    /// is refused again and again must not get a new generation, which is a write, each time.
+    pub(crate) fn give_back(&mut self) {
+        for (key, id, generation) in std::mem::take(&mut self.taken).into_iter().rev() {
+            self.owned.remove(&key);
+            self.marked.remove(&id);
+            if let Some(current) = self.generations.get_mut(id as usize) {
+                *current = generation;
+            }
+            if generation == 0 && self.generations.len() == id as usize + 1 {
+                self.generations.pop();
+            } else {
+                self.free.push_front(id);
+            }
+        }
+    }
+
     /// Ends a build: numbers without a mark lose their owner.
     pub(crate) fn sweep(&mut self) {
+        self.taken.clear();
         let marked = std::mem::take(&mut self.marked);
         let mut lost = Vec::new();
         self.owned.retain(|_, id| {
@@ -235,6 +262,7 @@ impl<K: Ord + Clone> Slots<K> {
             retiring: saved.retiring.into_iter().collect(),
             free: saved.free.into(),
             marked: BTreeSet::new(),
+            taken: Vec::new(),
         })
     }
 }

@@ -20,7 +20,7 @@ use zerocopy::native_endian::U32;
 
 use super::{
     Image, Table,
-    capacity::Capacity,
+    capacity::{Capacity, enlarging},
     octets::{Octets, wire_protocol},
     ring_order::ring_order,
 };
@@ -104,7 +104,7 @@ impl Full {
                 "does not fit and is not programmed: map {map} (max_entries {max_entries}) has room for {room} more \
                  entries, {needed} are needed"
             ),
-            fix: format!("make map {map} larger, or remove Services"),
+            fix: enlarging(*table),
         }
     }
 }
@@ -175,6 +175,7 @@ impl Builder<'_> {
     /// Programs all ports of one Service, or none.
     fn service(&mut self, ports: &[(&ServiceKey, &DesiredService)], vips: &BTreeSet<IpAddr>) -> Result<(), Full> {
         self.admit(ports, vips)?;
+        self.ids.begin();
         let mut entered = Vec::new();
         for (key, service) in ports {
             entered.push(self.number(key, service)?);
@@ -185,6 +186,7 @@ impl Builder<'_> {
             for numbers in &entered {
                 self.unmark(numbers);
             }
+            self.ids.give_back();
             return Err(full);
         }
         for numbers in &entered {
@@ -355,8 +357,18 @@ impl Builder<'_> {
         let prefsrc = info.prefsrc.and_then(A::from_ip);
         let owner = NextHopKey { ifindex: info.ifindex, prefsrc: prefsrc.map(A::to_ip), local: info.local };
         let Some(id) = hops.assign(&owner, max_entries) else {
-            let full = Full { table: A::NEXT_HOPS, needed: 1, room: 0, max_entries };
-            self.built.refused.push(full.problem(format!("route to {addr}")));
+            let map = A::NEXT_HOPS.map_name();
+            let problem = Problem {
+                object: format!("route to {addr}"),
+                cause: format!(
+                    "map {map} (max_entries {max_entries}) is full: the backend is served without masquerading"
+                ),
+                fix: enlarging(A::NEXT_HOPS),
+            };
+            // An address is a backend of several ports.
+            if !self.built.refused.contains(&problem) {
+                self.built.refused.push(problem);
+            }
             return NextHopId::new(0);
         };
         let record = NextHop {

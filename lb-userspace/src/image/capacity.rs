@@ -32,3 +32,25 @@ impl Capacity {
         self.0.get(&table).copied().unwrap_or(0)
     }
 }
+
+/// How room is made in a table.
+pub(super) fn enlarging(table: Table) -> String {
+    let map = table.map_name();
+    let field = match table {
+        Table::Services => "services",
+        Table::Frontends4 | Table::Frontends6 | Table::Records4 | Table::Records6 | Table::Vips4 | Table::Vips6 => {
+            "frontends"
+        }
+        Table::Backends4 | Table::Backends6 => "backends",
+        Table::Rings => "rings",
+        Table::NextHops4 | Table::NextHops6 => {
+            return "use fewer devices and source addresses towards backends".to_owned();
+        }
+        Table::Prefixes4 | Table::Prefixes6 => return "give fewer Service CIDRs and podCIDRs".to_owned(),
+        Table::Settings => return "nothing: please file a bug".to_owned(),
+    };
+    format!(
+        "remove Services, or make map {map} larger: maps.{field} in BallastConfiguration, and `ballast cleanup` before the \
+         agent starts anew (it ends the flows)"
+    )
+}

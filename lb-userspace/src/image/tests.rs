@@ -41,7 +41,10 @@ fn a_service_that_does_not_fit_is_refused_with_the_map_its_size_and_the_mend() {
         let map = table.map_name();
         assert!(refused.starts_with("Service default/web: does not fit and is not programmed: map "), "{refused}");
         assert!(refused.contains(&format!("map {map} (max_entries ")), "{refused}");
-        assert!(refused.contains(&format!("{needed} are needed; make map {map} larger")), "{refused}");
+        assert!(
+            refused.contains(&format!("{needed} are needed; remove Services, or make map {map} larger: maps.")),
+            "{refused}"
+        );
     }
 }
 

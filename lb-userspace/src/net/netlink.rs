@@ -10,8 +10,9 @@ use futures_util::{StreamExt as _, TryStreamExt as _};
 use ipnet::IpNet;
 use netlink_packet_route::{
     address::{AddressAttribute, AddressHeaderFlags, AddressMessage, AddressScope},
-    link::{InfoBridge, InfoData, LinkAttribute, LinkFlags, LinkInfo, LinkMessage},
+    link::{InfoBridge, InfoData, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, LinkXdp},
     route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteMetric, RouteProtocol, RouteType},
+    tc::TcAttribute,
 };
 use rtnetlink::{Handle, IpVersion, RouteMessageBuilder};
 
@@ -45,6 +46,8 @@ pub struct Link {
     pub mtu: u32,
     /// A bridge of which netfilter sees what it forwards, whatever is set for all bridges.
     pub netfilter: bool,
+    /// The XDP program on it.
+    pub xdp_program: Option<u32>,
 }
 
 /// An address of this node.
@@ -118,6 +121,29 @@ impl Netlink {
         let messages: Vec<LinkMessage> =
             self.handle.link().get().execute().try_collect().await.map_err(failed_to("list network devices"))?;
         Ok(messages.iter().map(link).collect())
+    }
+
+    /// Kinds of the classic tc filters on a device, both directions.
+    pub async fn filters(&self, ifindex: u32) -> io::Result<Vec<String>> {
+        let index = i32::try_from(ifindex).map_err(io::Error::other)?;
+        let mut kinds = Vec::new();
+        for egress in [false, true] {
+            let request = self.handle.traffic_filter(index).get();
+            let request = if egress { request.egress() } else { request.ingress() };
+            let mut stream = std::pin::pin!(request.execute());
+            while let Some(message) = stream.next().await {
+                match message {
+                    Ok(message) => kinds.extend(message.attributes.into_iter().find_map(|attribute| match attribute {
+                        TcAttribute::Kind(kind) => Some(kind),
+                        _ => None,
+                    })),
+                    // A device without a qdisc for them has no filters.
+                    Err(rtnetlink::Error::NetlinkError(message)) if -message.raw_code() == libc::EINVAL => {}
+                    Err(error) => return Err(failed_to("list tc filters")(error)),
+                }
+            }
+        }
+        Ok(kinds)
     }
 
     /// Every address.
@@ -230,6 +256,12 @@ fn link(message: &LinkMessage) -> Link {
             LinkAttribute::Link(peer) => peer_index = Some(*peer),
             LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
             LinkAttribute::Address(mac) => link.mac = mac.as_slice().try_into().unwrap_or_default(),
+            LinkAttribute::Xdp(parts) => {
+                link.xdp_program = parts.iter().find_map(|part| match part {
+                    LinkXdp::ProgId(id) => Some(*id),
+                    _ => None,
+                });
+            }
             LinkAttribute::LinkInfo(infos) => {
                 link.kind = infos.iter().find_map(|info| match info {
                     LinkInfo::Kind(kind) => Some(kind.to_string()),

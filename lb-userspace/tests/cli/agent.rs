@@ -36,7 +36,7 @@ impl Drop for Bpffs {
 }
 
 /// `ballast run`, killed when dropped.
-struct Agent(Child);
+pub(crate) struct Agent(Child);
 
 impl Agent {
     /// Starts it and waits until it answers; `Err` with a reason where this machine or build has no agent.
@@ -107,7 +107,7 @@ interfaces: [{match: eth9, role: uplink}]
 ";
 
 /// A place and an agent on it, or a reason to skip.
-fn start() -> Result<(Bpffs, Agent), &'static str> {
+pub(crate) fn start() -> Result<(Bpffs, Agent), &'static str> {
     if !is_root() {
         return Err("needs root");
     }

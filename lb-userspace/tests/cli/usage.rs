@@ -8,7 +8,10 @@ use crate::place::{Place, is_root, skip};
 fn help_names_every_command_and_the_exit_codes() {
     let place = Place::new();
     for (arguments, parts) in [
-        (&["--help"][..], &["run", "status", "service", "cleanup", "version", "Exit codes", "--state-dir"][..]),
+        (
+            &["--help"][..],
+            &["run", "status", "service", "backend", "conntrack", "cleanup", "version", "Exit codes", "--state-dir"][..],
+        ),
         (&["run", "--help"], &["--filename", "--config", "--allocations", "--service-cidr", "--node-port-range"]),
         (&["service", "describe", "--help"], &["NAMESPACE/NAME", "--output"]),
     ] {
