@@ -43,7 +43,8 @@ impl<A: Addr> Flow<A> {
             source_port: Port::NONE,
             destination_port: Port::NONE,
             protocol: Protocol(0),
-            side: Side::INGRESS,
+            // All zeroes: that is stored in whole words.
+            side: Side(0),
             reserved: [0; 2],
         };
         Self { key: FlowKey(key), flags: TcpFlags::NONE, l3: 0, l4: 0, l4_length: 0, position: Position::WHOLE }

@@ -2,7 +2,7 @@
 
 use crate::{
     checksum::Sum,
-    family::{Addr, End, Family},
+    family::{Addr, Depth, End, Family},
     flow::Flow,
     fragment::Part,
     packet::{L4Change, Packet},
@@ -14,7 +14,7 @@ use crate::{
 /// Gives one end of the packet a new address and port; all checksums follow. `None`: the frame is shorter than its
 /// parsed headers say, which only a change behind our back can cause.
 #[inline(always)]
-pub fn rewrite<F: Family, P: Packet>(
+pub fn rewrite<F: Family, P: Packet, D: Depth>(
     packet: &mut P,
     flow: &Flow<F::Addr>,
     end: End,
@@ -25,20 +25,21 @@ pub fn rewrite<F: Family, P: Packet>(
         End::Source => (&key.source, key.source_port),
         End::Destination => (&key.destination, key.destination_port),
     };
-    F::set_address(packet, flow.l3(), end, &new.addr)?;
-    if flow.part() == Part::LATER {
+    let (l3, l4) = (D::network(flow.l3()), D::transport::<F>(flow.l4()));
+    F::set_address(packet, l3, end, &new.addr)?;
+    if D::FULL && flow.part() == Part::LATER {
         if F::IPV6 {
             // An IPv4 header's own checksum balances it.
             packet.addresses_changed(difference(old, &new.addr));
         }
         return Some(());
     }
-    let ports: &mut Ports = packet.get_mut(flow.l4())?;
+    let ports: &mut Ports = packet.get_mut(l4)?;
     match end {
         End::Source => ports.source = new.port,
         End::Destination => ports.destination = new.port,
     }
-    if flow.protocol() == Protocol::SCTP {
+    if D::FULL && flow.protocol() == Protocol::SCTP {
         // Its checksum follows when all is done (`sctp`), and covers no address.
         if F::IPV6 {
             packet.addresses_changed(difference(old, &new.addr));
@@ -46,7 +47,7 @@ pub fn rewrite<F: Family, P: Packet>(
         return Some(());
     }
     packet.replace_l4(L4Change {
-        field: flow.l4().wrapping_add(if flow.protocol() == Protocol::TCP { Tcp::CHECKSUM } else { Udp::CHECKSUM }),
+        field: l4.wrapping_add(if flow.protocol() == Protocol::TCP { Tcp::CHECKSUM } else { Udp::CHECKSUM }),
         zero_is_none: flow.protocol() == Protocol::UDP,
         ipv6: F::IPV6,
         addresses: difference(old, &new.addr),

@@ -13,19 +13,20 @@ use crate::{
     backend::Backend,
     conntrack::{Conntrack, EntryKind, Phase},
     create::{self, Outcome},
-    family::{Addr, Depth, End, Family, Full, Plain, RARE, V4, V6},
+    family::{Addr, Depth, End, Family, Full, Plain, V4, V6},
     flow::Flow,
-    fragment::{self, Part},
+    fragment::Part,
     icmp, nat,
     packet::Packet,
     protocol::{Port, Protocol},
+    read::{Version, is_rare, park, read, unread, version},
     reply, sctp,
     settings::Setting,
     state,
     tables::Tables,
     tuple::Side,
     verdict::{Action, Counter, Verdict},
-    wire::eth::{Eth, Tag},
+    wire::eth::Eth,
 };
 
 /// Where an ingress runs.
@@ -66,48 +67,6 @@ pub fn egress<P: Packet, W: AllTables>(packet: &mut P, world: &W) -> Verdict {
         Ok((Version::V6, l3)) => outward::<V6, P, W>(packet, world, l3),
         Err(reason) => Verdict::pass(reason),
     }
-}
-
-enum Version {
-    V4,
-    V6,
-}
-
-/// Which family a frame is of, and where its network header begins; the error is the reason to pass it up.
-#[inline(always)]
-fn version<P: Packet>(packet: &P) -> Result<(Version, usize), Counter> {
-    match packet.get::<Eth>(0).map(|eth| eth.ethertype) {
-        Some(Eth::IPV4) => Ok((Version::V4, Eth::LENGTH)),
-        Some(Eth::IPV6) => Ok((Version::V6, Eth::LENGTH)),
-        Some(Eth::VLAN | Eth::QINQ) => tagged(packet),
-        Some(_) => Err(Counter::OtherLink),
-        None => Err(Counter::Malformed),
-    }
-}
-
-/// The same behind one or two tags (IEEE 802.1Q). A device that strips tags has put the first aside already.
-#[inline(always)]
-fn tagged<P: Packet>(packet: &P) -> Result<(Version, usize), Counter> {
-    let mut at = Eth::LENGTH;
-    let mut tag = 0_u32;
-    while tag < 2 {
-        let ethertype = packet.get::<Tag>(at).ok_or(Counter::Malformed)?.ethertype;
-        at = at.wrapping_add(size_of::<Tag>());
-        match ethertype {
-            Eth::IPV4 => return Ok((Version::V4, at)),
-            Eth::IPV6 => return Ok((Version::V6, at)),
-            Eth::VLAN | Eth::QINQ => {}
-            _ => return Err(Counter::OtherLink),
-        }
-        tag = tag.wrapping_add(1);
-    }
-    Err(Counter::Vlan)
-}
-
-/// Whether the fast path left a packet to those that read more of it.
-#[inline(always)]
-fn is_rare(verdict: Verdict) -> bool {
-    matches!(verdict.counter, RARE | Counter::Vlan | Counter::Icmp) && verdict.action == Action::Pass
 }
 
 /// The fast path, the slow one, and again the fast one with what the slow one has put into the tables: together they would
@@ -165,52 +124,11 @@ fn settle<F: Family, P: Packet, W: Tables<F::Addr>>(packet: &mut P, world: &W, v
     verdict
 }
 
-/// What becomes of a packet that cannot be read to its ports.
-#[inline(always)]
-fn unread(reason: Counter) -> Verdict {
-    if reason == Counter::FragmentOverlap { Verdict::drop(reason) } else { Verdict::pass(reason) }
-}
-
 /// Whether the flow in doubt of the parked packet goes on.
 #[inline(never)]
 fn resume<F: Family, P: Packet, W: Tables<F::Addr>>(packet: &mut P, world: &W) -> bool {
     let mut flow = Flow::empty();
     read::<F, P, W, Full>(packet, world, &mut flow, Side::INGRESS).is_ok() && create::resume(world, &flow)
-}
-
-/// Parses a packet into scratch memory, or says why it is to be passed up.
-#[inline(never)]
-fn park<F: Family, P: Packet, W: Tables<F::Addr>, D: Depth>(
-    packet: &mut P,
-    world: &W,
-    l3: usize,
-    side: Side,
-) -> Option<Counter> {
-    let mut flow = Flow::empty();
-    let mut parsed = flow.parse::<F, P, D>(packet, l3, side);
-    if D::FULL && flow.part() != Part::WHOLE && matches!(parsed, Ok(()) | Err(Counter::Fragment)) {
-        let (position, length) = (flow.position(), flow.l4_length());
-        parsed = fragment::follow(world, &mut flow.key.0, position, length);
-    }
-    if parsed.is_ok() || parsed == Err(Counter::Icmp) {
-        world.scratch(|scratch| scratch.flow.set(&flow));
-    }
-    parsed.err()
-}
-
-/// A packet as its depth has it: read from the frame, or parked before.
-#[inline(always)]
-fn read<F: Family, P: Packet, W: Tables<F::Addr>, D: Depth>(
-    packet: &P,
-    world: &W,
-    flow: &mut Flow<F::Addr>,
-    side: Side,
-) -> Result<(), Counter> {
-    if D::FULL {
-        world.scratch(|scratch| *flow = scratch.flow.get()).ok_or(Counter::Inconsistent)
-    } else {
-        flow.parse::<F, P, D>(packet, Eth::LENGTH, side)
-    }
 }
 
 /// Reason of the fast path for leaving a packet to the slow one: it has a flow, but one that may be over.
@@ -242,7 +160,7 @@ fn known<F: Family, P: Packet, W: Tables<F::Addr>, D: Depth>(
         };
         let mut done = Some(());
         if entry.alias == Port::NONE || entry.kind == EntryKind::ORIGINAL {
-            done = nat::rewrite::<F, P>(packet, &flow, End::Destination, new);
+            done = nat::rewrite::<F, P, D>(packet, &flow, End::Destination, new);
         }
         if entry.alias != Port::NONE {
             done = rewrite_alias::<F, P>(packet, &flow, entry);
@@ -381,7 +299,7 @@ fn rewrite_alias<F: Family, P: Packet>(packet: &mut P, flow: &Flow<F::Addr>, ent
         EntryKind::REPLY => (End::Destination, &entry.client),
         _ => (End::Destination, &inner),
     };
-    nat::rewrite::<F, P>(packet, flow, end, new)
+    nat::rewrite::<F, P, Full>(packet, flow, end, new)
 }
 
 /// An answer for a process of this host: it must look as if it came from the frontend by way of `ballast0`, where the
@@ -395,10 +313,10 @@ fn to_host<F: Family, P: Packet, W: Tables<F::Addr>>(
 ) -> Verdict {
     let [a, b, c, d, e, f, ..] = world.setting(Setting::HostMac).to_le_bytes();
     let done = packet.get_mut::<Eth>(0).map(|eth| eth.destination = [a, b, c, d, e, f]);
-    let done = done.and_then(|()| nat::rewrite::<F, P>(packet, flow, End::Source, &entry.frontend));
+    let done = done.and_then(|()| nat::rewrite::<F, P, Full>(packet, flow, End::Source, &entry.frontend));
     let done = match done {
         Some(()) if entry.has_source() || entry.alias != Port::NONE => {
-            nat::rewrite::<F, P>(packet, flow, End::Destination, &entry.client)
+            nat::rewrite::<F, P, Full>(packet, flow, End::Destination, &entry.client)
         }
         other => other,
     };
@@ -438,7 +356,7 @@ fn leave<F: Family, P: Packet, W: Tables<F::Addr>, D: Depth>(packet: &mut P, wor
             state::touch(entry, &flow, world.now());
             (&entry.frontend, Counter::FromFrontend)
         };
-        let mut done = nat::rewrite::<F, P>(packet, &flow, End::Source, source);
+        let mut done = nat::rewrite::<F, P, D>(packet, &flow, End::Source, source);
         if entry.alias != Port::NONE && entry.kind == EntryKind::REPLY {
             done = rewrite_alias::<F, P>(packet, &flow, entry);
         }
