@@ -13,14 +13,12 @@ use crate::{
     family::{End, Family},
     flow::Parked,
     packet::Packet,
-    pipeline::Hook,
+    pipeline::{self, Hook},
     protocol::Protocol,
-    settings::Setting,
-    tables::{Scratch, Tables, World},
+    tables::{Scratch, Tables},
     tuple::{FlowKey, L4Addr, Side},
     verdict::{Counter, Verdict},
     wire::{
-        eth::Eth,
         icmp::Message,
         l4::{Ports, Tcp, Udp},
     },
@@ -71,7 +69,10 @@ pub(crate) fn translate<F: Family, P: Packet, W: Tables<F::Addr>>(
             }
             match apply::<F, P>(packet, fault, entry) {
                 None => Verdict::drop(Counter::Malformed),
-                Some(()) if to_host => towards_host(packet, world),
+                Some(()) if to_host => match pipeline::address_host(packet, world) {
+                    Some(()) => Verdict::to_host(Counter::IcmpError),
+                    None => Verdict::drop(Counter::Malformed),
+                },
                 Some(()) if hook == Some(Hook::Host) => Verdict::forward(Counter::IcmpError, entry.device.get()),
                 Some(()) => Verdict::pass(Counter::IcmpError),
             }
@@ -79,18 +80,6 @@ pub(crate) fn translate<F: Family, P: Packet, W: Tables<F::Addr>>(
         translated.unwrap_or(Verdict::pass(Counter::Icmp))
     });
     verdict.unwrap_or(Verdict::drop(Counter::Inconsistent))
-}
-
-#[inline(always)]
-fn towards_host<P: Packet, W: World>(packet: &mut P, world: &W) -> Verdict {
-    let [a, b, c, d, e, f, ..] = world.setting(Setting::HostMac).to_le_bytes();
-    match packet.get_mut::<Eth>(0) {
-        Some(eth) => {
-            eth.destination = [a, b, c, d, e, f];
-            Verdict::to_host(Counter::IcmpError)
-        }
-        None => Verdict::drop(Counter::Malformed),
-    }
 }
 
 /// Reads the parked packet. None: no error, or about nothing that Services know.

@@ -23,7 +23,7 @@ use crate::{
     reply, sctp,
     settings::Setting,
     state,
-    tables::Tables,
+    tables::{Tables, World},
     tuple::Side,
     verdict::{Action, Counter, Verdict},
     wire::eth::Eth,
@@ -302,6 +302,13 @@ fn rewrite_alias<F: Family, P: Packet>(packet: &mut P, flow: &Flow<F::Addr>, ent
     nat::rewrite::<F, P, Full>(packet, flow, end, new)
 }
 
+/// Gives a frame the MAC of `ballast0`, by which it goes up to this host.
+#[inline(always)]
+pub(crate) fn address_host<P: Packet, W: World>(packet: &mut P, world: &W) -> Option<()> {
+    let [a, b, c, d, e, f, ..] = world.setting(Setting::HostMac).to_le_bytes();
+    packet.get_mut::<Eth>(0).map(|eth| eth.destination = [a, b, c, d, e, f])
+}
+
 /// An answer for a process of this host: it must look as if it came from the frontend by way of `ballast0`, where the
 /// route to the frontend points (strict `rp_filter`).
 #[inline(never)]
@@ -311,8 +318,7 @@ fn to_host<F: Family, P: Packet, W: Tables<F::Addr>>(
     flow: &Flow<F::Addr>,
     entry: &Conntrack<F::Addr>,
 ) -> Verdict {
-    let [a, b, c, d, e, f, ..] = world.setting(Setting::HostMac).to_le_bytes();
-    let done = packet.get_mut::<Eth>(0).map(|eth| eth.destination = [a, b, c, d, e, f]);
+    let done = address_host(packet, world);
     let done = done.and_then(|()| nat::rewrite::<F, P, Full>(packet, flow, End::Source, &entry.frontend));
     let done = match done {
         Some(()) if entry.has_source() || entry.alias != Port::NONE => {

@@ -108,6 +108,12 @@ pub(crate) fn frame<A: Plan>(random: &mut Random, last: &[u8]) -> Vec<u8> {
             segment[field..field + 2].copy_from_slice(&sum.checksum().0);
         }
     }
+    packet::<A>(source.as_ref(), destination.as_ref(), protocol, &segment)
+}
+
+/// A payload behind Ethernet and a network header whose checksum is right.
+fn packet<A: Plan>(source: &[u8], destination: &[u8], protocol: u8, payload: &[u8]) -> Vec<u8> {
+    let length = u16::try_from(payload.len()).expect("short");
     let mut frame = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2];
     frame.extend(ethertype::<A>());
     if A::IPV6 {
@@ -118,13 +124,13 @@ pub(crate) fn frame<A: Plan>(random: &mut Random, last: &[u8]) -> Vec<u8> {
         let mut header = vec![0x45, 0];
         header.extend((length + 20).to_be_bytes());
         header.extend([0, 1, 0x40, 0, 64, protocol, 0, 0]);
-        let sum = Sum::default().add(&header).add(source.as_ref()).add(destination.as_ref());
+        let sum = Sum::default().add(&header).add(source).add(destination);
         header[10..12].copy_from_slice(&sum.checksum().0);
         frame.extend(header);
     }
-    frame.extend(source.as_ref());
-    frame.extend(destination.as_ref());
-    frame.extend(segment);
+    frame.extend(source);
+    frame.extend(destination);
+    frame.extend(payload);
     frame
 }
 
@@ -212,21 +218,7 @@ pub(crate) fn error<A: Plan>(random: &mut Random, about: &[u8]) -> Vec<u8> {
     let sum = if A::IPV6 { pseudo } else { Sum::default() };
     let checksum = sum.add(&message).checksum();
     message[2..4].copy_from_slice(&checksum.0);
-    let mut frame = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2];
-    frame.extend(ethertype::<A>());
-    if A::IPV6 {
-        frame.extend([0x60, 0, 0, 0]);
-        frame.extend(length.to_be_bytes());
-        frame.extend([protocol, 64]);
-    } else {
-        frame.extend([0x45, 0]);
-        frame.extend((length + 20).to_be_bytes());
-        frame.extend([0, 1, 0x40, 0, 64, protocol, 0, 0]);
-    }
-    frame.extend(source);
-    frame.extend(destination);
-    frame.extend(message);
-    frame
+    packet::<A>(source, destination, protocol, &message)
 }
 
 /// Makes a whole frame one fragment of a few packets' fragments.
