@@ -36,7 +36,7 @@ impl EntryKind {
     pub const REPLY: Self = Self(4);
 }
 
-/// How far a connection is, as the packets that met this entry tell.
+/// How far a connection is, as the packets that met this entry tell. TCP and SCTP move by [`crate::state::advance`].
 #[derive(
     Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
 )]
@@ -44,14 +44,16 @@ impl EntryKind {
 pub struct Phase(pub u8);
 
 impl Phase {
-    /// First packet seen.
+    /// Half-open: first packet seen. UDP's ORIGINAL entry stays here; the other one tells.
     pub const OPENING: Self = Self(0);
-    /// Answered (TCP: an ACK without SYN from the client, or the server's SYN-ACK; UDP: a reply).
-    pub const OPEN: Self = Self(1);
+    /// Half-open: the SYN-ACK went by. Of the entry that meets the backend's packets only.
+    pub const ANSWERED: Self = Self(1);
+    /// Answered (UDP), and acknowledged by one who saw the answer (TCP, SCTP).
+    pub const OPEN: Self = Self(2);
     /// TCP: a FIN went by.
-    pub const CLOSING: Self = Self(2);
+    pub const CLOSING: Self = Self(3);
     /// TCP: an RST went by.
-    pub const CLOSED: Self = Self(3);
+    pub const CLOSED: Self = Self(4);
 }
 
 /// Value of `LB4_CONNTRACK` and `LB6_CONNTRACK` (hash by [`crate::tuple::FlowTuple`]). 72 bytes for IPv4, 120 for IPv6.
@@ -90,11 +92,14 @@ pub struct Conntrack<A> {
     pub host: u8,
     /// Interface index towards the backend when the flow was made: for a host's flow whose backend is gone.
     pub device: U32,
+    /// TCP, host order: what this direction acknowledged last; while [`Phase::ANSWERED`] what a client must acknowledge.
+    /// SCTP: the tag that the client's packets carry.
+    pub mark: U32,
     /// The client's port between the NAT points, if it is another there than the client's own: another flow has that one
     /// towards this backend already (design.md section 2.1). Else [`Port::NONE`].
     pub alias: Port,
     /// Zero.
-    pub reserved: [u8; 6],
+    pub reserved: [u8; 2],
 }
 
 impl<A: Addr> Conntrack<A> {

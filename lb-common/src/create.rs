@@ -13,11 +13,15 @@ use crate::{
     protocol::{Port, Protocol},
     ring::WhenEmpty,
     select::{self, Choice},
-    settings::Setting,
+    settings::{Setting, takeover_left},
+    state,
     tables::{InsertError, Scratch, Tables},
     tuple::{FlowKey, L4Addr, Side},
     verdict::Counter,
 };
+
+/// "No device": the packet was made on this host.
+pub(crate) const HOST: u32 = 0;
 
 /// Probes for a free source port before giving up.
 const SNAT_PROBES: u32 = 32;
@@ -35,29 +39,53 @@ pub(crate) enum Outcome {
     Flow(Counter),
 }
 
-/// Whether the flow that a packet has met goes on, though it looked as if it were over. If not, it is removed.
-#[inline(always)]
-pub(crate) fn resume<A: Addr, W: Tables<A>>(world: &W, flow: &Flow<A>) -> bool {
-    let resumed = world.scratch(|Scratch { other, .. }| {
-        if world.conntrack(&flow.key, |found| *other = *found).is_none() {
-            return false;
-        }
-        let goes_on = goes_on(world, flow, other);
-        if !goes_on {
-            remove_flow(world, other);
-        }
-        goes_on
-    });
-    resumed.unwrap_or(false)
+/// What becomes of a flow in doubt.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub(crate) enum Resumed {
+    /// It was over and is removed.
+    Over,
+    /// It goes on.
+    GoesOn,
+    /// It goes on, and was half-open until this packet.
+    Proved,
 }
 
-/// Makes the flow of a packet that belongs to none. `host`: the client is a process of this node.
+/// Looks into a flow that a packet has met and that may be over, begin or end with it.
+#[inline(always)]
+pub(crate) fn resume<A: Addr, W: Tables<A>>(world: &W, flow: &Flow<A>) -> Resumed {
+    let resumed = world.scratch(|Scratch { other, .. }| {
+        if world.conntrack(&flow.key, |found| *other = *found).is_none() {
+            return Resumed::Over;
+        }
+        if other.kind == EntryKind::ORIGINAL && !goes_on(world, flow, other) {
+            remove_flow(world, other);
+            return Resumed::Over;
+        }
+        if state::advance(world, flow, other) { Resumed::Proved } else { Resumed::GoesOn }
+    });
+    resumed.unwrap_or(Resumed::Over)
+}
+
+/// Lets the backend's direction of a flow begin or end by its packet at egress.
+#[inline(always)]
+pub(crate) fn advance_answer<A: Addr, W: Tables<A>>(world: &W, flow: &Flow<A>) {
+    world.scratch(|Scratch { other, .. }| {
+        let found = world.conntrack(&flow.key, |found| *other = *found);
+        if found.is_some() && other.kind == EntryKind::REPLY {
+            state::advance(world, flow, other);
+        }
+    });
+}
+
+/// Makes the flow of a packet that belongs to none. `device`: the interface it came by; [`HOST`]: by none, its client is a
+/// process of this node.
 ///
 /// The steps are called one after the other, not one by the other, for the sake of the BPF stack.
 #[inline(always)]
-pub(crate) fn enter<A: Addr, W: Tables<A>>(world: &W, flow: &Flow<A>, host: bool) -> Outcome {
+pub(crate) fn enter<A: Addr, W: Tables<A>>(world: &W, flow: &Flow<A>, device: u32) -> Outcome {
     let outcome = world.scratch(|Scratch { entry, other, .. }| {
-        match choose(world, flow, host, entry) {
+        match choose(world, flow, device, entry) {
             Outcome::Flow(_) => {}
             outcome => return outcome,
         }
@@ -84,15 +112,24 @@ fn goes_on<A: Addr, W: Tables<A>>(world: &W, flow: &Flow<A>, entry: &Conntrack<A
 
 /// Decides about a packet of no known flow: the frontend, the client's rule, a backend. Fills `entry` for a new flow.
 #[inline(never)]
-fn choose<A: Addr, W: Tables<A>>(world: &W, flow: &Flow<A>, host: bool, entry: &mut Conntrack<A>) -> Outcome {
+fn choose<A: Addr, W: Tables<A>>(world: &W, flow: &Flow<A>, device: u32, entry: &mut Conntrack<A>) -> Outcome {
     let Some(word) = world.frontend(&FrontendKey::new(flow.protocol(), flow.destination())) else {
         return no_frontend(world, flow);
     };
     if flow.key.0.source.is_martian() {
         return Outcome::Drop(Counter::Martian);
     }
+    let host = device == HOST;
+    let from_pod = !host && world.prefix(&flow.key.0.source).contains(PrefixFlags::LOCAL_PODS);
+    // Before anything is granted for the sake of the source (reliability.md section 7).
+    if from_pod && is_uplink(world, device) {
+        return Outcome::Drop(Counter::SpoofedSource);
+    }
     // TCP begins with a SYN, SCTP with an INIT; anything else without state is somebody's past (design.md section 4).
     if flow.protocol() != Protocol::UDP && !flow.flags.opens() {
+        if flow.protocol() == Protocol::TCP && takeover_left(world.setting(Setting::Takeover), world.now()) != 0 {
+            return Outcome::Pass(Counter::TakenOver);
+        }
         return Outcome::Refuse(Counter::NoState);
     }
     let Some(frontend) = world.record(word.id()) else {
@@ -100,7 +137,7 @@ fn choose<A: Addr, W: Tables<A>>(world: &W, flow: &Flow<A>, host: bool, entry: &
     };
     let client = if host {
         Client::Host
-    } else if world.prefix(&flow.key.0.source).contains(PrefixFlags::LOCAL_PODS) {
+    } else if from_pod {
         Client::Pod
     } else {
         Client::Outside
@@ -137,7 +174,8 @@ fn choose<A: Addr, W: Tables<A>>(world: &W, flow: &Flow<A>, host: bool, entry: &
         host: u8::from(host),
         device: hop.ifindex,
         alias: Port::NONE,
-        reserved: [0; 6],
+        mark: U32::ZERO,
+        reserved: [0; 2],
     };
     if needs_source(entry, hop, rule.masquerade()) {
         if hop.prefsrc == A::UNSPECIFIED {
@@ -146,6 +184,15 @@ fn choose<A: Addr, W: Tables<A>>(world: &W, flow: &Flow<A>, host: bool, entry: &
         entry.source = L4Addr { addr: hop.prefsrc, port: entry.client.port };
     }
     Outcome::Flow(Counter::NewFlow)
+}
+
+/// Whether an interface is one that pods of this node do not send by.
+#[inline(always)]
+fn is_uplink<A: Addr, W: Tables<A>>(world: &W, device: u32) -> bool {
+    Setting::UPLINKS.iter().any(|setting| {
+        let word = world.setting(*setting);
+        word as u32 == device || (word >> 32) as u32 == device
+    })
 }
 
 /// Whether the backend must see this node as the source: by the rule (semantics.md 2.4.1 to 2.4.3), or because client and

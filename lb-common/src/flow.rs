@@ -23,6 +23,10 @@ pub struct Flow<A> {
     pub key: FlowKey<A>,
     /// TCP flags, or what SCTP says in those words; none for UDP.
     pub flags: TcpFlags,
+    /// TCP: the sequence number, host order. SCTP: the verification tag, or what an INIT-ACK wants to see as such.
+    pub sequence: u32,
+    /// TCP: the acknowledgment number, host order. SCTP: the verification tag.
+    pub acknowledgment: u32,
     /// Offset of the network header in the frame.
     l3: usize,
     /// Offset of the transport header in the frame.
@@ -47,7 +51,16 @@ impl<A: Addr> Flow<A> {
             side: Side(0),
             reserved: [0; 2],
         };
-        Self { key: FlowKey(key), flags: TcpFlags::NONE, l3: 0, l4: 0, l4_length: 0, position: Position::WHOLE }
+        Self {
+            key: FlowKey(key),
+            flags: TcpFlags::NONE,
+            sequence: 0,
+            acknowledgment: 0,
+            l3: 0,
+            l4: 0,
+            l4_length: 0,
+            position: Position::WHOLE,
+        }
     }
 
     /// Parses a frame of family `F` whose network header begins at `l3`, seen at `side`. The error is the reason to pass
@@ -67,6 +80,8 @@ impl<A: Addr> Flow<A> {
         let mut result = Ok(());
         let part = network.position.part;
         let unread = Ports { source: Port::NONE, destination: Port::NONE };
+        let mut sequence = 0;
+        let mut acknowledgment = 0;
         let (ports, flags) = match network.protocol {
             // Its first fragment has them.
             Protocol::TCP | Protocol::UDP if D::FULL && part == Part::LATER => {
@@ -80,6 +95,8 @@ impl<A: Addr> Flow<A> {
                 if header < Tcp::LENGTH || header > length {
                     return Err(Counter::Malformed);
                 }
+                sequence = u32::from_be_bytes(tcp.sequence);
+                acknowledgment = u32::from_be_bytes(tcp.acknowledgment);
                 (tcp.ports, tcp.flags)
             }
             Protocol::UDP => {
@@ -98,7 +115,15 @@ impl<A: Addr> Flow<A> {
                 if length <= size_of::<Sctp>() {
                     return Err(Counter::Malformed);
                 }
-                (sctp.ports, sctp::flags(*chunk))
+                let flags = sctp::flags(*chunk);
+                acknowledgment = u32::from_be_bytes(sctp.tag);
+                sequence = acknowledgment;
+                if flags.has(TcpFlags::SYN) && flags.has(TcpFlags::ACK) {
+                    let wanted: &[u8; 4] =
+                        packet.get(l4.wrapping_add(sctp::INITIATE_TAG)).ok_or(Counter::Malformed)?;
+                    sequence = u32::from_be_bytes(*wanted);
+                }
+                (sctp.ports, flags)
             }
             // Read so far, for those who look into errors.
             Protocol(number) if number == F::ICMP && D::FULL && part == Part::WHOLE => {
@@ -124,6 +149,8 @@ impl<A: Addr> Flow<A> {
                 reserved: [0; 2],
             }),
             flags,
+            sequence,
+            acknowledgment,
             l3,
             l4,
             l4_length: length,
@@ -180,6 +207,17 @@ impl<A: Addr> Flow<A> {
         self.position
     }
 
+    /// What the other side can acknowledge of this packet at most: for TCP the sequence number behind it (options count
+    /// as payload here), for SCTP the tag its answers carry.
+    #[inline(always)]
+    pub const fn end(&self) -> u32 {
+        if self.key.0.protocol.0 != Protocol::TCP.0 {
+            return self.sequence;
+        }
+        let payload = self.l4_length.wrapping_sub(Tcp::LENGTH) as u32;
+        self.sequence.wrapping_add(self.flags.has(TcpFlags::SYN) as u32).wrapping_add(payload)
+    }
+
     /// Bytes from the network header on.
     #[inline(always)]
     pub const fn bytes(&self) -> u64 {
@@ -196,6 +234,8 @@ pub struct Parked<A> {
     l3: U16,
     l4: U16,
     l4_length: U32,
+    sequence: U32,
+    acknowledgment: U32,
     flags: TcpFlags,
     part: Part,
     reserved: [u8; 2],
@@ -209,6 +249,8 @@ impl<A: Addr> Parked<A> {
         self.l3.set(flow.l3 as u16);
         self.l4.set(flow.l4 as u16);
         self.l4_length.set(flow.l4_length as u32);
+        self.sequence.set(flow.sequence);
+        self.acknowledgment.set(flow.acknowledgment);
         self.flags = flow.flags;
         self.part = flow.position.part;
         self.reserved = [0; 2];
@@ -220,6 +262,8 @@ impl<A: Addr> Parked<A> {
         Flow {
             key: FlowKey(self.tuple),
             flags: self.flags,
+            sequence: self.sequence.get(),
+            acknowledgment: self.acknowledgment.get(),
             l3: usize::from(self.l3.get()),
             l4: usize::from(self.l4.get()),
             l4_length: self.l4_length.get() as usize,

@@ -34,6 +34,7 @@ pub mod family;
 pub mod flow;
 pub mod fragment;
 pub mod frontend;
+pub mod half_open;
 pub mod hash;
 pub mod icmp;
 pub mod nat;

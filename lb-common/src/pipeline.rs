@@ -12,11 +12,11 @@
 use crate::{
     backend::Backend,
     conntrack::{Conntrack, EntryKind, Phase},
-    create::{self, Outcome},
-    family::{Addr, Depth, End, Family, Full, Plain, V4, V6},
+    create::{self, Outcome, Resumed},
+    family::{Addr, Depth, End, Family, Full, Plain, RARE, V4, V6},
     flow::Flow,
     fragment::Part,
-    icmp, nat,
+    half_open, icmp, nat,
     packet::Packet,
     protocol::{Port, Protocol},
     read::{Version, is_rare, park, read, unread, version},
@@ -44,12 +44,13 @@ pub enum Hook {
 pub trait AllTables: Tables<[u8; 4]> + Tables<[u8; 16]> {}
 impl<W: Tables<[u8; 4]> + Tables<[u8; 16]>> AllTables for W {}
 
-/// NAT points 1 and 3. `local`: the packet was made on this host, not received (only asked at [`Hook::Host`]).
+/// NAT points 1 and 3. `device`: index of the interface the packet came by; 0 (only at [`Hook::Host`]): it was made on this
+/// host.
 #[inline(always)]
-pub fn ingress<P: Packet, W: AllTables>(packet: &mut P, world: &W, hook: Hook, local: bool) -> Verdict {
+pub fn ingress<P: Packet, W: AllTables>(packet: &mut P, world: &W, hook: Hook, device: u32) -> Verdict {
     let verdict = match version(packet) {
-        Ok((Version::V4, l3)) => inward::<V4, P, W>(packet, world, hook, local, l3),
-        Ok((Version::V6, l3)) => inward::<V6, P, W>(packet, world, hook, local, l3),
+        Ok((Version::V4, l3)) => inward::<V4, P, W>(packet, world, hook, device, l3),
+        Ok((Version::V6, l3)) => inward::<V6, P, W>(packet, world, hook, device, l3),
         Err(reason) => Verdict::pass(reason),
     };
     // What nobody translated would come back by the same route for ever.
@@ -76,7 +77,7 @@ fn inward<F: Family, P: Packet, W: Tables<F::Addr>>(
     packet: &mut P,
     world: &W,
     hook: Hook,
-    local: bool,
+    device: u32,
     l3: usize,
 ) -> Verdict {
     let mut verdict = if l3 == Eth::LENGTH {
@@ -100,13 +101,18 @@ fn inward<F: Family, P: Packet, W: Tables<F::Addr>>(
         return verdict;
     }
     if verdict.action == Action::Undecided {
-        let resumed = verdict.counter == DOUBT && resume::<F, P, W>(packet, world);
-        verdict = if resumed {
-            Verdict::undecided(Counter::ToBackend)
-        } else {
-            unknown::<F, P, W>(packet, world, hook, local)
+        let resumed = if verdict.counter == DOUBT { resume::<F, P, W>(packet, world) } else { Resumed::Over };
+        verdict = match resumed {
+            Resumed::Over => unknown::<F, P, W>(packet, world, hook, device),
+            Resumed::GoesOn | Resumed::Proved => Verdict::undecided(Counter::ToBackend),
         };
+        if resumed == Resumed::Proved {
+            half_open::leave(world);
+        }
         if verdict.action == Action::Undecided {
+            if verdict.counter == Counter::NewFlow {
+                half_open::enter(world);
+            }
             verdict = known::<F, P, W, Full>(packet, world, hook, Some(verdict.counter));
         }
     }
@@ -124,11 +130,14 @@ fn settle<F: Family, P: Packet, W: Tables<F::Addr>>(packet: &mut P, world: &W, v
     verdict
 }
 
-/// Whether the flow in doubt of the parked packet goes on.
+/// What becomes of the flow in doubt of the parked packet.
 #[inline(never)]
-fn resume<F: Family, P: Packet, W: Tables<F::Addr>>(packet: &mut P, world: &W) -> bool {
+fn resume<F: Family, P: Packet, W: Tables<F::Addr>>(packet: &mut P, world: &W) -> Resumed {
     let mut flow = Flow::empty();
-    read::<F, P, W, Full>(packet, world, &mut flow, Side::INGRESS).is_ok() && create::resume(world, &flow)
+    match read::<F, P, W, Full>(packet, world, &mut flow, Side::INGRESS) {
+        Ok(()) => create::resume(world, &flow),
+        Err(_) => Resumed::Over,
+    }
 }
 
 /// Reason of the fast path for leaving a packet to the slow one: it has a flow, but one that may be over.
@@ -180,7 +189,7 @@ fn known<F: Family, P: Packet, W: Tables<F::Addr>, D: Depth>(
 
 /// A parked packet of no known flow. Undecided: its flow is in the tables now.
 #[inline(never)]
-fn unknown<F: Family, P: Packet, W: Tables<F::Addr>>(packet: &mut P, world: &W, hook: Hook, local: bool) -> Verdict {
+fn unknown<F: Family, P: Packet, W: Tables<F::Addr>>(packet: &mut P, world: &W, hook: Hook, device: u32) -> Verdict {
     let mut flow = Flow::empty();
     if let Err(reason) = read::<F, P, W, Full>(packet, world, &mut flow, Side::INGRESS) {
         return Verdict::drop(reason);
@@ -193,7 +202,7 @@ fn unknown<F: Family, P: Packet, W: Tables<F::Addr>>(packet: &mut P, world: &W, 
             Verdict::pass(Counter::NotAService)
         };
     }
-    match create::enter(world, &flow, hook == Hook::Host && local) {
+    match create::enter(world, &flow, device) {
         Outcome::Pass(reason) => Verdict::pass(reason),
         Outcome::Drop(reason) => Verdict::drop(reason),
         Outcome::Refuse(_) if hook == Hook::Xdp => Verdict::pass(Counter::Deferred),
@@ -218,7 +227,7 @@ enum Way {
     ToClient,
     /// Points 3 and 4 at once, for a process of this host.
     ToHost,
-    /// Expired, begun anew, or its backend is gone: look closer.
+    /// Expired, half-open, beginning or ending, or its backend is gone: look closer.
     Doubt,
 }
 
@@ -232,7 +241,8 @@ fn visit<A: Addr, W: Tables<A>>(world: &W, entry: &mut Conntrack<A>, flow: &Flow
         let backend = alive(world, entry);
         // Connections go on to a backend that left the service (semantics.md 2.8.1), UDP must not.
         let gone = backend.is_none() && entry.protocol == Protocol::UDP;
-        if !decided && (gone || flow.flags.opens() || expired(world, entry, now)) {
+        let proved = matches!(entry.phase, Phase::OPEN | Phase::CLOSING) || entry.protocol == Protocol::UDP;
+        if !decided && (gone || flow.flags.changes() || !proved || expired(world, entry, now)) {
             return Met { way: Way::Doubt, device };
         }
         if entry.host != 0
@@ -247,6 +257,8 @@ fn visit<A: Addr, W: Tables<A>>(world: &W, entry: &mut Conntrack<A>, flow: &Flow
     } else if hook == Hook::Xdp {
         // tcx will count it.
         return Met { way: Way::ToHost, device };
+    } else if !decided && flow.flags.changes() {
+        return Met { way: Way::Doubt, device };
     } else {
         Way::ToHost
     };
@@ -282,12 +294,12 @@ pub(crate) fn is_dead<A: Addr, W: Tables<A>>(world: &W, original: &Conntrack<A>,
         .unwrap_or(true)
 }
 
-/// The later of what the client's and the backend's packets told.
+/// How far a flow is, as the client's and the backend's packets told.
 #[inline(always)]
 pub(crate) fn effective_phase<A: Addr, W: Tables<A>>(world: &W, original: &Conntrack<A>) -> Phase {
     world
         .conntrack(&original.answer_key(), |answer| answer.phase)
-        .map_or(original.phase, |other| original.phase.max(other))
+        .map_or(original.phase, |answer| state::flow_phase(original.protocol, original.phase, answer))
 }
 
 /// The client's end of a flow whose client has another port between the NAT points. Rare enough to be called.
@@ -341,6 +353,7 @@ fn outward<F: Family, P: Packet, W: Tables<F::Addr>>(packet: &mut P, world: &W, 
     packet.pull();
     match park::<F, P, W, Full>(packet, world, l3, Side::EGRESS) {
         None => {
+            answered::<F, P, W>(packet, world);
             let verdict = leave::<F, P, W, Full>(packet, world);
             settle::<F, P, W>(packet, world, verdict)
         }
@@ -349,11 +362,25 @@ fn outward<F: Family, P: Packet, W: Tables<F::Addr>>(packet: &mut P, world: &W, 
     }
 }
 
+/// The backend's direction of a connection that begins or ends with the parked packet.
+#[inline(never)]
+fn answered<F: Family, P: Packet, W: Tables<F::Addr>>(packet: &mut P, world: &W) -> Option<()> {
+    let mut flow = Flow::empty();
+    read::<F, P, W, Full>(packet, world, &mut flow, Side::EGRESS).ok()?;
+    if flow.flags.changes() {
+        create::advance_answer(world, &flow);
+    }
+    Some(())
+}
+
 #[inline(never)]
 fn leave<F: Family, P: Packet, W: Tables<F::Addr>, D: Depth>(packet: &mut P, world: &W) -> Verdict {
     let mut flow = Flow::empty();
     if let Err(reason) = read::<F, P, W, D>(packet, world, &mut flow, Side::EGRESS) {
         return Verdict::pass(reason);
+    }
+    if !D::FULL && flow.flags.changes() {
+        return Verdict::pass(RARE);
     }
     let seen = world.conntrack(&flow.key, |entry| {
         let (source, reason) = if entry.kind == EntryKind::SOURCE {

@@ -17,6 +17,9 @@ use crate::{
 /// CRC32c's polynomial, bits reversed.
 const POLYNOMIAL: u32 = 0x82f6_3b78;
 
+/// Offset of the initiate tag of an INIT or INIT-ACK that is a packet's first chunk (RFC 9260 section 3.3.2).
+pub(crate) const INITIATE_TAG: usize = size_of::<Sctp>() + 4;
+
 /// Powers of two of bytes that a packet's length is made of.
 const STEPS: usize = 16;
 

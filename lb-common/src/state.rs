@@ -1,4 +1,12 @@
 //! The life of a flow: phases and timeouts.
+//!
+//! ```text
+//! client's entry   OPENING ---------- its packet proves that it saw the answer ---------> OPEN -> CLOSING -> CLOSED
+//! backend's entry  OPENING -> ANSWERED by the SYN-ACK ---- the client's proof ----------> OPEN -> CLOSING -> CLOSED
+//! UDP, the latter  OPENING ---------- a reply ------------------------------------------> OPEN
+//! ```
+//! What ends a connection counts only where it fits what the other end acknowledged (RFC 5961 section 3): one who guesses
+//! addresses and ports must not be able to shorten its life.
 
 use crate::{
     conntrack::{Conntrack, EntryKind, Phase},
@@ -6,6 +14,7 @@ use crate::{
     flow::Flow,
     fragment::Part,
     protocol::Protocol,
+    tables::Tables,
     wire::l4::TcpFlags,
 };
 
@@ -17,7 +26,7 @@ pub const fn timeout_seconds(protocol: Protocol, phase: Phase) -> u32 {
     match (protocol, phase) {
         (Protocol::UDP, Phase::OPENING) => 30,
         (Protocol::UDP, _) => 180,
-        (_, Phase::OPENING) => 60,
+        (_, Phase::OPENING | Phase::ANSWERED) => 60,
         (_, Phase::OPEN) => 86_400,
         (_, Phase::CLOSING) => 120,
         _ => 10,
@@ -32,34 +41,167 @@ pub fn is_expired(protocol: Protocol, phase: Phase, stamp: u32, now: u32, ticks_
     age <= u32::MAX / 2 && age > timeout_seconds(protocol, phase).wrapping_mul(ticks_per_second)
 }
 
-/// The phase after a packet with `flags` met an entry of `kind` in `phase`.
-///
-/// The original entry sees the client's packets: a segment without SYN means that the server answered. The others
-/// see the backend's: any packet is the answer. FIN and RST only ever move forward, a SYN that opens starts anew.
+/// The phase of a flow whose two counting entries have these. A TCP connection is open once the client proved it; it ends
+/// by either side.
 #[inline(always)]
-pub const fn next_phase(protocol: Protocol, kind: EntryKind, phase: Phase, flags: TcpFlags) -> Phase {
-    let original = matches!(kind, EntryKind::ORIGINAL);
-    if protocol.0 == Protocol::UDP.0 {
-        return if original { phase } else { Phase::OPEN };
-    }
-    if flags.has(TcpFlags::RST) {
-        return Phase::CLOSED;
-    }
-    if phase.0 >= Phase::CLOSING.0 {
-        return phase;
-    }
-    if flags.has(TcpFlags::FIN) {
-        return Phase::CLOSING;
-    }
-    if original && flags.has(TcpFlags::SYN) { phase } else { Phase::OPEN }
+pub fn flow_phase(protocol: Protocol, original: Phase, answer: Phase) -> Phase {
+    if protocol == Protocol::UDP || answer.0 >= Phase::CLOSING.0 { original.max(answer) } else { original }
 }
 
-/// Marks an entry as met by a packet.
+/// Where one direction of a connection stands.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Stand {
+    /// Its entry's phase.
+    pub phase: Phase,
+    /// Its entry's [`Conntrack::mark`].
+    pub mark: u32,
+}
+
+impl Stand {
+    /// Of a direction without an entry.
+    pub const NONE: Self = Self { phase: Phase::OPENING, mark: 0 };
+
+    /// Of an entry.
+    #[inline(always)]
+    pub fn of<A>(entry: &Conntrack<A>) -> Self {
+        Self { phase: entry.phase, mark: entry.mark.get() }
+    }
+
+    #[inline(always)]
+    fn store<A>(self, entry: &mut Conntrack<A>) {
+        entry.phase = self.phase;
+        entry.mark.set(self.mark);
+    }
+}
+
+/// What may lie between the end of a SYN-ACK and what the client acknowledges of it: TCP options count as its payload.
+const OPTIONS: u32 = 40;
+/// How far behind what the other end acknowledged a FIN or RST may lie: a keepalive or a repetition.
+const BEHIND: u32 = 1 << 16;
+/// How far ahead: data on the way. The larger, the easier to guess.
+const AHEAD: u32 = 1 << 20;
+
+/// What a packet tells TCP and SCTP entries.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Told {
+    /// Flags.
+    pub flags: TcpFlags,
+    /// [`Flow::sequence`]
+    pub sequence: u32,
+    /// [`Flow::acknowledgment`]
+    pub acknowledgment: u32,
+    /// [`Flow::end`]
+    pub end: u32,
+}
+
+impl Told {
+    /// What is told by a packet.
+    #[inline(always)]
+    pub const fn by<A: Addr>(flow: &Flow<A>) -> Self {
+        Self { flags: flow.flags, sequence: flow.sequence, acknowledgment: flow.acknowledgment, end: flow.end() }
+    }
+
+    /// Whether the packet's place in the stream is one that the other end waits for.
+    #[inline(always)]
+    const fn fits(&self, acknowledged: u32) -> bool {
+        self.sequence.wrapping_sub(acknowledged).wrapping_add(BEHIND) < AHEAD + BEHIND
+    }
+
+    /// The phase after a FIN or RST in an open connection.
+    #[inline(always)]
+    const fn ending(&self, phase: Phase, acknowledged: u32) -> Phase {
+        let fits = self.fits(acknowledged);
+        if fits && self.flags.has(TcpFlags::RST) {
+            Phase::CLOSED
+        } else if fits && self.flags.has(TcpFlags::FIN) && phase.0 < Phase::CLOSING.0 {
+            Phase::CLOSING
+        } else {
+            phase
+        }
+    }
+}
+
+/// Where both directions stand after a packet of the client. A flow that opens is proved by what acknowledges the
+/// SYN-ACK: nobody else knows its number.
+#[inline(always)]
+pub const fn client_told(protocol: Protocol, client: Stand, backend: Stand, told: &Told) -> (Stand, Stand) {
+    let tcp = protocol.0 == Protocol::TCP.0;
+    let (mut client, mut backend) = (client, backend);
+    let proved = told.flags.has(TcpFlags::ACK)
+        && !told.flags.has(TcpFlags(TcpFlags::SYN.0 | TcpFlags::RST.0))
+        && backend.phase.0 == Phase::ANSWERED.0
+        && backend.mark.wrapping_sub(told.acknowledgment) <= if tcp { OPTIONS } else { 0 };
+    if proved {
+        // Even if somebody's RST came before: a client that gave up does not go on.
+        client = Stand { phase: Phase::OPEN, mark: told.acknowledgment };
+        // The backend will acknowledge this very packet first.
+        backend = Stand { phase: Phase::OPEN, mark: told.sequence };
+    } else if backend.phase.0 <= Phase::ANSWERED.0 {
+        if told.flags.has(TcpFlags::RST) {
+            client.phase = Phase::CLOSED;
+        }
+        return (client, backend);
+    }
+    // The client's packets carry the tag that only the ends know.
+    let acknowledged = if tcp { backend.mark } else { client.mark };
+    client.phase = told.ending(client.phase, acknowledged);
+    (client, backend)
+}
+
+/// Where the backend's direction stands after its packet.
+#[inline(always)]
+pub const fn backend_told(protocol: Protocol, client: Stand, backend: Stand, told: &Told) -> Stand {
+    let mut backend = backend;
+    if backend.phase.0 > Phase::ANSWERED.0 {
+        // SCTP: a backend is not a stranger.
+        let acknowledged = if protocol.0 == Protocol::TCP.0 { client.mark } else { told.sequence };
+        backend.phase = told.ending(backend.phase, acknowledged);
+    } else if told.flags.has(TcpFlags::RST) {
+        backend.phase = Phase::CLOSED;
+    } else if told.flags.has(TcpFlags::SYN) {
+        backend = Stand { phase: Phase::ANSWERED, mark: told.end };
+    }
+    backend
+}
+
+/// Lets a connection begin or end by a packet that may tell so. `entry` is a copy of what the packet met. Returns whether
+/// it proved a half-open flow.
+#[inline(always)]
+pub(crate) fn advance<A: Addr, W: Tables<A>>(world: &W, flow: &Flow<A>, entry: &Conntrack<A>) -> bool {
+    // A later fragment has no flags that could tell.
+    if entry.protocol == Protocol::UDP || flow.part() == Part::LATER {
+        return false;
+    }
+    let told = Told::by(flow);
+    let original = entry.kind == EntryKind::ORIGINAL;
+    let other_key = if original { entry.answer_key() } else { entry.original_key() };
+    let other = world.conntrack(&other_key, |other| Stand::of(other)).unwrap_or(Stand::NONE);
+    let before = Stand::of(entry);
+    let (own, other_after) = if original {
+        client_told(entry.protocol, before, other, &told)
+    } else {
+        (backend_told(entry.protocol, other, before, &told), other)
+    };
+    if own != before {
+        world.conntrack(&flow.key, |entry| own.store(entry));
+    }
+    if other_after != other {
+        world.conntrack(&other_key, |other| other_after.store(other));
+    }
+    original && other.phase == Phase::ANSWERED && other_after.phase == Phase::OPEN
+}
+
+/// Marks an entry as met by a packet that neither begins nor ends anything.
 #[inline(always)]
 pub fn touch<A: Addr>(entry: &mut Conntrack<A>, flow: &Flow<A>, now: u32) {
-    // A later fragment has no flags that could tell.
     if flow.part() != Part::LATER {
-        entry.phase = next_phase(entry.protocol, entry.kind, entry.phase, flow.flags);
+        if entry.protocol == Protocol::TCP {
+            if entry.phase.0 >= Phase::OPEN.0 && flow.flags.acknowledges() {
+                entry.mark.set(flow.acknowledgment);
+            }
+        } else if entry.protocol == Protocol::UDP && entry.kind != EntryKind::ORIGINAL {
+            entry.phase = Phase::OPEN;
+        }
     }
     entry.stamp.set(now);
     entry.packets.set(entry.packets.get().wrapping_add(1));

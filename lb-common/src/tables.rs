@@ -9,6 +9,7 @@ use crate::{
     flow::Parked,
     fragment::{Fragment, FragmentKey},
     frontend::{Frontend, FrontendId, FrontendKey, FrontendWord, PrefixFlags, Scope},
+    half_open::HalfOpen,
     icmp::Fault,
     ring::RingWord,
     settings::Setting,
@@ -84,6 +85,8 @@ pub trait Tables<A: Addr>: World {
     fn insert(&self, key: &FlowKey<A>, entry: &Conntrack<A>) -> Result<(), InsertError>;
     /// Removes an entry, if it is there.
     fn remove(&self, key: &FlowKey<A>);
+    /// Lends a slot of the half-open table. `None`: there is no such slot.
+    fn half_open<R>(&self, index: u32, visit: impl FnOnce(&mut HalfOpen<A>) -> R) -> Option<R>;
     /// Looks up what the first fragment of a packet said.
     fn fragment(&self, key: &FragmentKey<A>) -> Option<Fragment>;
     /// Remembers it, in place of another's if there is no room.

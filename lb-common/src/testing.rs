@@ -11,6 +11,7 @@ use crate::{
     family::Addr,
     fragment::{Fragment, FragmentKey},
     frontend::{Frontend, FrontendId, FrontendKey, FrontendWord, PrefixFlags, Scope},
+    half_open::HalfOpen,
     packet::{L4Change, LAST_HEADER, Packet, Wire, replace_inline},
     ring::RingWord,
     settings::Setting,
@@ -81,6 +82,8 @@ pub struct FamilyTables<A: Addr> {
     pub conntrack_capacity: usize,
     /// Connections by service and backend.
     pub connections: RefCell<BTreeMap<(u32, u32), u64>>,
+    /// Slots of half-open flows.
+    pub half_open: RefCell<BTreeMap<u32, HalfOpen<A>>>,
     /// First fragments.
     pub fragments: RefCell<BTreeMap<FragmentKey<A>, Fragment>>,
     /// Scratch memory.
@@ -99,6 +102,7 @@ impl<A: Addr> Default for FamilyTables<A> {
             conntrack: RefCell::default(),
             conntrack_capacity: 65_536,
             connections: RefCell::default(),
+            half_open: RefCell::default(),
             fragments: RefCell::default(),
             scratch: RefCell::new(Scratch::new_zeroed()),
         }
@@ -227,6 +231,14 @@ macro_rules! tables {
 
             fn remove(&self, key: &FlowKey<$addr>) {
                 self.$field.conntrack.borrow_mut().remove(&key.0);
+            }
+
+            fn half_open<R>(&self, index: u32, visit: impl FnOnce(&mut HalfOpen<$addr>) -> R) -> Option<R> {
+                let slots = &self.$field.half_open;
+                let mut slot = slots.borrow().get(&index).copied().unwrap_or_else(HalfOpen::new_zeroed);
+                let result = visit(&mut slot);
+                slots.borrow_mut().insert(index, slot);
+                Some(result)
             }
 
             fn fragment(&self, key: &FragmentKey<$addr>) -> Option<Fragment> {

@@ -174,6 +174,12 @@ pub enum Counter {
     FragmentRefused = 38,
     /// Dropped: to an address of ours from one that nobody can have: loopback, multicast, unspecified.
     Martian = 39,
+    /// Flows removed before anybody proved them, to make room for newer ones: a flood, or too small a conntrack table.
+    HalfOpenEvicted = 40,
+    /// Passed: TCP without state while the takeover lasts; it may be a connection that kube-proxy's rules translate.
+    TakenOver = 41,
+    /// Dropped: from an address of this node's pods, but by an uplink or overlay.
+    SpoofedSource = 42,
 }
 
 impl Counter {
@@ -181,7 +187,7 @@ impl Counter {
     pub const CAPACITY: u32 = 64;
 
     /// Every counter in index order.
-    pub const ALL: [Self; 40] = [
+    pub const ALL: [Self; 43] = [
         Self::OtherLink,
         Self::Vlan,
         Self::Malformed,
@@ -222,6 +228,9 @@ impl Counter {
         Self::FragmentOverlap,
         Self::FragmentRefused,
         Self::Martian,
+        Self::HalfOpenEvicted,
+        Self::TakenOver,
+        Self::SpoofedSource,
     ];
 }
 

@@ -36,8 +36,10 @@ const TCX_NEXT: i32 = -1;
 /// NAT points 1 and 3 on a device with native XDP.
 #[xdp(frags)]
 pub(crate) fn lb_xdp(context: XdpContext) -> u32 {
+    // SAFETY: the context pointer is valid for the whole program.
+    let device = unsafe { (*context.ctx).ingress_ifindex };
     let mut frame = Frame::new(context);
-    let verdict = pipeline::ingress(&mut frame, &Kernel, Hook::Xdp, false);
+    let verdict = pipeline::ingress(&mut frame, &Kernel, Hook::Xdp, device);
     Kernel.count(verdict.counter);
     log::verdict(frame.context(), verdict);
     match verdict.action {
@@ -77,8 +79,8 @@ pub(crate) fn lb_clock(_context: TcContext) -> i32 {
 fn from_device(context: TcContext, hook: Hook) -> i32 {
     let mut frame = Frame::of_tc(context);
     // A packet that was received somewhere carries the interface it came by; one made here does not.
-    let local = field(&frame, |skb| skb.ingress_ifindex) == 0;
-    let verdict = pipeline::ingress(&mut frame, &Kernel, hook, local);
+    let device = field(&frame, |skb| if hook == Hook::Host { skb.ingress_ifindex } else { skb.ifindex });
+    let verdict = pipeline::ingress(&mut frame, &Kernel, hook, device);
     act(&frame, hook, verdict)
 }
 

@@ -16,6 +16,7 @@ use lb_common::{
     conntrack::Conntrack,
     fragment::{Fragment, FragmentKey},
     frontend::{Frontend, FrontendId, FrontendKey, FrontendWord, PrefixFlags, Scope},
+    half_open::{HALF_OPEN_SLOTS, HalfOpen},
     ring::RingWord,
     settings::Setting,
     socket::SOCKET_SLOTS,
@@ -56,6 +57,11 @@ static LB6_NEXT_HOPS: Array<NextHop<A6>, 4096> = Array::new();
 static LB4_CONNTRACK: HashMap<FlowTuple<A4>, Conntrack<A4>, 262_144> = HashMap::new();
 #[btf_map]
 static LB6_CONNTRACK: HashMap<FlowTuple<A6>, Conntrack<A6>, 262_144> = HashMap::new();
+/// Half-open flows; user space says how many of the slots are used.
+#[btf_map]
+static LB4_HALF_OPEN: Array<HalfOpen<A4>, { HALF_OPEN_SLOTS as usize }> = Array::new();
+#[btf_map]
+static LB6_HALF_OPEN: Array<HalfOpen<A6>, { HALF_OPEN_SLOTS as usize }> = Array::new();
 /// First fragments; the oldest make room.
 #[btf_map]
 static LB4_FRAGMENTS: LruHashMap<FragmentKey<A4>, Fragment, 8192> = LruHashMap::new();
@@ -182,7 +188,7 @@ impl World for Kernel {
 
 macro_rules! tables {
     ($addr:ty, $frontends:ident, $records:ident, $vips:ident, $prefixes:ident, $backends:ident, $hops:ident,
-     $conntrack:ident, $fragments:ident, $connections:ident, $scratch:ident) => {
+     $conntrack:ident, $half_open:ident, $fragments:ident, $connections:ident, $scratch:ident) => {
         impl Tables<$addr> for Kernel {
             #[inline(always)]
             fn frontend(&self, key: &FrontendKey<$addr>) -> Option<FrontendWord> {
@@ -251,6 +257,12 @@ macro_rules! tables {
             }
 
             #[inline(always)]
+            fn half_open<R>(&self, index: u32, visit: impl FnOnce(&mut HalfOpen<$addr>) -> R) -> Option<R> {
+                // SAFETY: a live map value without alignment. Two CPUs may write it at once: see lb_common::half_open.
+                $half_open.get_ptr_mut(index).map(|slot| visit(unsafe { &mut *value(slot) }))
+            }
+
+            #[inline(always)]
             fn fragment(&self, key: &FragmentKey<$addr>) -> Option<Fragment> {
                 // SAFETY: the value is copied at once; another CPU may write it meanwhile, and a packet whose fragments
                 // are torn between two first ones is nobody's.
@@ -275,6 +287,7 @@ tables!(
     LB4_BACKENDS,
     LB4_NEXT_HOPS,
     LB4_CONNTRACK,
+    LB4_HALF_OPEN,
     LB4_FRAGMENTS,
     LB4_BKD_CONNS,
     LB4_SCRATCH
@@ -288,6 +301,7 @@ tables!(
     LB6_BACKENDS,
     LB6_NEXT_HOPS,
     LB6_CONNTRACK,
+    LB6_HALF_OPEN,
     LB6_FRAGMENTS,
     LB6_BKD_CONNS,
     LB6_SCRATCH

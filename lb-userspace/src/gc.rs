@@ -10,7 +10,7 @@ use std::{
 
 use lb_common::{
     conntrack::{Conntrack, EntryKind},
-    state::is_expired,
+    state::{flow_phase, is_expired},
     tuple::FlowTuple,
 };
 
@@ -126,7 +126,7 @@ fn counts<A: FlowFamily>(entry: &Conntrack<A>) -> bool {
 fn over<A: FlowFamily>(entries: &Entries<A>, clock: Clock) -> BTreeSet<FlowTuple<A>> {
     let ended = |original: &Conntrack<A>| {
         let answer = entries.get(&original.answer_key().0);
-        let phase = answer.map_or(original.phase, |answer| answer.phase.max(original.phase));
+        let phase = answer.map_or(original.phase, |answer| flow_phase(original.protocol, original.phase, answer.phase));
         let silent = |entry: &Conntrack<A>| {
             is_expired(entry.protocol, phase, entry.stamp.get(), clock.now, clock.ticks_per_second)
         };

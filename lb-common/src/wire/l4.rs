@@ -68,6 +68,18 @@ impl TcpFlags {
     /// RST and ACK.
     pub const RST_ACK: Self = Self(20);
 
+    /// Whether a connection may begin or end with it: SYN, FIN or RST.
+    #[inline(always)]
+    pub const fn changes(self) -> bool {
+        self.has(Self(Self::SYN.0 | Self::FIN.0 | Self::RST.0))
+    }
+
+    /// ACK, and neither SYN, FIN nor RST: a segment in the middle of a connection.
+    #[inline(always)]
+    pub const fn acknowledges(self) -> bool {
+        self.has(Self::ACK) && !self.changes()
+    }
+
     /// Whether any bit of `other` is set.
     #[inline(always)]
     pub const fn has(self, other: Self) -> bool {

@@ -5,7 +5,7 @@ use lb_common::{
     frontend::Scope,
     protocol::Protocol,
     ring::WhenEmpty,
-    state::{is_expired, next_phase, timeout_seconds},
+    state::{Stand, Told, backend_told, client_told, flow_phase, is_expired, timeout_seconds},
     tuple::L4Addr,
     verdict::{Action, Counter},
     wire::l4::TcpFlags,
@@ -34,41 +34,107 @@ both! {
     a_hosts_flow_ends_as_any_other,
 }
 
-const KINDS: [EntryKind; 2] = [EntryKind::ORIGINAL, EntryKind::REPLY];
+const PHASES: [Phase; 5] = [Phase::OPENING, Phase::ANSWERED, Phase::OPEN, Phase::CLOSING, Phase::CLOSED];
 
 #[test]
 fn tcp_phases_by_every_flag() {
-    for kind in KINDS {
-        for phase in [Phase::OPENING, Phase::OPEN, Phase::CLOSING, Phase::CLOSED] {
+    for client in [Phase::OPENING, Phase::OPEN, Phase::CLOSING, Phase::CLOSED] {
+        for backend in PHASES {
             for bits in 0..=u8::MAX {
                 let flags = TcpFlags(bits);
-                let got = next_phase(Protocol::TCP, kind, phase, flags);
-                assert!(got >= phase, "{kind:?} {phase:?} {bits:#x}: phases only move forward");
+                let (ours, theirs) = (Stand { phase: client, mark: 700 }, Stand { phase: backend, mark: 500 });
+                // It acknowledges all of the SYN-ACK, and comes next in the stream.
+                let told = Told { flags, sequence: 500, acknowledgment: 500, end: 500 };
+                let (after, answer) = client_told(Protocol::TCP, ours, theirs, &told);
+                let proves = backend == Phase::ANSWERED && flags.has(ACK) && !flags.has(TcpFlags(SYN.0 | TcpFlags::RST.0));
+                let base = if proves { Phase::OPEN } else { client };
                 let expected = if flags.has(TcpFlags::RST) {
                     Phase::CLOSED
-                } else if phase >= Phase::CLOSING {
-                    phase
-                } else if flags.has(TcpFlags::FIN) {
-                    Phase::CLOSING
-                } else if phase == Phase::OPENING && kind == EntryKind::ORIGINAL && flags.has(SYN) {
-                    Phase::OPENING
+                } else if backend > Phase::ANSWERED || proves {
+                    if flags.has(TcpFlags::FIN) { base.max(Phase::CLOSING) } else { base }
                 } else {
-                    Phase::OPEN
+                    base
                 };
-                assert_eq!(got, expected, "{kind:?} {phase:?} {bits:#x}");
+                assert_eq!(answer.phase, if proves { Phase::OPEN } else { backend });
+                assert_eq!(after.phase, expected, "{client:?} {backend:?} {bits:#x}");
+
+                let told = Told { flags, sequence: 700, acknowledgment: 0, end: 701 };
+                let after = backend_told(Protocol::TCP, ours, theirs, &told);
+                let expected = if flags.has(TcpFlags::RST) {
+                    Phase::CLOSED
+                } else if backend <= Phase::ANSWERED {
+                    if flags.has(SYN) { Phase::ANSWERED } else { backend }
+                } else if flags.has(TcpFlags::FIN) {
+                    backend.max(Phase::CLOSING)
+                } else {
+                    backend
+                };
+                assert_eq!(after.phase, expected, "{client:?} {backend:?} {bits:#x}");
+            }
+        }
+    }
+}
+
+/// One who does not see the SYN-ACK guesses its number with one try in a hundred million.
+#[test]
+fn a_half_open_flow_is_proved_by_the_number_of_its_syn_ack_alone() {
+    let client = Stand::NONE;
+    for mark in [0, 7, 0x8000_0000, u32::MAX] {
+        let backend = Stand { phase: Phase::ANSWERED, mark };
+        let proves = |acknowledgment: u32| {
+            let told = Told { flags: ACK, sequence: 9, acknowledgment, end: 9 };
+            client_told(Protocol::TCP, client, backend, &told).0.phase == Phase::OPEN
+        };
+        // Its options count as payload.
+        for options in 0..=40 {
+            assert!(proves(mark.wrapping_sub(options)), "{mark} - {options}");
+        }
+        assert!(!proves(mark.wrapping_sub(41)) && !proves(mark.wrapping_add(1)) && !proves(mark.wrapping_add(0x8000_0000)));
+        let told = Told { flags: ACK, sequence: 9, acknowledgment: mark.wrapping_sub(1), end: 9 };
+        assert_eq!(client_told(Protocol::SCTP, client, backend, &told).0.phase, Phase::OPENING, "a tag has no options");
+        assert_eq!(client_told(Protocol::TCP, client, Stand { phase: Phase::OPENING, mark }, &told).0, client);
+    }
+}
+
+/// Each end's FIN and RST must fit what the other acknowledged.
+#[test]
+fn what_ends_a_connection_fits_its_stream() {
+    for acknowledged in [0, 100, u32::MAX - 5] {
+        let (ours, theirs) = (Stand { phase: Phase::OPEN, mark: acknowledged }, Stand { phase: Phase::OPEN, mark: 77 });
+        for flags in [TcpFlags::RST, TcpFlags::RST_ACK, FIN_ACK] {
+            let ends = |distance: i32| {
+                let sequence = acknowledged.wrapping_add_signed(distance);
+                let told = Told { flags, sequence, acknowledgment: 0, end: sequence };
+                let swapped = client_told(Protocol::TCP, theirs, ours, &told).0.phase != Phase::OPEN;
+                let after = backend_told(Protocol::TCP, ours, theirs, &told).phase != Phase::OPEN;
+                assert_eq!(swapped, after);
+                after
+            };
+            for near in [0, 1, -1, -65_536, 1_048_575] {
+                assert!(ends(near), "{near}");
+            }
+            for far in [-65_537, 1_048_576, i32::MAX, i32::MIN] {
+                assert!(!ends(far), "{far}");
             }
         }
     }
 }
 
 #[test]
-fn udp_is_open_once_it_was_answered() {
-    let next = |kind, phase| next_phase(Protocol::UDP, kind, phase, TcpFlags::NONE);
-    assert_eq!(next(EntryKind::ORIGINAL, Phase::OPENING), Phase::OPENING);
-    for kind in [EntryKind::REPLY, EntryKind::RETURN] {
-        assert_eq!(next(kind, Phase::OPENING), Phase::OPEN);
+fn a_flow_is_open_once_its_client_proved_it_and_closed_by_either_side() {
+    use Phase as P;
+    for (protocol, original, answer, expected) in [
+        (Protocol::TCP, P::OPENING, P::ANSWERED, P::OPENING),
+        (Protocol::TCP, P::OPENING, P::OPEN, P::OPENING),
+        (Protocol::TCP, P::OPENING, P::CLOSED, P::CLOSED),
+        (Protocol::TCP, P::OPEN, P::OPEN, P::OPEN),
+        (Protocol::TCP, P::OPEN, P::CLOSING, P::CLOSING),
+        (Protocol::TCP, P::CLOSED, P::OPEN, P::CLOSED),
+        (Protocol::UDP, P::OPENING, P::OPENING, P::OPENING),
+        (Protocol::UDP, P::OPENING, P::OPEN, P::OPEN),
+    ] {
+        assert_eq!(flow_phase(protocol, original, answer), expected, "{original:?} {answer:?}");
     }
-    assert_eq!(next(EntryKind::ORIGINAL, Phase::OPEN), Phase::OPEN);
 }
 
 #[test]
@@ -114,6 +180,11 @@ fn open<A: Ip>(node: &Node<A>, protocol: Protocol) {
     }
 }
 
+/// A segment of the backend to the client that answers [`tcp`]'s.
+fn from_backend<A: Ip>(flags: TcpFlags) -> Segment<A> {
+    tcp(outside(), remote_backend(), ACK).answer(flags)
+}
+
 /// Makes every new choice fall on backend 2.
 fn turn_to_other<A: Ip>(node: &mut Node<A>) {
     node.backend(2, SERVICE, other_backend(), Place::Remote);
@@ -130,11 +201,11 @@ fn phases_follow_the_packets<A: Ip>() {
     let node = node::<A>(Protocol::TCP);
     let phases = || (node.entry(EntryKind::ORIGINAL).phase, node.entry(EntryKind::REPLY).phase);
     let client = |flags| node.send(From::Device, &tcp(outside(), vip(), flags));
-    let server = |flags| node.send(From::Device, &tcp(remote_backend(), outside(), flags));
+    let server = |flags| node.send(From::Device, &from_backend(flags));
     client(SYN);
     assert_eq!(phases(), (Phase::OPENING, Phase::OPENING));
     server(SYN_ACK);
-    assert_eq!(phases(), (Phase::OPENING, Phase::OPEN));
+    assert_eq!(phases(), (Phase::OPENING, Phase::ANSWERED));
     client(ACK);
     assert_eq!(phases(), (Phase::OPEN, Phase::OPEN));
     server(FIN_ACK);
@@ -216,7 +287,7 @@ fn a_syn_on_a_closing_flow_makes_a_new_choice<A: Ip>() {
         let mut node = node::<A>(Protocol::TCP);
         open(&node, Protocol::TCP);
         turn_to_other(&mut node);
-        let last = if from_client { tcp(outside(), vip(), flags) } else { tcp(remote_backend(), outside(), flags) };
+        let last = if from_client { tcp(outside(), vip(), flags) } else { from_backend(flags) };
         node.send(From::Device, &last);
         // What is still on its way goes where it belongs.
         goes_to(&node, &tcp(outside(), vip(), ACK), remote_backend(), Counter::ToBackend);
@@ -249,11 +320,11 @@ fn rule_2_8_1_tcp_goes_on_to_a_backend_that_left<A: Ip>() {
     remove_backend(&mut node);
     let sent = tcp(outside(), vip(), ACK);
     goes_to(&node, &sent, remote_backend(), Counter::ToBackend);
-    let (back, _) = node.send(From::Device, &tcp(remote_backend(), outside(), ACK));
+    let (back, _) = node.send(From::Device, &from_backend(ACK));
     assert_eq!(back.source, vip());
     // Nor does it matter that the client was silent, as long as the backend was not.
     node.pass_seconds(80_000);
-    node.send(From::Device, &tcp(remote_backend(), outside(), ACK));
+    node.send(From::Device, &from_backend(ACK));
     node.pass_seconds(10_000);
     goes_to(&node, &sent, remote_backend(), Counter::ToBackend);
     // A new connection does not.

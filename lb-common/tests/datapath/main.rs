@@ -26,6 +26,7 @@ macro_rules! both {
 mod checksum;
 mod flows;
 mod fragments;
+mod half_open;
 mod hash;
 mod icmp;
 mod ip;

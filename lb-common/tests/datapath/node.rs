@@ -65,6 +65,8 @@ pub(crate) enum Place {
 
 pub(crate) const POD_DEVICE: u32 = 11;
 pub(crate) const UPLINK: u32 = 2;
+/// A device that received a packet, where it does not matter which.
+pub(crate) const DEVICE: u32 = 7;
 
 /// Who sends a packet.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -204,7 +206,7 @@ impl<A: Ip> Node<A> {
 
     /// Runs NAT points 1 and 3.
     pub(crate) fn ingress(&self, frame: &mut Buffer, hook: Hook, local: bool) -> Verdict {
-        pipeline::ingress(frame, &self.memory, hook, local)
+        pipeline::ingress(frame, &self.memory, hook, if local { 0 } else { DEVICE })
     }
 
     /// Runs NAT points 2 and 4.

@@ -7,6 +7,7 @@ use lb_common::{
     conntrack::{Conntrack, EntryKind},
     family::Addr,
     fragment::{Fragment, FragmentKey},
+    half_open::HalfOpen,
     frontend::{Frontend, FrontendId, FrontendKey, FrontendWord, PrefixFlags, Scope},
     pipeline::{self, Hook},
     protocol::Protocol,
@@ -20,7 +21,7 @@ use lb_common::{
 
 use crate::{
     ip::{Ip, net},
-    node::{From, KEEP, MASQUERADE, Node, Place, Rules, outside, remote_backend, vip},
+    node::{DEVICE, From, KEEP, MASQUERADE, Node, Place, Rules, outside, remote_backend, vip},
     segment::{SYN, Segment, first},
 };
 
@@ -93,11 +94,14 @@ where
     fn conntrack<R>(&self, key: &FlowKey<A>, visit: impl FnOnce(&mut Conntrack<A>) -> R) -> Option<R> {
         self.memory.conntrack(key, visit)
     }
+    fn half_open<R>(&self, index: u32, visit: impl FnOnce(&mut HalfOpen<A>) -> R) -> Option<R> {
+        self.memory.half_open(index, visit)
+    }
     fn insert(&self, key: &FlowKey<A>, entry: &Conntrack<A>) -> Result<(), InsertError> {
         let step = self.inserted.get();
         self.inserted.set(step + 1);
         if step == self.at {
-            self.other.set(Some(pipeline::ingress(&mut self.frame.clone(), self.memory, Hook::Tc, false)));
+            self.other.set(Some(pipeline::ingress(&mut self.frame.clone(), self.memory, Hook::Tc, DEVICE)));
         }
         self.memory.insert(key, entry)
     }
@@ -121,7 +125,7 @@ fn interrupted<A: Ip>(
 ) -> Option<(Verdict, Verdict)> {
     let frame = meanwhile.frame();
     let world = Interrupted { memory: &node.memory, at, inserted: Cell::new(0), frame: &frame, other: Cell::new(None) };
-    let verdict = pipeline::ingress(&mut sent.frame(), &world, Hook::Tc, false);
+    let verdict = pipeline::ingress(&mut sent.frame(), &world, Hook::Tc, DEVICE);
     world.other.get().map(|other| (verdict, other))
 }
 

@@ -184,7 +184,7 @@ impl Packet for Partial {
 /// has its checksum (`skb_checksum_help`).
 fn refused_partial<A: Ip>(sent: &Segment<A>, field: usize) -> Buffer {
     let mut frame = Partial(sent.frame());
-    let verdict = lb_common::pipeline::ingress(&mut frame, &node::<A>().memory, Hook::Tc, false);
+    let verdict = lb_common::pipeline::ingress(&mut frame, &node::<A>().memory, Hook::Tc, crate::node::DEVICE);
     assert_eq!(verdict.action, Action::Reply, "{verdict:?}");
     let Partial(mut answer) = frame;
     let start = l4_offset::<A>();

@@ -26,6 +26,7 @@ both! {
     a_wrong_checksum_stays_wrong,
     only_an_init_opens,
     chunks_end_an_association,
+    who_does_not_know_the_tag_neither_opens_nor_ends_an_association,
     an_association_outlives_its_backends_place_in_the_service,
     fragments_are_passed,
 }
@@ -36,7 +37,20 @@ fn node<A: Ip>(rule: lb_common::frontend::ClientRule) -> Node<A> {
 
 /// A packet whose first chunk is of this type.
 fn chunk<A: Ip>(kind: u8) -> Segment<A> {
-    sctp::<A>(outside(), vip()).with_payload(&[kind, 0, 0, 4])
+    sctp::<A>(outside(), vip()).with_payload(&of_kind(kind))
+}
+
+/// A chunk that is long enough for an INIT-ACK and wants the tag that all packets here carry.
+fn of_kind(kind: u8) -> [u8; 20] {
+    let mut chunk = [0; 20];
+    chunk[..4].copy_from_slice(&[kind, 0, 0, 20]);
+    chunk[4..8].copy_from_slice(&[0xab, 0xcd, 0xef, 0x01]);
+    chunk
+}
+
+/// What the backend sends to [`chunk`]'s sender.
+fn answer<A: Ip>(kind: u8) -> Segment<A> {
+    sctp::<A>(remote_backend(), outside()).with_payload(&of_kind(kind))
 }
 
 #[test]
@@ -131,10 +145,38 @@ fn only_an_init_opens<A: Ip>() {
 
 fn chunks_end_an_association<A: Ip>() {
     for (kind, phase) in [(0, Phase::OPEN), (6, Phase::CLOSED), (7, Phase::CLOSING), (14, Phase::CLOSING)] {
-        let node = node::<A>(KEEP);
-        node.send(From::Device, &chunk(1));
-        node.send(From::Device, &chunk(kind));
-        assert_eq!(node.entry(EntryKind::ORIGINAL).phase, phase, "{kind}");
+        for from_client in [true, false] {
+            let node = node::<A>(KEEP);
+            for packet in [chunk(1), answer(2), chunk(10), answer(11)] {
+                node.send(From::Device, &packet);
+            }
+            node.send(From::Device, &if from_client { chunk(kind) } else { answer(kind) });
+            let entry = if from_client { EntryKind::ORIGINAL } else { EntryKind::REPLY };
+            assert_eq!(node.entry(entry).phase, phase, "{kind}");
+        }
+    }
+}
+
+/// RFC 9260 section 8.5: every packet carries the tag that its receiver chose in the handshake.
+fn who_does_not_know_the_tag_neither_opens_nor_ends_an_association<A: Ip>() {
+    let forged = |kind| {
+        let mut frame = chunk::<A>(kind).frame();
+        let message = l4_offset::<A>();
+        frame.0[message + 4] ^= 1;
+        frame.0[message + 8..message + 12].fill(0);
+        let crc = crc32c(&frame.0[message..]);
+        frame.0[message + 8..message + 12].copy_from_slice(&crc);
+        frame
+    };
+    let node = node::<A>(KEEP);
+    node.send(From::Device, &chunk(1));
+    node.send(From::Device, &answer(2));
+    assert_eq!(node.ingress(&mut forged(10), Hook::Tc, false).action, Action::Pass);
+    assert_eq!(node.entry(EntryKind::ORIGINAL).phase, Phase::OPENING);
+    node.send(From::Device, &chunk(10));
+    for kind in [6, 7, 14] {
+        assert_eq!(node.ingress(&mut forged(kind), Hook::Tc, false).action, Action::Pass);
+        assert_eq!(node.entry(EntryKind::ORIGINAL).phase, Phase::OPEN);
     }
 }
 

@@ -5,6 +5,7 @@ use lb_common::{
     conntrack::Conntrack,
     fragment::{Fragment, FragmentKey},
     frontend::{Frontend, FrontendKey, FrontendWord, PrefixFlags, PrefixKey},
+    half_open::{HALF_OPEN_SLOTS, HalfOpen},
     ring::RingWord,
     settings::Setting,
     socket::SOCKET_SLOTS,
@@ -16,7 +17,7 @@ use crate::image::Table;
 
 /// Version of the tables' layout and meaning: part of the pins' path. A layout that changes without changing a size
 /// must raise it.
-pub const SCHEMA: u32 = 1;
+pub const SCHEMA: u32 = 2;
 
 /// The type of a map.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,7 +77,7 @@ type A4 = [u8; 4];
 type A6 = [u8; 16];
 
 /// Every pinned map.
-pub(super) const MAPS: [Spec; 25] = [
+pub(super) const MAPS: [Spec; 27] = [
     spec::<FrontendKey<A4>, FrontendWord>("LB4_FRONTENDS", Kind::Hash, Size::Frontends(1)),
     spec::<FrontendKey<A6>, FrontendWord>("LB6_FRONTENDS", Kind::Hash, Size::Frontends(1)),
     spec::<u32, Frontend<A4>>("LB4_RECORDS", Kind::Array, Size::Frontends(2)),
@@ -91,6 +92,8 @@ pub(super) const MAPS: [Spec; 25] = [
     spec::<u32, NextHop<A6>>("LB6_NEXT_HOPS", Kind::Array, Size::Fixed(4096)),
     spec::<FlowTuple<A4>, Conntrack<A4>>("LB4_CONNTRACK", Kind::Hash, Size::Conntrack),
     spec::<FlowTuple<A6>, Conntrack<A6>>("LB6_CONNTRACK", Kind::Hash, Size::Conntrack),
+    spec::<u32, HalfOpen<A4>>("LB4_HALF_OPEN", Kind::Array, Size::Fixed(HALF_OPEN_SLOTS)),
+    spec::<u32, HalfOpen<A6>>("LB6_HALF_OPEN", Kind::Array, Size::Fixed(HALF_OPEN_SLOTS)),
     spec::<FragmentKey<A4>, Fragment>("LB4_FRAGMENTS", Kind::LruHash, Size::Fixed(8192)),
     spec::<FragmentKey<A6>, Fragment>("LB6_FRAGMENTS", Kind::LruHash, Size::Fixed(8192)),
     spec::<u32, RingWord>("LB_SERVICES", Kind::Array, Size::Services(2)),

@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use lb_common::{
     conntrack::{Conntrack, EntryKind, Phase},
     settings::Setting,
+    state::flow_phase,
 };
 
 use super::{ListError, Tables, unreadable};
@@ -90,7 +91,8 @@ fn row<A: Octets>(
     clock: Option<Clock>,
 ) -> FlowRow {
     let both = || [Some(original), answer].into_iter().flatten();
-    let phase = both().map(|entry| entry.phase).max().unwrap_or(original.phase);
+    let phase =
+        answer.map_or(original.phase, |answer| flow_phase(original.protocol, original.phase, answer.phase));
     let age = |clock: Clock| both().map(|entry| age_seconds(entry.stamp.get(), clock)).min().unwrap_or(0);
     let protocol = model_protocol(original.protocol);
     FlowRow {
@@ -121,7 +123,7 @@ fn age_seconds(stamp: u32, clock: Clock) -> u64 {
 
 const fn phase_in_words(phase: Phase) -> &'static str {
     match phase {
-        Phase::OPENING => "opening",
+        Phase::OPENING | Phase::ANSWERED => "opening",
         Phase::OPEN => "open",
         Phase::CLOSING => "closing",
         Phase::CLOSED => "closed",
