@@ -119,8 +119,7 @@ impl<A: Addr> Flow<A> {
                 acknowledgment = u32::from_be_bytes(sctp.tag);
                 sequence = acknowledgment;
                 if flags.has(TcpFlags::SYN) && flags.has(TcpFlags::ACK) {
-                    let wanted: &[u8; 4] =
-                        packet.get(l4.wrapping_add(sctp::INITIATE_TAG)).ok_or(Counter::Malformed)?;
+                    let wanted: &[u8; 4] = packet.get(l4.wrapping_add(sctp::INITIATE_TAG)).ok_or(Counter::Malformed)?;
                     sequence = u32::from_be_bytes(*wanted);
                 }
                 (sctp.ports, flags)

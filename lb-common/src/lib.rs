@@ -29,6 +29,7 @@ pub mod backend;
 pub mod checksum;
 pub mod conntrack;
 mod create;
+mod egress;
 mod extension;
 pub mod family;
 pub mod flow;

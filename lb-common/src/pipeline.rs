@@ -13,7 +13,8 @@ use crate::{
     backend::Backend,
     conntrack::{Conntrack, EntryKind, Phase},
     create::{self, Outcome, Resumed},
-    family::{Addr, Depth, End, Family, Full, Plain, RARE, V4, V6},
+    egress,
+    family::{Addr, Depth, End, Family, Full, Plain, V4, V6},
     flow::Flow,
     fragment::Part,
     half_open, icmp, nat,
@@ -64,8 +65,8 @@ pub fn ingress<P: Packet, W: AllTables>(packet: &mut P, world: &W, hook: Hook, d
 #[inline(always)]
 pub fn egress<P: Packet, W: AllTables>(packet: &mut P, world: &W) -> Verdict {
     match version(packet) {
-        Ok((Version::V4, l3)) => outward::<V4, P, W>(packet, world, l3),
-        Ok((Version::V6, l3)) => outward::<V6, P, W>(packet, world, l3),
+        Ok((Version::V4, l3)) => egress::outward::<V4, P, W>(packet, world, l3),
+        Ok((Version::V6, l3)) => egress::outward::<V6, P, W>(packet, world, l3),
         Err(reason) => Verdict::pass(reason),
     }
 }
@@ -121,7 +122,7 @@ fn inward<F: Family, P: Packet, W: Tables<F::Addr>>(
 
 /// A parked packet that leaves: what covers all of it follows what was changed.
 #[inline(always)]
-fn settle<F: Family, P: Packet, W: Tables<F::Addr>>(packet: &mut P, world: &W, verdict: Verdict) -> Verdict {
+pub(crate) fn settle<F: Family, P: Packet, W: Tables<F::Addr>>(packet: &mut P, world: &W, verdict: Verdict) -> Verdict {
     if matches!(verdict.action, Action::Pass | Action::Forward | Action::ToHost)
         && sctp::follow::<F::Addr, P, W>(packet, world).is_none()
     {
@@ -304,7 +305,11 @@ pub(crate) fn effective_phase<A: Addr, W: Tables<A>>(world: &W, original: &Connt
 
 /// The client's end of a flow whose client has another port between the NAT points. Rare enough to be called.
 #[inline(never)]
-fn rewrite_alias<F: Family, P: Packet>(packet: &mut P, flow: &Flow<F::Addr>, entry: &Conntrack<F::Addr>) -> Option<()> {
+pub(crate) fn rewrite_alias<F: Family, P: Packet>(
+    packet: &mut P,
+    flow: &Flow<F::Addr>,
+    entry: &Conntrack<F::Addr>,
+) -> Option<()> {
     let inner = entry.inner_client();
     let (end, new) = match entry.kind {
         EntryKind::ORIGINAL => (End::Source, &inner),
@@ -342,61 +347,4 @@ fn to_host<F: Family, P: Packet, W: Tables<F::Addr>>(
         Some(()) => Verdict::to_host(Counter::HostReply),
         None => Verdict::drop(Counter::Malformed),
     }
-}
-
-#[inline(always)]
-fn outward<F: Family, P: Packet, W: Tables<F::Addr>>(packet: &mut P, world: &W, l3: usize) -> Verdict {
-    let verdict = if l3 == Eth::LENGTH { leave::<F, P, W, Plain>(packet, world) } else { Verdict::pass(Counter::Vlan) };
-    if !is_rare(verdict) {
-        return verdict;
-    }
-    packet.pull();
-    match park::<F, P, W, Full>(packet, world, l3, Side::EGRESS) {
-        None => {
-            answered::<F, P, W>(packet, world);
-            let verdict = leave::<F, P, W, Full>(packet, world);
-            settle::<F, P, W>(packet, world, verdict)
-        }
-        Some(Counter::Icmp) => icmp::translate::<F, P, W>(packet, world, None),
-        Some(reason) => unread(reason),
-    }
-}
-
-/// The backend's direction of a connection that begins or ends with the parked packet.
-#[inline(never)]
-fn answered<F: Family, P: Packet, W: Tables<F::Addr>>(packet: &mut P, world: &W) -> Option<()> {
-    let mut flow = Flow::empty();
-    read::<F, P, W, Full>(packet, world, &mut flow, Side::EGRESS).ok()?;
-    if flow.flags.changes() {
-        create::advance_answer(world, &flow);
-    }
-    Some(())
-}
-
-#[inline(never)]
-fn leave<F: Family, P: Packet, W: Tables<F::Addr>, D: Depth>(packet: &mut P, world: &W) -> Verdict {
-    let mut flow = Flow::empty();
-    if let Err(reason) = read::<F, P, W, D>(packet, world, &mut flow, Side::EGRESS) {
-        return Verdict::pass(reason);
-    }
-    if !D::FULL && flow.flags.changes() {
-        return Verdict::pass(RARE);
-    }
-    let seen = world.conntrack(&flow.key, |entry| {
-        let (source, reason) = if entry.kind == EntryKind::SOURCE {
-            (&entry.source, Counter::SourceNat)
-        } else {
-            state::touch(entry, &flow, world.now());
-            (&entry.frontend, Counter::FromFrontend)
-        };
-        let mut done = nat::rewrite::<F, P, D>(packet, &flow, End::Source, source);
-        if entry.alias != Port::NONE && entry.kind == EntryKind::REPLY {
-            done = rewrite_alias::<F, P>(packet, &flow, entry);
-        }
-        match done {
-            Some(()) => Verdict::pass(reason),
-            None => Verdict::drop(Counter::Malformed),
-        }
-    });
-    seen.unwrap_or(Verdict::pass(Counter::NotAService))
 }

@@ -176,7 +176,8 @@ mod tests {
             host: 0,
             device: U32::ZERO,
             alias: Port::NONE,
-            reserved: [0; 6],
+            mark: U32::ZERO,
+            reserved: [0; 2],
         }
     }
 

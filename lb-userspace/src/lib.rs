@@ -21,6 +21,7 @@ pub mod gc;
 pub mod ids;
 pub mod image;
 pub mod k8s;
+pub mod kube_proxy;
 pub mod listing;
 pub mod lock;
 pub mod memory;

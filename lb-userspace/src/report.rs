@@ -25,6 +25,9 @@ pub struct Status {
     pub detector: String,
     /// Socket hooks: attached or why not.
     pub socket_hooks: HookStatus,
+    /// Seconds for which TCP without state is still left to kube-proxy's rules; absent when it is refused.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub takeover_seconds: Option<u32>,
     /// Devices.
     pub devices: Vec<DeviceStatus>,
     /// Map use: name -> entries used and capacity.

@@ -112,7 +112,8 @@ fn full_tables_are_listed_in_bounded_memory() {
             host: 0,
             device: U32::new(0),
             alias: Port::NONE,
-            reserved: [0; 6],
+            mark: U32::ZERO,
+            reserved: [0; 2],
         };
         let key: [u8; 16] = entry.original_key().0.as_bytes().try_into().expect("16 bytes");
         let value: [u8; 72] = entry.as_bytes().try_into().expect("72 bytes");

@@ -82,7 +82,9 @@ fn a_flood_leaves_open_flows_and_room<A: Ip>() {
     let mut node = node::<A>(Protocol::TCP, 64);
     A::tables_mut(&mut node.memory).conntrack_capacity = 1_000;
     let friends: Vec<_> = (0..100).map(stranger).collect();
-    friends.iter().for_each(|friend| shake_hands(&node, *friend));
+    for friend in &friends {
+        shake_hands(&node, *friend);
+    }
     for number in 1_000..5_000 {
         let enemy = stranger(number);
         node.send(From::Device, &tcp(enemy, vip(), SYN));
@@ -230,11 +232,15 @@ fn ends_nothing<A: Ip>(flags: TcpFlags) {
         let to_backend = tcp(outside(), vip(), flags);
         // A segment of the same guess before it changes nothing.
         for kind in [ACK, flags] {
-            let sent = Segment { transport: Transport::Tcp { flags: kind, sequence: 0, acknowledgment: 0 }, ..to_backend.clone() };
+            let sent = Segment {
+                transport: Transport::Tcp { flags: kind, sequence: 0, acknowledgment: 0 },
+                ..to_backend.clone()
+            };
             node.send(From::Device, &numbered(sent, acknowledgment.wrapping_add(distance), distance));
         }
         node.send(From::Device, &tcp(outside(), vip(), ACK));
-        let to_client = Segment { transport: Transport::Tcp { flags, sequence: 0, acknowledgment: 0 }, ..answer.clone() };
+        let to_client =
+            Segment { transport: Transport::Tcp { flags, sequence: 0, acknowledgment: 0 }, ..answer.clone() };
         node.send(From::Device, &numbered(to_client, sequence.wrapping_add(distance), 0));
     }
     node.pass_seconds(80_000);
@@ -264,7 +270,7 @@ fn an_rst_in_the_handshake_does_not_hinder_it<A: Ip>() {
     assert_eq!(node.entry(EntryKind::ORIGINAL).phase, Phase::OPEN);
 }
 
-/// design.md section 4: kube-proxy's connections are translated by nf_conntrack, untouched by us.
+/// design.md section 4: kube-proxy's connections are translated by `nf_conntrack`, untouched by us.
 fn takeover_passes_what_has_no_state<A: Ip>() {
     let mut node = node::<A>(Protocol::TCP, 4);
     node.memory.settings.insert(Setting::Takeover, takeover(node.memory.now, 600 * HZ));

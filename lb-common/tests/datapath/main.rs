@@ -33,6 +33,7 @@ mod ip;
 mod lifetime;
 mod node;
 mod parse;
+mod phases;
 mod race;
 mod rare;
 mod refusal;

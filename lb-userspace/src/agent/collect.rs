@@ -5,7 +5,7 @@ use crate::gc::Clock;
 
 impl Agent {
     /// A round of garbage collection.
-    pub(super) fn collect(&mut self) {
+    pub(super) async fn collect(&mut self) {
         let now = match self.datapath.clock() {
             Ok(now) => now,
             Err(error) => {
@@ -14,6 +14,9 @@ impl Agent {
             }
         };
         let clock = Clock { now, ticks_per_second: self.clock_ticks };
+        if self.takeover.ends(now) {
+            self.program().await;
+        }
         let maps = &self.datapath.maps;
         let rounds = (self.collectors.0.round(maps, clock), self.collectors.1.round(maps, clock));
         match rounds {

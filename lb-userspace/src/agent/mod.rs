@@ -11,12 +11,16 @@ mod collect;
 mod loader;
 mod network;
 mod status;
+mod takeover;
 
 use std::{ops::RangeInclusive, path::PathBuf, time::Duration};
 
 use anyhow::{Context as _, bail};
 use ipnet::IpNet;
-use lb_common::settings::{Setting, snat_ports};
+use lb_common::{
+    half_open::slots,
+    settings::{Setting, snat_ports},
+};
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::mpsc,
@@ -24,7 +28,7 @@ use tokio::{
 };
 
 pub use self::cleanup::cleanup;
-use self::{loader::Loader, network::Network};
+use self::{loader::Loader, network::Network, takeover::Takeover};
 use crate::{
     bpf::{self, Datapath},
     config::{Config, Notes},
@@ -101,6 +105,7 @@ struct Agent {
     start_problems: Vec<Problem>,
     socket_hooks: HookStatus,
     clock_ticks: u32,
+    takeover: Takeover,
     hash_seed: u64,
     netns_cookie: u64,
     collectors: (Collector<[u8; 4]>, Collector<[u8; 16]>),
@@ -149,7 +154,7 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
                     loader.start();
                 }
             }
-            _ = collect.tick() => agent.collect(),
+            _ = collect.tick() => agent.collect().await,
             Some((request, answer)) = requests.recv() => {
                 let response = agent.answer(&request);
                 if answer.send(response).is_err() {
@@ -191,10 +196,15 @@ impl Agent {
         datapath.follow_log();
         let (engine, problem) = Engine::open(&mut datapath.maps, &options.state_dir)
             .with_context(|| format!("cannot read the state in {}", options.state_dir.display()))?;
-        let seed = datapath.maps.word("LB_SETTINGS", Setting::HashSeed as u32)?;
+        let word = |setting: Setting| datapath.maps.word("LB_SETTINGS", setting as u32);
+        let (seed, taking_over) = (word(Setting::HashSeed)?, word(Setting::Takeover)?);
+        let clock_ticks = ticks_per_second()?;
+        let now = datapath.clock().context("cannot read the kernel's clock")?;
+        let seconds = options.config.takeover_seconds;
         let network = Network::open(&options).await?;
         let mut agent = Self {
-            clock_ticks: ticks_per_second()?,
+            clock_ticks,
+            takeover: Takeover::begin(taking_over, seed == 0, now, clock_ticks, seconds),
             hash_seed: if seed == 0 { random()? } else { seed },
             netns_cookie: net::netns_cookie().context("cannot read the cookie of the network namespace")?,
             options,
@@ -291,7 +301,10 @@ impl Agent {
             (Setting::SnatPorts, snat_ports(first, last)),
             (Setting::HashSeed, self.hash_seed),
             (Setting::TicksPerSecond, u64::from(self.clock_ticks)),
+            (Setting::HalfOpenSlots, u64::from(slots(self.options.config.maps.conntrack))),
+            (Setting::Takeover, self.takeover.word),
         ];
+        settings.extend(self.network.uplink_words());
         if let Some(host) = self.network.host_device() {
             let [a, b, c, d, e, f] = host.mac;
             settings.push((Setting::HostDevice, u64::from(host.ifindex)));

@@ -8,6 +8,7 @@ use std::{
 };
 
 use ipnet::IpNet;
+use lb_common::settings::Setting;
 
 use super::RunOptions;
 use crate::{
@@ -98,6 +99,7 @@ impl Network {
                 self.problems.insert("devices", problems);
                 self.warnings = bridges::warnings(&links, &devices, Path::new("/proc/sys/net"));
                 self.devices = devices;
+                self.warnings.extend(self.unguarded());
                 self.mtus = links.iter().map(|link| (link.ifindex, link.mtu)).collect();
                 self.addresses = addresses;
                 self.default_routes = defaults;
@@ -249,6 +251,32 @@ impl Network {
         let mut candidates: Vec<&Address> = self.addresses.iter().filter(suits).collect();
         candidates.sort_by_key(|address| !uplink(address));
         candidates.first().map(|address| address.net.addr())
+    }
+
+    /// Interfaces that no pod of this node sends by: uplinks and overlays.
+    fn outer_devices(&self) -> impl Iterator<Item = u32> {
+        let outer = |device: &&Device| matches!(device.role, Role::Uplink | Role::Overlay);
+        self.devices.iter().filter(outer).map(|device| device.ifindex)
+    }
+
+    /// The same as settings, two a word.
+    pub(super) fn uplink_words(&self) -> Vec<(Setting, u64)> {
+        let mut outer = self.outer_devices();
+        let mut word = || u64::from(outer.next().unwrap_or(0)) | u64::from(outer.next().unwrap_or(0)) << 32;
+        Setting::UPLINKS.map(|setting| (setting, word())).into()
+    }
+
+    /// What is beyond the words.
+    fn unguarded(&self) -> Option<Problem> {
+        let beyond: Vec<u32> = self.outer_devices().skip(2 * Setting::UPLINKS.len()).collect();
+        let named = self.devices.iter().filter(|device| beyond.contains(&device.ifindex));
+        let names: Vec<&str> = named.map(|device| &*device.name).collect();
+        (!names.is_empty()).then(|| Problem {
+            object: "uplinks".to_owned(),
+            cause: format!("more than {}: {}", 2 * Setting::UPLINKS.len(), names.join(", ")),
+            fix: "packets that come by these with an address of this node's pods are taken for theirs: set rp_filter there"
+                .to_owned(),
+        })
     }
 
     pub(super) const fn next_hops(&self) -> &BTreeMap<IpAddr, NextHopInfo> {

@@ -2,6 +2,7 @@
 
 use super::Agent;
 use crate::{
+    bpf,
     control::Response,
     describe::{self, ServiceNumbers},
     desired::{BackendAddr, ServiceKey},
@@ -52,7 +53,7 @@ impl Agent {
     /// What may not be as meant.
     fn warnings(&self) -> Vec<Problem> {
         let without_documents = self.options.notes.no_effect.iter().chain(self.network.warnings());
-        without_documents.cloned().chain(self.findings(Severity::Warning)).collect()
+        without_documents.chain(&self.takeover.warning).cloned().chain(self.findings(Severity::Warning)).collect()
     }
 
     /// Everything that is not as asked.
@@ -89,6 +90,7 @@ impl Agent {
             source: self.options.path.display().to_string(),
             detector: if cidrs.is_empty() { "none".to_owned() } else { format!("NodeCIDR {}", cidrs.join(",")) },
             socket_hooks: self.socket_hooks.clone(),
+            takeover_seconds: bpf::clock().ok().and_then(|now| self.takeover.seconds_left(now, self.clock_ticks)),
             devices: self.network.device_status(),
             maps: numbers::map_use(maps, self.engine.mirror(), &surveys),
             bpf_memory_bytes: maps.memory(),

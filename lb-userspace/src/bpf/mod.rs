@@ -1,8 +1,8 @@
 //! The kernel side: load the programs, pin maps and links, attach. The only module that knows aya.
 //!
 //! ```text
-//! <bpffs>/ballast/v1/maps/LB4_FRONTENDS ...
-//! <bpffs>/ballast/v1/links/{ingress,egress,xdp,host}-<ifindex>  cgroup-<cgroup id>-{connect4,...}
+//! <bpffs>/ballast/v2/maps/LB4_FRONTENDS ...
+//! <bpffs>/ballast/v2/links/{ingress,egress,xdp,host}-<ifindex>  cgroup-<cgroup id>-{connect4,...}
 //! ```
 //! Links outlive the agent; a new agent puts its programs behind them, one atomic update each.
 

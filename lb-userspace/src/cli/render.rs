@@ -249,6 +249,12 @@ pub(super) fn status(status: &Status) -> String {
     ] {
         line(&mut text, &format!("{:<14}{value}", format!("{name}:")));
     }
+    if let Some(seconds) = status.takeover_seconds {
+        line(
+            &mut text,
+            &format!("Takeover:     for {seconds} s more, TCP without state is left to kube-proxy's rules"),
+        );
+    }
     text.push('\n');
     text.push_str(&columns(
         ["DEVICE", "ROLE", "HOOKS", "WHY"],

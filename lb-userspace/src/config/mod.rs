@@ -59,6 +59,8 @@ pub struct Config {
     pub maps: MapSizes,
     /// Source ports of masqueraded flows.
     pub snat_ports: RangeInclusive<u16>,
+    /// How long connections that kube-proxy's rules opened are left to them after a first start; 0: not at all.
+    pub takeover_seconds: u32,
 }
 
 impl Default for Config {
@@ -73,6 +75,7 @@ impl Default for Config {
             interfaces: Vec::new(),
             maps: MapSizes::default(),
             snat_ports: 49_152..=65_535,
+            takeover_seconds: 600,
         }
     }
 }

@@ -15,13 +15,17 @@ use crate::{
 pub(super) const VERSION: &str = "ballast.dev/v1alpha1";
 pub(super) const KIND: &str = "BallastConfiguration";
 
-const FIELDS: [&str; 7] = ["apiVersion", "kind", "xdp", "socketHooks", "interfaces", "maps", "snatPorts"];
+const FIELDS: [&str; 8] =
+    ["apiVersion", "kind", "xdp", "socketHooks", "interfaces", "maps", "snatPorts", "takeoverSeconds"];
 
 const MAP_FIELDS: [&str; 5] = ["services", "frontends", "backends", "rings", "conntrack"];
 const RULE_FIELDS: [&str; 3] = ["match", "role", "xdp"];
 
 /// More is no cluster anybody has, and would take the node's memory at start.
 const MOST_ENTRIES: u32 = 1 << 24;
+
+/// The longest takeover: as long as an idle connection lives.
+const MOST_SECONDS: u32 = 86_400;
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -33,6 +37,7 @@ struct Own {
     #[serde(default)]
     maps: Maps,
     snat_ports: Option<String>,
+    takeover_seconds: Option<u32>,
 }
 
 #[derive(Default, Deserialize)]
@@ -84,6 +89,13 @@ pub(super) fn read(document: &Document, loaded: &mut Loaded) -> Result<(), Confi
             let fix = "write two ports from 1024 on, such as \"49152-65535\"";
             wrong(document, "snatPorts", &format!("{text:?} is no range of ports"), fix)
         })?;
+    }
+    if let Some(seconds) = own.takeover_seconds {
+        if seconds > MOST_SECONDS {
+            let fix = format!("use 0 (never) to {MOST_SECONDS}, a day");
+            return Err(wrong(document, "takeoverSeconds", &format!("{seconds} is out of range"), &fix));
+        }
+        config.takeover_seconds = seconds;
     }
     Ok(())
 }

@@ -61,13 +61,13 @@ fn fields_in_both_documents_are_honoured() {
     let text = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\nhostnameOverride: n1\n\
                 nodePortAddresses: [192.0.2.0/24, '2001:db8::1']\ndetectLocalMode: NodeCIDR\n---\n\
                 apiVersion: ballast.dev/v1alpha1\nkind: BallastConfiguration\nxdp: 'off'\nsocketHooks: false\n\
-                snatPorts: 40000-40009\nmaps: {conntrack: 1024}\ninterfaces: [{match: 'eth*', role: uplink, xdp: 'on'}]\n";
+                snatPorts: 40000-40009\ntakeoverSeconds: 0\nmaps: {conntrack: 1024}\ninterfaces: [{match: 'eth*', role: uplink, xdp: 'on'}]\n";
     let config = parse("c.yaml", text).expect("accepted").config;
     assert_eq!(config.hostname_override.as_deref(), Some("n1"));
     let ranges = ["192.0.2.0/24", "2001:db8::1/128"].map(|net| net.parse().expect("a range"));
     assert_eq!(config.node_port_addresses, NodePortAddresses::Ranges(ranges.into()));
     assert_eq!((config.xdp, config.socket_hooks), (XdpMode::Off, false));
-    assert_eq!(config.snat_ports, 40_000..=40_009);
+    assert_eq!((config.snat_ports, config.takeover_seconds), (40_000..=40_009, 0));
     assert_eq!((config.maps.conntrack, config.maps.backends), (1024, MapSizes::default().backends));
     assert_eq!(config.interfaces.len(), 1);
 }
@@ -104,6 +104,7 @@ fn errors_name_place_cause_and_fix() {
         (own("xpd: auto\n"), "did you mean xdp?"),
         (own("xdp: maybe\n"), "c.yaml:3: xdp: unknown variant `maybe`"),
         (own("maps: {backends: 3}\n"), "maps.backends: 3 is out of range; use 16 to"),
+        (own("takeoverSeconds: 86401\n"), "takeoverSeconds: 86401 is out of range; use 0 (never) to 86400, a day"),
         (own("snatPorts: 80-90\n"), "is no range of ports"),
         (own("interfaces: [{match: e, speed: 1}]\n"), "no field of interfaces; fields are match, role, xdp"),
         (

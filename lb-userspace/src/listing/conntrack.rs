@@ -91,8 +91,7 @@ fn row<A: Octets>(
     clock: Option<Clock>,
 ) -> FlowRow {
     let both = || [Some(original), answer].into_iter().flatten();
-    let phase =
-        answer.map_or(original.phase, |answer| flow_phase(original.protocol, original.phase, answer.phase));
+    let phase = answer.map_or(original.phase, |answer| flow_phase(original.protocol, original.phase, answer.phase));
     let age = |clock: Clock| both().map(|entry| age_seconds(entry.stamp.get(), clock)).min().unwrap_or(0);
     let protocol = model_protocol(original.protocol);
     FlowRow {

@@ -13,7 +13,10 @@ use std::{
 };
 
 use ipnet::IpNet;
-use lb_common::frontend::PrefixFlags;
+use lb_common::{
+    frontend::PrefixFlags,
+    settings::{Setting, takeover_left},
+};
 
 use crate::{
     bpf::{self, Hooks, Maps, OpenError, Pins},
@@ -174,6 +177,7 @@ impl<'a> Left<'a> {
             source: format!("the pins in {}", pins.maps().display()),
             detector: if cidrs.is_empty() { "none".to_owned() } else { format!("NodeCIDR {}", cidrs.join(",")) },
             socket_hooks: self.socket_hooks(&pins),
+            takeover_seconds: self.takeover_seconds(),
             devices,
             maps: numbers::map_use(&self.maps, &self.image, &surveys),
             bpf_memory_bytes: self.maps.memory(),
@@ -186,6 +190,14 @@ impl<'a> Left<'a> {
             warnings: Vec::new(),
             not_honoured: BTreeMap::new(),
         }
+    }
+
+    /// Absent as well where the clock cannot be read.
+    fn takeover_seconds(&self) -> Option<u32> {
+        let word = |setting: Setting| self.maps.word("LB_SETTINGS", setting as u32).ok();
+        let left = takeover_left(word(Setting::Takeover)?, bpf::clock().ok()?);
+        let ticks = u32::try_from(word(Setting::TicksPerSecond)?).ok()?;
+        (left != 0 && ticks != 0).then(|| left.div_ceil(ticks))
     }
 
     fn socket_hooks(&self, pins: &Pins) -> HookStatus {

@@ -171,7 +171,8 @@ fn the_tables_tell_what_an_agent_left() {
     place.run(&["status"]).expect(3, &["not a saved id state", "does not name the service ports with the numbers 1"]);
     place.run(&["service", "list"]).expect(3, &["unknown", "10.96.0.10"]);
 
-    fs::remove_file(place.path("bpf/ballast/v1/maps/LB_RINGS")).expect("a pin");
+    let pin = format!("bpf/ballast/v{}/maps/LB_RINGS", lb_userspace::bpf::SCHEMA);
+    fs::remove_file(place.path(&pin)).expect("a pin");
     place.run(&["status"]).expect_error(1, &["no agent runs on", "LB_RINGS is not pinned any more"]);
 }
 

@@ -201,7 +201,7 @@ impl Twin {
         out.truncate(usize::try_from(result.data_size_out).expect("small"));
         let mut buffer = Buffer(frame.to_vec());
         let verdict = match hook {
-            Some(hook) => pipeline::ingress(&mut buffer, &self.memory, hook, true),
+            Some(hook) => pipeline::ingress(&mut buffer, &self.memory, hook, u32::from(hook != Hook::Host)),
             None => pipeline::egress(&mut buffer, &self.memory),
         };
         self.memory.count(verdict.counter);

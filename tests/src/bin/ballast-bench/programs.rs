@@ -43,6 +43,13 @@ impl Programs {
 
     /// Nanoseconds of one run, the average of `repeat`.
     pub(crate) fn time(&mut self, name: &str, frame: &[u8], repeat: u32) -> anyhow::Result<u32> {
+        let (time, out) = self.run(name, frame, repeat)?;
+        ensure!(out == frame, "{name} changed the packet: the runs after the first would measure another one");
+        Ok(time)
+    }
+
+    /// The same, and the packet that comes out.
+    fn run(&mut self, name: &str, frame: &[u8], repeat: u32) -> anyhow::Result<(u32, Vec<u8>)> {
         let mut out = vec![0; frame.len()];
         let options =
             TestRunOptions { data_in: Some(frame), data_out: Some(&mut out), repeat, ..TestRunOptions::default() };
@@ -55,9 +62,7 @@ impl Programs {
             Program::SchedClassifier(program) => test_run::<SchedClassifier>(program, options),
             _ => bail!("{name} takes no packets"),
         };
-        let time = result.with_context(|| format!("cannot run {name}"))?;
-        ensure!(out == frame, "{name} changed the packet: the runs after the first would measure another one");
-        Ok(time)
+        Ok((result.with_context(|| format!("cannot run {name}"))?, out))
     }
 
     /// Makes the yardsticks know a packet's tuple.
@@ -72,7 +77,9 @@ impl Programs {
     /// Brings a flow into conntrack by its own first packets.
     pub(crate) fn establish(&mut self, ingress: &str, flow: &Flow) -> anyhow::Result<()> {
         self.time(ingress, &flow.opening(), 1)?;
-        self.time("lb_egress", &flow.opening_answer(), 1)?;
+        // The answer to a process of this host goes round by ingress.
+        let answers = if ingress == "lb_host" { "lb_ingress" } else { "lb_egress" };
+        self.run(answers, &flow.opening_answer(), 1)?;
         self.time(ingress, &flow.packet(), 1).map(drop)
     }
 
