@@ -250,6 +250,13 @@ impl Maps {
         Ok(found)
     }
 
+    /// Every entry of a map, as bytes.
+    pub fn entries(&self, map: &str) -> io::Result<Vec<(Box<[u8]>, Box<[u8]>)>> {
+        let mut entries = Vec::new();
+        self.get(map)?.for_each(|key, value| entries.push((key.into(), value.into())))?;
+        Ok(entries)
+    }
+
     /// Every conntrack entry of a family.
     pub fn flows<A: FlowFamily>(&self) -> io::Result<Vec<(FlowTuple<A>, Conntrack<A>)>> {
         let mut flows = Vec::new();

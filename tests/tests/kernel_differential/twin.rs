@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use aya::programs::{SchedClassifier, TestRun, TestRunOptions, Xdp};
 use lb_common::{
     backend::{Backend, BackendId, NextHop, NextHopId, ServiceId},
+    checksum::Sum,
+    fragment::Fragment,
     frontend::{
         ClientRule, Frontend, FrontendFlags, FrontendId, FrontendKey, FrontendWord, PrefixFlags, PrefixKey, Scope,
         VIP_OWNED,
@@ -14,7 +16,7 @@ use lb_common::{
     ring::{RingWord, WhenEmpty},
     settings::{Setting, snat_ports},
     tables::World as _,
-    testing::{Buffer, FamilyTables, Memory},
+    testing::{Buffer, FamilyTables, Memory, l4_checksum_is_right},
     tuple::L4Addr,
     verdict::Action,
 };
@@ -24,12 +26,14 @@ use lb_userspace::{
     image::Table,
     store::MapStore as _,
 };
-use zerocopy::{IntoBytes as _, native_endian::U32};
+use zerocopy::{FromBytes as _, IntoBytes as _, native_endian::U32};
 
 /// Addresses of a family: outside, pod, other pod, remote pod, node, VIP, empty VIP, Local VIP, unallocated, foreign.
 pub(crate) trait Plan: FlowFamily {
     const IPV6: bool;
     const TABLES: [Table; 6];
+    const FRAGMENTS: &'static str;
+    const CONNECTIONS: &'static str;
     fn addr(last: u8, net: u8) -> Self;
     fn of(memory: &mut Memory) -> &mut FamilyTables<Self>;
     fn seen(memory: &Memory) -> &FamilyTables<Self>;
@@ -39,6 +43,8 @@ impl Plan for [u8; 4] {
     const IPV6: bool = false;
     const TABLES: [Table; 6] =
         [Table::Frontends4, Table::Records4, Table::Vips4, Table::Prefixes4, Table::Backends4, Table::NextHops4];
+    const FRAGMENTS: &'static str = "LB4_FRAGMENTS";
+    const CONNECTIONS: &'static str = "LB4_BKD_CONNS";
 
     fn addr(last: u8, net: u8) -> Self {
         [10, net, 0, last]
@@ -57,6 +63,8 @@ impl Plan for [u8; 16] {
     const IPV6: bool = true;
     const TABLES: [Table; 6] =
         [Table::Frontends6, Table::Records6, Table::Vips6, Table::Prefixes6, Table::Backends6, Table::NextHops6];
+    const FRAGMENTS: &'static str = "LB6_FRAGMENTS";
+    const CONNECTIONS: &'static str = "LB6_BKD_CONNS";
 
     fn addr(last: u8, net: u8) -> Self {
         [0xfd, 0, 0, 0x10, 0, net, 0, 0, 0, 0, 0, 0, 0, 0, 0, last]
@@ -87,9 +95,11 @@ pub(crate) struct Twin {
 
 impl Twin {
     pub(crate) fn new(bpffs: &Bpffs) -> Self {
-        let sizes = MapSizes { services: 64, frontends: 64, backends: 64, rings: 64, conntrack: 65_536 };
+        let sizes = MapSizes { services: 64, frontends: 64, backends: 64, rings: 64, conntrack: 8192 };
         let datapath = Datapath::open(bpffs.path(), &sizes).expect("the datapath");
         let mut twin = Self { datapath, memory: Memory::default(), refused: 0 };
+        twin.memory.v4.conntrack_capacity = 8192;
+        twin.memory.v6.conntrack_capacity = 8192;
         for (setting, word) in [
             (Setting::HostDevice, 1),
             (Setting::HostMac, 0x0001_0203_0405_0607 & 0xffff_ffff_ffff),
@@ -219,12 +229,36 @@ impl Twin {
             "{name}: {:?} for {frame:02x?}",
             verdict.counter
         );
+        sound(name, verdict.action, frame, &out);
         out
     }
 
-    pub(crate) fn compare_flows<A: Plan>(&self) -> usize {
+    /// Every table the programs write, whole, against memory; the conntrack entries.
+    pub(crate) fn compare(&self) -> usize {
+        let mut counters = self.datapath.maps.counters().expect("counters");
+        counters.retain(|_, count| *count > 0);
+        assert_eq!(&counters, &*self.memory.counters.borrow());
+        let mut traffic = BTreeMap::new();
+        for (service, (packets, bytes)) in self.memory.traffic.borrow().iter() {
+            traffic.extend([(service * 2, *packets), (service * 2 + 1, *bytes)]);
+        }
+        traffic.retain(|_, word| *word > 0);
+        assert_eq!(self.words("LB_SVC_TRAFFIC"), traffic);
+        let mut services = BTreeMap::new();
+        let flows = self.compare_family::<[u8; 4]>(&mut services) + self.compare_family::<[u8; 16]>(&mut services);
+        assert_eq!(self.words("LB_SVC_CONNS"), services);
+        flows
+    }
+
+    fn words(&self, map: &str) -> BTreeMap<u32, u64> {
+        self.datapath.maps.words(map).unwrap_or_else(|error| panic!("{map}: {error}"))
+    }
+
+    /// Adds the family's connections to those by service.
+    fn compare_family<A: Plan>(&self, services: &mut BTreeMap<u32, u64>) -> usize {
+        let tables = A::seen(&self.memory);
         let mut kernel: BTreeMap<_, _> = self.datapath.maps.flows::<A>().expect("flows").into_iter().collect();
-        let mut memory = A::seen(&self.memory).conntrack.borrow().clone();
+        let mut memory = tables.conntrack.borrow().clone();
         // The clocks are read one after the other.
         for entry in kernel.values_mut().chain(memory.values_mut()) {
             entry.stamp = U32::ZERO;
@@ -233,6 +267,62 @@ impl Twin {
         for (key, entry) in &memory {
             assert_eq!(kernel.get(key), Some(entry), "{key:?}");
         }
+        let mut backends = BTreeMap::new();
+        for ((service, backend), count) in tables.connections.borrow().iter() {
+            *services.entry(*service).or_default() += count;
+            *backends.entry(*backend).or_default() += count;
+        }
+        assert_eq!(self.words(A::CONNECTIONS), backends);
+        let mut fragments = BTreeMap::new();
+        for (key, value) in self.datapath.maps.entries(A::FRAGMENTS).expect("fragments") {
+            let mut fragment = Fragment::read_from_bytes(&value).expect("a fragment");
+            fragment.stamp = U32::ZERO;
+            fragments.insert(key.into_vec(), fragment);
+        }
+        let known = tables.fragments.borrow();
+        assert_eq!(fragments.len(), known.len());
+        for (key, fragment) in known.iter() {
+            let wanted = Fragment { stamp: U32::ZERO, ..*fragment };
+            assert_eq!(fragments.get(key.as_bytes()), Some(&wanted), "{key:?}");
+        }
         kernel.len()
+    }
+}
+
+/// What a rewritten or answered frame promises: checksums that are right, if the frame's were, and no packet longer than
+/// its frame. That both sides agree does not show it: they are the same code.
+fn sound(name: &str, action: Action, frame: &[u8], out: &[u8]) {
+    if frame == out || fragmented(out) {
+        return;
+    }
+    let answered = action == Action::Reply;
+    if answered || l4_checksum_is_right(frame) == Some(true) {
+        assert_ne!(l4_checksum_is_right(out), Some(false), "{name}: {frame:02x?} became {out:02x?}");
+    }
+    if answered || packet_is_right(frame) == Some(true) {
+        assert_ne!(packet_is_right(out), Some(false), "{name}: {frame:02x?} became {out:02x?}");
+    }
+}
+
+/// Whether an untagged frame is a fragment: only the first one has a checksum, of more than itself.
+fn fragmented(frame: &[u8]) -> bool {
+    match frame.get(12..14) {
+        Some([8, 0]) => frame.get(20..22).is_some_and(|field| field[0] & 0x3f != 0 || field[1] != 0),
+        // Behind other extension headers as well.
+        Some([0x86, 0xdd]) => frame.get(20).is_some_and(|next| [0, 43, 44, 51, 60].contains(next)),
+        _ => true,
+    }
+}
+
+/// Whether an untagged frame holds the whole of its packet, under a right header checksum.
+fn packet_is_right(frame: &[u8]) -> Option<bool> {
+    let length = |at: usize| Some(usize::from(u16::from_be_bytes(frame.get(at..at + 2)?.try_into().ok()?)));
+    match frame.get(12..14)? {
+        [8, 0] => {
+            let header = frame.get(14..14 + 4 * usize::from(frame.get(14)? & 15))?;
+            Some(frame.len() >= 14 + length(16)? && Sum::default().add(header).fold() == 0xffff)
+        }
+        [0x86, 0xdd] => Some(frame.len() >= 54 + length(18)?),
+        _ => None,
     }
 }
