@@ -16,6 +16,7 @@ use crate::{
     settings::Setting,
     tables::{InsertError, Scratch, Tables, World},
     tuple::{FlowKey, FlowTuple},
+    udp_socket::{Storage, UdpSocket},
     verdict::Counter,
 };
 
@@ -57,6 +58,25 @@ impl Packet for Buffer {
     fn resize(&mut self, length: usize) -> Option<()> {
         self.0.resize(length, 0);
         Some(())
+    }
+}
+
+/// The storage of a socket in memory.
+#[derive(Debug, Default)]
+pub struct SocketStorage<A> {
+    /// What is remembered.
+    pub record: RefCell<Option<UdpSocket<A>>>,
+    /// Nothing can be remembered.
+    pub no_memory: bool,
+}
+
+impl<A: Addr> Storage<A> for SocketStorage<A> {
+    fn visit<R>(&self, make: bool, without: R, visit: impl FnOnce(&mut UdpSocket<A>) -> R) -> R {
+        let mut record = self.record.borrow_mut();
+        if make && !self.no_memory && record.is_none() {
+            *record = Some(UdpSocket::NEW);
+        }
+        record.as_mut().map_or(without, visit)
     }
 }
 

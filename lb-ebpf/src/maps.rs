@@ -7,9 +7,10 @@ use core::{
 
 use aya_ebpf::{
     bindings::BPF_NOEXIST,
-    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, lpm_trie::Key},
+    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, SkStorage, lpm_trie::Key},
     helpers::generated::bpf_jiffies64,
     macros::btf_map,
+    programs::SockAddrContext,
 };
 use lb_common::{
     backend::{Backend, BackendId, NextHop, NextHopId, ServiceId},
@@ -21,6 +22,7 @@ use lb_common::{
     socket::SOCKET_SLOTS,
     tables::{InsertError, Scratch, Tables, World},
     tuple::{FlowKey, FlowTuple},
+    udp_socket::{Storage, UdpSocket},
     verdict::Counter,
 };
 
@@ -71,6 +73,11 @@ static LB_SETTINGS: Array<u64, { Setting::COUNT as usize }> = Array::new();
 static LB_COUNTERS: PerCpuArray<u64, { Counter::CAPACITY as usize }> = PerCpuArray::new();
 #[btf_map]
 static LB_SOCKETS: Array<u64, { SOCKET_SLOTS as usize }> = Array::new();
+/// What a host process's UDP socket was told; gone with the socket.
+#[btf_map]
+static LB4_UDP_SOCKETS: SkStorage<UdpSocket<A4>> = SkStorage::new();
+#[btf_map]
+static LB6_UDP_SOCKETS: SkStorage<UdpSocket<A6>> = SkStorage::new();
 #[btf_map]
 static LB4_SCRATCH: PerCpuArray<Scratch<A4>, 1> = PerCpuArray::new();
 #[btf_map]
@@ -93,6 +100,13 @@ pub(crate) struct Kernel;
 /// A key on the stack where the compiler knows that whole words may be stored: the types of the maps have no alignment.
 #[repr(align(8))]
 struct Key8<T>(T);
+
+/// The same for the key of a trie, whose address stands behind four bytes of length.
+#[repr(C, align(8))]
+struct TrieKey8<T> {
+    before: u32,
+    key: T,
+}
 
 /// Tells the compiler what the kernel promises: map values begin at a multiple of eight.
 #[inline(always)]
@@ -204,8 +218,8 @@ macro_rules! tables {
 
             #[inline(always)]
             fn prefix(&self, addr: &$addr) -> PrefixFlags {
-                let key = Key8(Key::new(8 * size_of::<$addr>() as u32, *addr));
-                $prefixes.get(&key.0).copied().unwrap_or(PrefixFlags::NONE)
+                let key = TrieKey8 { before: 0, key: Key::new(8 * size_of::<$addr>() as u32, *addr) };
+                $prefixes.get(&key.key).copied().unwrap_or(PrefixFlags::NONE)
             }
 
             #[inline(always)]
@@ -292,3 +306,27 @@ tables!(
     LB6_BKD_CONNS,
     LB6_SCRATCH
 );
+
+/// The storage of a hook's socket. The kernel runs the UDP hooks under the socket's lock.
+pub(crate) struct OfSocket<'a>(pub(crate) &'a SockAddrContext);
+
+macro_rules! storage {
+    ($addr:ty, $map:ident) => {
+        impl Storage<$addr> for OfSocket<'_> {
+            #[inline(always)]
+            fn visit<R>(&self, make: bool, without: R, visit: impl FnOnce(&mut UdpSocket<$addr>) -> R) -> R {
+                let pointer = if make {
+                    // SAFETY: the context's own socket.
+                    unsafe { $map.get_or_insert_ptr_mut(self.0, None) }
+                } else {
+                    // SAFETY: as above.
+                    unsafe { $map.get_ptr_mut(self.0) }
+                };
+                // SAFETY: null or a live value of zeroes at first, that nobody else visits while the socket is locked.
+                unsafe { pointer.as_mut() }.map_or(without, visit)
+            }
+        }
+    };
+}
+storage!(A4, LB4_UDP_SOCKETS);
+storage!(A6, LB6_UDP_SOCKETS);

@@ -40,3 +40,4 @@ mod sctp;
 mod segment;
 mod snat;
 mod socket;
+mod socket_udp;

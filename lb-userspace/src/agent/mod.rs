@@ -10,6 +10,7 @@ mod cleanup;
 mod collect;
 mod loader;
 mod network;
+mod orphans;
 mod status;
 
 use std::{ops::RangeInclusive, path::PathBuf, time::Duration};
@@ -36,7 +37,7 @@ use crate::{
     lock::InstanceLock,
     memory,
     model::Model,
-    net,
+    net::{self, sock_diag::SockDiag},
     report::{HookStatus, Problem},
 };
 
@@ -100,6 +101,10 @@ struct Agent {
     /// Found once, at start.
     start_problems: Vec<Problem>,
     socket_hooks: HookStatus,
+    /// Ends sockets; or why it cannot.
+    sock_diag: Result<SockDiag, Problem>,
+    /// Why it could not the last time.
+    orphans_error: Option<Problem>,
     clock_ticks: u32,
     hash_seed: u64,
     netns_cookie: u64,
@@ -149,7 +154,11 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
                     loader.start();
                 }
             }
-            _ = collect.tick() => agent.collect(),
+            _ = collect.tick() => {
+                agent.collect();
+                // A socket may have asked for its backend just before that went, and connected just after.
+                agent.end_orphans();
+            }
             Some((request, answer)) = requests.recv() => {
                 let response = agent.answer(&request);
                 if answer.send(response).is_err() {
@@ -208,6 +217,8 @@ impl Agent {
             sync_error: None,
             start_problems: problem.into_iter().collect(),
             socket_hooks: HookStatus::default(),
+            sock_diag: orphans::open(),
+            orphans_error: None,
             collectors: Default::default(),
         };
         // Tables before hooks: the first packet a program sees finds everything.
@@ -215,6 +226,8 @@ impl Agent {
         agent.program().await;
         agent.attach_sockets();
         agent.network.attach(&mut agent.datapath);
+        // Of an earlier agent, whose backends went while nobody ran.
+        agent.end_orphans();
         memory::give_back();
         Ok(agent)
     }
@@ -261,6 +274,7 @@ impl Agent {
             Ok(writes) => {
                 self.sync_error = None;
                 tracing::info!("{writes} map writes; {} frontends", self.frontends());
+                self.end_orphans();
             }
             Err(error) => {
                 tracing::error!("{error}");

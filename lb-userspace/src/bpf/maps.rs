@@ -4,7 +4,10 @@ use std::{
     collections::BTreeMap,
     error::Error,
     io,
-    os::{fd::OwnedFd, unix::fs::MetadataExt as _},
+    os::{
+        fd::{BorrowedFd, OwnedFd},
+        unix::fs::MetadataExt as _,
+    },
     path::{Path, PathBuf},
 };
 
@@ -228,6 +231,21 @@ impl Maps {
         Ok(counters)
     }
 
+    /// Adds to a counter that no program of ours counts.
+    pub fn add_to_counter(&self, counter: Counter, more: u64) -> io::Result<()> {
+        let (map, key) = (self.get("LB_COUNTERS")?, u32::from(counter as u8).to_ne_bytes());
+        let mut copies = map.lookup(&key, self.cpus)?.unwrap_or_default();
+        if let Some(first) = copies.first_chunk_mut() {
+            *first = u64::from_ne_bytes(*first).wrapping_add(more).to_ne_bytes();
+        }
+        map.update_copies(&key, &copies, self.cpus)
+    }
+
+    /// The storage of UDP sockets, IPv4 and IPv6.
+    pub fn udp_sockets(&self) -> io::Result<[BorrowedFd<'_>; 2]> {
+        Ok([self.get("LB4_UDP_SOCKETS")?.fd(), self.get("LB6_UDP_SOCKETS")?.fd()])
+    }
+
     /// A word of one of the arrays of u64.
     pub fn word(&self, map: &str, index: u32) -> io::Result<u64> {
         let bytes = self.get(map)?.lookup(&index.to_ne_bytes(), 1)?.unwrap_or_default();
@@ -280,7 +298,9 @@ impl Maps {
     /// Capacity of every map, with what is used of it; the image's tables are filled in by the caller.
     pub fn status(&self) -> BTreeMap<String, MapStatus> {
         let status = |map: &RawMap| MapStatus { used: 0, capacity: u64::from(map.max_entries()) };
-        self.raw.iter().map(|(name, map)| ((*name).to_owned(), status(map))).collect()
+        // Socket storage is as large as there are sockets.
+        let limited = self.raw.iter().filter(|(_, map)| map.max_entries() > 0);
+        limited.map(|(name, map)| ((*name).to_owned(), status(map))).collect()
     }
 
     /// Bytes of kernel memory the maps take, as the kernel accounts them.
