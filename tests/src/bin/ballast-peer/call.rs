@@ -127,6 +127,7 @@ pub(crate) fn error_name(error: &io::Error) -> String {
     let name = match (error.raw_os_error(), error.kind()) {
         (Some(libc::ECONNREFUSED), _) => "ECONNREFUSED",
         (Some(libc::ECONNRESET), _) => "ECONNRESET",
+        (Some(libc::ECONNABORTED), _) => "ECONNABORTED",
         (Some(libc::EHOSTUNREACH), _) => "EHOSTUNREACH",
         (Some(libc::ENETUNREACH), _) => "ENETUNREACH",
         (Some(libc::EPERM), _) => "EPERM",
