@@ -13,6 +13,7 @@ use crate::{
     ring::RingWord,
     settings::Setting,
     tuple::FlowKey,
+    udp_socket::Peer,
     verdict::Counter,
 };
 
@@ -84,6 +85,10 @@ pub trait Tables<A: Addr>: World {
     fn insert(&self, key: &FlowKey<A>, entry: &Conntrack<A>) -> Result<(), InsertError>;
     /// Removes an entry, if it is there.
     fn remove(&self, key: &FlowKey<A>);
+    /// Remembers whom a UDP socket (by its cookie) was connected to, for user space to end it; false without room.
+    fn set_connected(&self, cookie: u64, peer: &Peer<A>) -> bool;
+    /// Forgets it.
+    fn remove_connected(&self, cookie: u64);
     /// Looks up what the first fragment of a packet said.
     fn fragment(&self, key: &FragmentKey<A>) -> Option<Fragment>;
     /// Remembers it, in place of another's if there is no room.

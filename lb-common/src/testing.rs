@@ -16,7 +16,7 @@ use crate::{
     settings::Setting,
     tables::{InsertError, Scratch, Tables, World},
     tuple::{FlowKey, FlowTuple},
-    udp_socket::{Storage, UdpSocket},
+    udp_socket::{Peer, Storage, UdpSocket},
     verdict::Counter,
 };
 
@@ -101,6 +101,10 @@ pub struct FamilyTables<A: Addr> {
     pub conntrack_capacity: usize,
     /// Connections by service and backend.
     pub connections: RefCell<BTreeMap<(u32, u32), u64>>,
+    /// Connected UDP sockets by cookie.
+    pub connected: RefCell<BTreeMap<u64, Peer<A>>>,
+    /// Room for them.
+    pub connected_capacity: usize,
     /// First fragments.
     pub fragments: RefCell<BTreeMap<FragmentKey<A>, Fragment>>,
     /// Scratch memory.
@@ -119,6 +123,8 @@ impl<A: Addr> Default for FamilyTables<A> {
             conntrack: RefCell::default(),
             conntrack_capacity: 65_536,
             connections: RefCell::default(),
+            connected: RefCell::default(),
+            connected_capacity: 16_384,
             fragments: RefCell::default(),
             scratch: RefCell::new(Scratch::new_zeroed()),
         }
@@ -247,6 +253,19 @@ macro_rules! tables {
 
             fn remove(&self, key: &FlowKey<$addr>) {
                 self.$field.conntrack.borrow_mut().remove(&key.0);
+            }
+
+            fn set_connected(&self, cookie: u64, peer: &Peer<$addr>) -> bool {
+                let mut connected = self.$field.connected.borrow_mut();
+                let fits = connected.len() < self.$field.connected_capacity || connected.contains_key(&cookie);
+                if fits {
+                    connected.insert(cookie, *peer);
+                }
+                fits
+            }
+
+            fn remove_connected(&self, cookie: u64) {
+                self.$field.connected.borrow_mut().remove(&cookie);
             }
 
             fn fragment(&self, key: &FragmentKey<$addr>) -> Option<Fragment> {

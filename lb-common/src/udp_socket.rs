@@ -22,10 +22,12 @@ use crate::{
 
 /// Frontends that a socket can speak to at once.
 pub const PEERS: usize = 8;
+/// Entries of `LB4_CONNECTED` and `LB6_CONNECTED`: connected UDP sockets of host processes.
+pub const CONNECTED: u32 = 16_384;
 /// Slots of a ring that are tried for a backend the socket does not speak to yet.
 const STEPS: u32 = 4;
 
-/// A backend that a socket speaks to, and the address its application knows it by. 20 bytes for IPv4, 44 for IPv6.
+/// A backend that a socket speaks to, and the address its application knows it by. 22 bytes for IPv4, 46 for IPv6.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 pub struct Peer<A> {
@@ -37,12 +39,23 @@ pub struct Peer<A> {
     pub id: BackendId,
     /// The slot's generation when it was chosen, host byte order.
     pub generation: U32,
+    /// Not zero: the socket has another frontend with this backend alone, so that both are left to the packet path, which
+    /// tells their answers apart by ports. Answers to what was sent before still come from the backend itself.
+    pub by_packets: u8,
+    /// Zero.
+    pub reserved: u8,
 }
 
 impl<A: Addr> Peer<A> {
     /// Nobody.
-    pub const NONE: Self =
-        Self { frontend: L4Addr::NONE, backend: L4Addr::NONE, id: BackendId::new(0), generation: U32::ZERO };
+    pub const NONE: Self = Self {
+        frontend: L4Addr::NONE,
+        backend: L4Addr::NONE,
+        id: BackendId::new(0),
+        generation: U32::ZERO,
+        by_packets: 0,
+        reserved: 0,
+    };
 
     /// Field by field, from map to map: the stack is small.
     #[inline(always)]
@@ -51,6 +64,7 @@ impl<A: Addr> Peer<A> {
         self.backend = backend.address;
         self.id = id;
         self.generation = backend.generation;
+        self.by_packets = 0;
     }
 
     #[inline(always)]
@@ -58,10 +72,11 @@ impl<A: Addr> Peer<A> {
         self.id.get() == 0
     }
 
-    /// Whether the slot still holds the backend that was chosen.
+    /// Whether the slot still holds the backend that was chosen. One that was left keeps its generation.
     #[inline(always)]
-    pub fn lives(&self, backend: Option<&Backend<A>>) -> bool {
-        !self.is_empty() && backend.is_some_and(|backend| backend.generation == self.generation)
+    pub fn lives(&self, slot: Option<&Backend<A>>) -> bool {
+        let same = |slot: &Backend<A>| slot.generation == self.generation && slot.service.get() != 0;
+        !self.is_empty() && slot.is_some_and(same)
     }
 
     #[inline(always)]
@@ -70,7 +85,7 @@ impl<A: Addr> Peer<A> {
     }
 }
 
-/// What is remembered with a socket. 180 bytes for IPv4, 396 for IPv6; zeroes at first.
+/// What is remembered with a socket. 198 bytes for IPv4, 414 for IPv6; zeroes at first.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 pub struct UdpSocket<A> {
@@ -80,11 +95,19 @@ pub struct UdpSocket<A> {
     pub peers: [Peer<A>; PEERS],
 }
 
-const _: () = assert!(size_of::<UdpSocket<[u8; 4]>>() == 180 && size_of::<UdpSocket<[u8; 16]>>() == 396);
+const _: () = assert!(size_of::<UdpSocket<[u8; 4]>>() == 198 && size_of::<UdpSocket<[u8; 16]>>() == 414);
 
 impl<A: Addr> UdpSocket<A> {
     /// Nobody yet.
     pub const NEW: Self = Self { connected: Peer::NONE, peers: [Peer::NONE; PEERS] };
+
+    /// Whether it is connected to this backend, by another address than `frontend`: then it hears this backend alone, and
+    /// takes all for answers of the other address.
+    #[inline(always)]
+    fn hears_only(&self, socket: &Socket, backend: &L4Addr<A>, frontend: &L4Addr<A>) -> bool {
+        let connected = &self.connected;
+        socket.connected && !connected.is_empty() && connected.backend == *backend && connected.frontend != *frontend
+    }
 
     #[inline(always)]
     fn peer(&self, place: u32) -> Option<&Peer<A>> {
@@ -150,18 +173,39 @@ pub fn connect<A: Addr, W: Tables<A>, S: Storage<A>>(
     socket: Socket,
     destination: L4Addr<A>,
 ) -> SocketVerdict<A> {
-    // It is connected anew: whatever it was.
-    let socket = Socket { connected: false, ..socket };
     let verdict = ask(world, storage, &socket, destination, |own, asked| {
-        let chosen = choose(world, own, &socket, asked, &destination, with_frontend(own, &destination));
-        let Some(backend) = chosen.backend else { return chosen.verdict };
-        own.connected.set(&destination, chosen.id, backend);
-        world.count_connection(asked.frontend.service, chosen.id);
-        SocketVerdict::rewrite(Counter::SocketConnect, backend.address)
+        let (service, scope) = (asked.frontend.service, asked.frontend.rule(Client::Host).scope());
+        let hash = cookie_hash(socket.cookie, world.setting(Setting::HashSeed));
+        match select::backend(world, service, scope, hash) {
+            Choice::Backend(_, backend) if socket.cannot_reach(world, backend) => {
+                SocketVerdict::refuse(Counter::SocketBoundLoopback)
+            }
+            Choice::Backend(id, backend) => {
+                own.connected.set(&destination, id, backend);
+                // User space must be able to end it when its backend goes.
+                if !world.set_connected(socket.cookie, &own.connected) {
+                    return cannot(asked, Counter::SocketFull);
+                }
+                // It hears this backend alone now, by this address.
+                let place = with_backend(own, &backend.address);
+                if let Some(peer) = own.peers.get_mut(place as usize) {
+                    *peer = Peer::NONE;
+                }
+                world.count_connection(service, id);
+                SocketVerdict::rewrite(Counter::SocketConnect, backend.address)
+            }
+            Choice::Empty(when_empty) => no_backend(when_empty),
+            Choice::Inconsistent => SocketVerdict::leave(Counter::Inconsistent),
+        }
     });
     if verdict.action != SocketAction::Rewrite {
         // A socket that connects elsewhere must not keep the name of an earlier frontend.
-        storage.visit(false, (), |own| own.connected = Peer::NONE);
+        storage.visit(false, (), |own| {
+            if !own.connected.is_empty() {
+                own.connected = Peer::NONE;
+                world.remove_connected(socket.cookie);
+            }
+        });
     }
     verdict
 }
@@ -238,8 +282,15 @@ fn send_to<A: Addr, W: Tables<A>>(
     if let Some(peer) = own.peer(place) {
         let backend = world.backend(peer.id);
         // Another Service may have got the address.
-        if peer.lives(backend) && backend.is_some_and(|backend| backend.service == asked.frontend.service) {
-            return SocketVerdict::rewrite(Counter::SocketSend, peer.backend);
+        if peer.lives(backend)
+            && backend.is_some_and(|backend| backend.service == asked.frontend.service)
+            && !own.hears_only(socket, &peer.backend, destination)
+        {
+            return if peer.by_packets == 0 {
+                SocketVerdict::rewrite(Counter::SocketSend, peer.backend)
+            } else {
+                cannot(asked, Counter::SocketAmbiguous)
+            };
         }
     } else {
         place = empty(own);
@@ -275,7 +326,7 @@ impl<A> Chosen<'_, A> {
 #[inline(always)]
 fn choose<'w, A: Addr, W: Tables<A>>(
     world: &'w W,
-    own: &UdpSocket<A>,
+    own: &mut UdpSocket<A>,
     socket: &Socket,
     asked: &Asked<'_, A>,
     destination: &L4Addr<A>,
@@ -284,17 +335,20 @@ fn choose<'w, A: Addr, W: Tables<A>>(
     let service: ServiceId = asked.frontend.service;
     let scope = asked.frontend.rule(Client::Host).scope();
     let hash = cookie_hash(socket.cookie, world.setting(Setting::HashSeed));
+    let (mut shared, mut deaf) = (PEERS as u32, false);
     for step in 0..STEPS {
         let (id, backend) = match select::backend_after(world, service, scope, hash, step) {
             Choice::Backend(id, backend) => (id, backend),
             Choice::Empty(when_empty) => return Chosen::nobody(no_backend(when_empty)),
             Choice::Inconsistent => return Chosen::nobody(SocketVerdict::leave(Counter::Inconsistent)),
         };
-        let connected = &own.connected;
-        let is_connected = socket.connected && !connected.is_empty() && connected.backend == backend.address;
-        if is_connected && connected.frontend != *destination
-            || with_backend_but(own, &backend.address, known) as usize != PEERS
-        {
+        if own.hears_only(socket, &backend.address, destination) {
+            deaf = true;
+            continue;
+        }
+        let other = with_backend_but(own, &backend.address, known);
+        if other as usize != PEERS {
+            shared = other;
             continue;
         }
         return if socket.cannot_reach(world, backend) {
@@ -303,7 +357,12 @@ fn choose<'w, A: Addr, W: Tables<A>>(
             Chosen { backend: Some(backend), id, verdict: SocketVerdict::leave(Counter::SocketSend) }
         };
     }
-    Chosen::nobody(cannot(asked, Counter::SocketAmbiguous))
+    if let Some(peer) = own.peers.get_mut(shared as usize).filter(|_| !deaf) {
+        peer.by_packets = 1;
+        return Chosen::nobody(cannot(asked, Counter::SocketAmbiguous));
+    }
+    // Not to the packet path: its flow would take the answers of the connection for its own.
+    Chosen::nobody(SocketVerdict::refuse(Counter::SocketAmbiguous))
 }
 
 /// The packet path does what a socket's record cannot hold: it tells answers apart by ports. It never sees what this

@@ -218,7 +218,8 @@ pub enum Counter {
     /// speaks to every backend it could get by another address already, so that answers could not be told apart.
     SocketAmbiguous = 42,
     /// Socket hook: left to the packet path, or refused where there is none (a nodePort of this node): the UDP socket
-    /// speaks to more frontends at once than are remembered for a socket.
+    /// speaks to more frontends at once than are remembered for a socket, or more such sockets are connected than are
+    /// remembered.
     SocketFull = 43,
     /// Socket hook: refused, the socket is bound to a loopback address, from which no backend elsewhere can be reached.
     SocketBoundLoopback = 44,

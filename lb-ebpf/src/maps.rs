@@ -22,7 +22,7 @@ use lb_common::{
     socket::SOCKET_SLOTS,
     tables::{InsertError, Scratch, Tables, World},
     tuple::{FlowKey, FlowTuple},
-    udp_socket::{Storage, UdpSocket},
+    udp_socket::{CONNECTED, Peer, Storage, UdpSocket},
     verdict::Counter,
 };
 
@@ -78,6 +78,11 @@ static LB_SOCKETS: Array<u64, { SOCKET_SLOTS as usize }> = Array::new();
 static LB4_UDP_SOCKETS: SkStorage<UdpSocket<A4>> = SkStorage::new();
 #[btf_map]
 static LB6_UDP_SOCKETS: SkStorage<UdpSocket<A6>> = SkStorage::new();
+/// Connected UDP sockets of host processes by their cookie, for user space: socket storage cannot be listed for UDP.
+#[btf_map]
+static LB4_CONNECTED: HashMap<u64, Peer<A4>, { CONNECTED as usize }> = HashMap::new();
+#[btf_map]
+static LB6_CONNECTED: HashMap<u64, Peer<A6>, { CONNECTED as usize }> = HashMap::new();
 #[btf_map]
 static LB4_SCRATCH: PerCpuArray<Scratch<A4>, 1> = PerCpuArray::new();
 #[btf_map]
@@ -196,7 +201,7 @@ impl World for Kernel {
 
 macro_rules! tables {
     ($addr:ty, $frontends:ident, $records:ident, $vips:ident, $prefixes:ident, $backends:ident, $hops:ident,
-     $conntrack:ident, $fragments:ident, $connections:ident, $scratch:ident) => {
+     $conntrack:ident, $fragments:ident, $connections:ident, $connected:ident, $scratch:ident) => {
         impl Tables<$addr> for Kernel {
             #[inline(always)]
             fn frontend(&self, key: &FrontendKey<$addr>) -> Option<FrontendWord> {
@@ -265,6 +270,17 @@ macro_rules! tables {
             }
 
             #[inline(always)]
+            fn set_connected(&self, cookie: u64, peer: &Peer<$addr>) -> bool {
+                $connected.insert(&cookie, peer, 0).is_ok()
+            }
+
+            #[inline(always)]
+            fn remove_connected(&self, cookie: u64) {
+                // Absent is as good as removed.
+                $connected.remove(&cookie).unwrap_or_default();
+            }
+
+            #[inline(always)]
             fn fragment(&self, key: &FragmentKey<$addr>) -> Option<Fragment> {
                 // SAFETY: the value is copied at once; another CPU may write it meanwhile, and a packet whose fragments
                 // are torn between two first ones is nobody's.
@@ -291,6 +307,7 @@ tables!(
     LB4_CONNTRACK,
     LB4_FRAGMENTS,
     LB4_BKD_CONNS,
+    LB4_CONNECTED,
     LB4_SCRATCH
 );
 tables!(
@@ -304,6 +321,7 @@ tables!(
     LB6_CONNTRACK,
     LB6_FRAGMENTS,
     LB6_BKD_CONNS,
+    LB6_CONNECTED,
     LB6_SCRATCH
 );
 

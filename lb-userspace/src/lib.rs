@@ -28,7 +28,7 @@ pub mod model;
 pub mod net;
 pub mod numbers;
 pub mod offline;
-pub mod orphans;
+mod orphans;
 pub mod plan;
 pub mod report;
 pub mod store;

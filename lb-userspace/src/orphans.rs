@@ -1,8 +1,11 @@
-//! Which connected UDP sockets have lost their backend: what their hooks remember, against what the tables hold.
+//! Which connected UDP sockets have lost their backend: what the hooks remember, against what the tables hold.
 
-use std::net::SocketAddr;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+};
 
-use lb_common::{backend::Backend, udp_socket::UdpSocket};
+use lb_common::{backend::Backend, udp_socket::Peer};
 use zerocopy::FromBytes as _;
 
 use crate::{
@@ -11,29 +14,42 @@ use crate::{
 };
 
 /// A socket that the hooks connected to a backend that is gone.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Orphan {
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Orphan {
+    /// The socket.
+    pub(crate) socket: Connected,
     /// What its application asked for.
-    pub frontend: SocketAddr,
-    /// Where its datagrams go.
-    pub backend: SocketAddr,
+    pub(crate) frontend: SocketAddr,
 }
 
-/// Whether a socket is one. A socket that nobody's hook connected, or that was connected elsewhere since, never is.
-pub fn orphan(image: &Image, socket: &Connected) -> Option<Orphan> {
-    of_family::<[u8; 4]>(image, socket).or_else(|| of_family::<[u8; 16]>(image, socket))
+/// What a look at the connected sockets of a family came to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Look {
+    /// To be ended.
+    pub(crate) orphans: Vec<Orphan>,
+    /// Cookies that are remembered and that no connected socket has: closed, or about to be connected.
+    pub(crate) absent: BTreeSet<u64>,
 }
 
-fn of_family<A: Octets>(image: &Image, socket: &Connected) -> Option<Orphan> {
-    // The values of the two families differ in size.
-    let own = socket.storage.iter().find_map(|value| UdpSocket::<A>::read_from_bytes(value).ok())?;
-    let peer = own.connected;
-    let backend = A::socket(peer.backend);
-    // A record stays with a socket that was disconnected since (`AF_UNSPEC`).
-    if backend != socket.remote || peer.id.get() == 0 {
-        return None;
+/// Looks at the sockets there are. One that no hook connected, or that was connected elsewhere since, is no orphan.
+pub(crate) fn look<A: Octets>(
+    image: &Image,
+    remembered: &[(u64, Peer<A>)],
+    sockets: &BTreeMap<u64, Connected>,
+) -> Look {
+    let mut look = Look::default();
+    for (cookie, peer) in remembered {
+        // A record stays when its socket is disconnected (`AF_UNSPEC`), which runs no hook.
+        let here = |socket: &&Connected| socket.remote == A::socket(peer.backend);
+        let Some(socket) = sockets.get(cookie).filter(here) else {
+            look.absent.insert(*cookie);
+            continue;
+        };
+        let slot = image.get(A::BACKENDS, &peer.id.get().to_ne_bytes());
+        let slot = slot.and_then(|bytes| Backend::<A>::read_from_bytes(bytes).ok());
+        if !peer.lives(slot.as_ref()) {
+            look.orphans.push(Orphan { socket: socket.clone(), frontend: A::socket(peer.frontend) });
+        }
     }
-    let slot = image.get(A::BACKENDS, &peer.id.get().to_ne_bytes());
-    let slot = slot.and_then(|bytes| Backend::<A>::read_from_bytes(bytes).ok());
-    (!peer.lives(slot.as_ref())).then(|| Orphan { frontend: A::socket(peer.frontend), backend })
+    look
 }

@@ -1,6 +1,7 @@
 //! The socket hooks of UDP: a socket keeps its backends, and its application sees the addresses it sent to.
 
 use lb_common::{
+    backend::ServiceId,
     frontend::{FrontendFlags, Scope},
     protocol::{Port, Protocol},
     ring::WhenEmpty,
@@ -30,6 +31,7 @@ both! {
     rule_2_9_3_loopback_frontends_serve_udp,
     one_socket_speaks_to_many_without_confusion,
     two_frontends_never_share_a_backend_in_one_socket,
+    connecting_ends_what_was_told_of_the_backend,
     where_nothing_else_is_left_the_packet_path_tells_answers_apart,
     a_node_port_that_cannot_be_told_apart_is_refused,
     a_backend_spoken_to_by_its_own_address_answers_as_itself,
@@ -133,8 +135,9 @@ fn a_socket_keeps_its_backend_while_that_lives<A: Ip>() {
     assert_eq!(own.send(&node, vip()), sent(local_backend()));
     assert_eq!(own.sees(local_backend()), vip());
     assert_eq!(own.sees(remote_backend()), remote_backend());
-    // Gone altogether.
-    A::tables_mut(&mut node.memory).backends.remove(&2);
+    // A slot without an owner keeps its generation.
+    let slot = A::tables_mut(&mut node.memory).backends.get_mut(&2).expect("a slot");
+    slot.service = ServiceId::new(0);
     node.ring(SERVICE, Scope::Cluster, &[BACKEND], WhenEmpty::Reject);
     assert_eq!(own.send(&node, vip()), sent(backend(99)));
 }
@@ -145,7 +148,7 @@ fn a_backend_that_moved_to_another_service_is_not_kept<A: Ip>() {
     let before = own.send(&node, vip());
     // The address is the other Service's now, whose backend listens elsewhere.
     let record = A::tables_mut(&mut node.memory).records.values_mut().find(|record| record.address == vip());
-    record.expect("a record").service = lb_common::backend::ServiceId::new(2);
+    record.expect("a record").service = ServiceId::new(2);
     for id in 21..24 {
         node.backend(id, 2, A::at(net::REMOTE, 40, 9_000), Place::Remote);
     }
@@ -261,25 +264,43 @@ fn two_frontends_never_share_a_backend_in_one_socket<A: Ip>() {
         let two = own.send(&node, other_vip());
         assert_ne!(one.backend, two.backend);
         assert_eq!((own.sees(one.backend), own.sees(two.backend)), (vip(), other_vip()));
-        // The other way round.
+    }
+}
+
+fn connecting_ends_what_was_told_of_the_backend<A: Ip>() {
+    let (node, mut own) = (two_services::<A>(&[backend(1)]), own());
+    assert_eq!(own.send(&node, other_vip()), sent(backend(1)));
+    assert_eq!(own.connect(&node, vip()), SocketVerdict::rewrite(Counter::SocketConnect, backend(1)));
+    assert_eq!((own.name(), own.sees(backend(1))), (Some(vip()), vip()));
+    // To itself by its frontend, or by another one: it hears that backend alone, as the frontend it is connected to.
+    assert_eq!(own.send(&node, vip()), sent(backend(1)));
+    assert_eq!(own.send(&node, other_vip()), SocketVerdict::refuse(Counter::SocketAmbiguous));
+    assert_eq!(own.sees(backend(1)), vip());
+    // A record of before is no way round that.
+    let node = two_services::<A>(&[backend(1), backend(2)]);
+    for cookie in 0..100 {
         let mut own = Own::new(cookie, NETNS);
-        let one = own.send(&node, vip());
-        let two = own.connect(&node, other_vip());
-        assert_ne!(one.backend, two.backend);
-        assert_eq!((own.sees(one.backend), own.sees(two.backend)), (vip(), other_vip()));
+        let before = own.send(&node, vip()).backend;
+        let connected = own.connect(&node, other_vip()).backend;
+        let after = own.send(&node, vip());
+        assert!(after.action == SocketAction::Rewrite && after.backend != connected, "{before:?}, {after:?}");
     }
 }
 
 fn where_nothing_else_is_left_the_packet_path_tells_answers_apart<A: Ip>() {
-    let (node, mut own) = (two_services::<A>(&[backend(1)]), own());
+    let (mut node, own) = (two_services::<A>(&[backend(1)]), own());
     assert_eq!(own.send(&node, vip()), sent(backend(1)));
     let left = SocketVerdict::leave(Counter::SocketAmbiguous);
-    assert_eq!((own.send(&node, other_vip()), own.connect(&node, other_vip())), (left, left));
+    assert_eq!(own.send(&node, other_vip()), left);
+    // The packet path must know both, and does not know what the hook sends.
+    assert_eq!((own.send(&node, vip()), own.send(&node, other_vip())), (left, left));
+    // An answer to what was sent before.
     assert_eq!(own.sees(backend(1)), vip());
-    assert_eq!(own.name(), None);
-    // The same frontend again is no confusion, connected or not.
-    assert_eq!(own.connect(&node, vip()).action, SocketAction::Rewrite);
-    assert_eq!(own.send(&node, vip()), sent(backend(1)));
+    // Its backend's end is the end of that.
+    node.backend(11, 1, backend(3), Place::Remote);
+    assert_eq!(own.send(&node, vip()), sent(backend(3)));
+    assert_eq!(own.send(&node, other_vip()), sent(backend(1)));
+    assert_eq!((own.sees(backend(3)), own.sees(backend(1))), (vip(), other_vip()));
 }
 
 fn a_node_port_that_cannot_be_told_apart_is_refused<A: Ip>() {

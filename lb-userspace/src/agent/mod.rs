@@ -25,7 +25,7 @@ use tokio::{
 };
 
 pub use self::cleanup::cleanup;
-use self::{loader::Loader, network::Network};
+use self::{loader::Loader, network::Network, orphans::Orphans};
 use crate::{
     bpf::{self, Datapath},
     config::{Config, Notes},
@@ -37,7 +37,7 @@ use crate::{
     lock::InstanceLock,
     memory,
     model::Model,
-    net::{self, sock_diag::SockDiag},
+    net,
     report::{HookStatus, Problem},
 };
 
@@ -101,10 +101,7 @@ struct Agent {
     /// Found once, at start.
     start_problems: Vec<Problem>,
     socket_hooks: HookStatus,
-    /// Ends sockets; or why it cannot.
-    sock_diag: Result<SockDiag, Problem>,
-    /// Why it could not the last time.
-    orphans_error: Option<Problem>,
+    orphans: Orphans,
     clock_ticks: u32,
     hash_seed: u64,
     netns_cookie: u64,
@@ -157,7 +154,7 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
             _ = collect.tick() => {
                 agent.collect();
                 // A socket may have asked for its backend just before that went, and connected just after.
-                agent.end_orphans();
+                agent.collect_sockets();
             }
             Some((request, answer)) = requests.recv() => {
                 let response = agent.answer(&request);
@@ -217,8 +214,7 @@ impl Agent {
             sync_error: None,
             start_problems: problem.into_iter().collect(),
             socket_hooks: HookStatus::default(),
-            sock_diag: orphans::open(),
-            orphans_error: None,
+            orphans: Orphans::open(),
             collectors: Default::default(),
         };
         // Tables before hooks: the first packet a program sees finds everything.

@@ -65,8 +65,7 @@ impl Agent {
         problems.extend(self.engine.desired.problems.iter().cloned());
         problems.extend(self.engine.refused.iter().cloned());
         problems.extend(self.network.problems());
-        problems.extend(self.sock_diag.as_ref().err().filter(|_| self.socket_hooks.attached).cloned());
-        problems.extend(self.orphans_error.clone());
+        problems.extend(self.orphans.problems().filter(|_| self.socket_hooks.attached));
         if !self.socket_hooks.attached {
             problems.push(Problem {
                 object: "socket hooks".to_owned(),

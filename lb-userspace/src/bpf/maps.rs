@@ -4,15 +4,12 @@ use std::{
     collections::BTreeMap,
     error::Error,
     io,
-    os::{
-        fd::{BorrowedFd, OwnedFd},
-        unix::fs::MetadataExt as _,
-    },
+    os::{fd::OwnedFd, unix::fs::MetadataExt as _},
     path::{Path, PathBuf},
 };
 
 use aya::maps::MapInfo;
-use lb_common::{conntrack::Conntrack, family::Abi, tuple::FlowTuple, verdict::Counter};
+use lb_common::{conntrack::Conntrack, family::Abi, tuple::FlowTuple, udp_socket::Peer, verdict::Counter};
 use zerocopy::IntoBytes as _;
 
 use super::{
@@ -241,9 +238,20 @@ impl Maps {
         map.update_copies(&key, &copies, self.cpus)
     }
 
-    /// The storage of UDP sockets, IPv4 and IPv6.
-    pub fn udp_sockets(&self) -> io::Result<[BorrowedFd<'_>; 2]> {
-        Ok([self.get("LB4_UDP_SOCKETS")?.fd(), self.get("LB6_UDP_SOCKETS")?.fd()])
+    /// The connected UDP sockets that the hooks remember, by cookie.
+    pub fn connected<A: FlowFamily>(&self) -> io::Result<Vec<(u64, Peer<A>)>> {
+        let mut found = Vec::new();
+        self.get(A::CONNECTED)?.for_each(|key, value| {
+            if let (Some(cookie), Some(peer)) = (words(key).next(), read(value)) {
+                found.push((cookie, peer));
+            }
+        })?;
+        Ok(found)
+    }
+
+    /// Forgets one of them.
+    pub fn remove_connected<A: FlowFamily>(&self, cookie: u64) -> io::Result<bool> {
+        self.get(A::CONNECTED)?.delete(&cookie.to_ne_bytes())
     }
 
     /// A word of one of the arrays of u64.
@@ -313,6 +321,8 @@ impl Maps {
 pub trait FlowFamily: lb_common::family::Addr {
     /// Name of the map.
     const CONNTRACK: &'static str;
+    /// Name of the map of connected UDP sockets.
+    const CONNECTED: &'static str;
     /// Key from bytes.
     fn tuple(bytes: &[u8]) -> Option<FlowTuple<Self>>;
     /// Value from bytes.
@@ -322,9 +332,10 @@ pub trait FlowFamily: lb_common::family::Addr {
 }
 
 macro_rules! flow_family {
-    ($addr:ty, $name:literal) => {
+    ($addr:ty, $name:literal, $connected:literal) => {
         impl FlowFamily for $addr {
             const CONNTRACK: &'static str = $name;
+            const CONNECTED: &'static str = $connected;
 
             fn tuple(bytes: &[u8]) -> Option<FlowTuple<Self>> {
                 read(bytes)
@@ -340,8 +351,8 @@ macro_rules! flow_family {
         }
     };
 }
-flow_family!([u8; 4], "LB4_CONNTRACK");
-flow_family!([u8; 16], "LB6_CONNTRACK");
+flow_family!([u8; 4], "LB4_CONNTRACK", "LB4_CONNECTED");
+flow_family!([u8; 16], "LB6_CONNTRACK", "LB6_CONNECTED");
 
 fn read<T: Abi>(bytes: &[u8]) -> Option<T> {
     T::read_from_bytes(bytes).ok()

@@ -9,7 +9,7 @@ use lb_common::{
     settings::Setting,
     socket::SOCKET_SLOTS,
     tuple::FlowTuple,
-    udp_socket::UdpSocket,
+    udp_socket::{CONNECTED, Peer, UdpSocket},
     verdict::Counter,
 };
 
@@ -79,7 +79,7 @@ type A4 = [u8; 4];
 type A6 = [u8; 16];
 
 /// Every pinned map.
-pub(super) const MAPS: [Spec; 27] = [
+pub(super) const MAPS: [Spec; 29] = [
     spec::<FrontendKey<A4>, FrontendWord>("LB4_FRONTENDS", Kind::Hash, Size::Frontends(1)),
     spec::<FrontendKey<A6>, FrontendWord>("LB6_FRONTENDS", Kind::Hash, Size::Frontends(1)),
     spec::<u32, Frontend<A4>>("LB4_RECORDS", Kind::Array, Size::Frontends(2)),
@@ -104,6 +104,8 @@ pub(super) const MAPS: [Spec; 27] = [
     // As many as there are sockets.
     spec::<i32, UdpSocket<A4>>("LB4_UDP_SOCKETS", Kind::SocketStorage, Size::Fixed(0)),
     spec::<i32, UdpSocket<A6>>("LB6_UDP_SOCKETS", Kind::SocketStorage, Size::Fixed(0)),
+    spec::<u64, Peer<A4>>("LB4_CONNECTED", Kind::Hash, Size::Fixed(CONNECTED)),
+    spec::<u64, Peer<A6>>("LB6_CONNECTED", Kind::Hash, Size::Fixed(CONNECTED)),
     spec::<u32, u64>("LB_SVC_CONNS", Kind::Array, Size::Services(1)),
     spec::<u32, u64>("LB4_BKD_CONNS", Kind::Array, Size::Backends(1)),
     spec::<u32, u64>("LB6_BKD_CONNS", Kind::Array, Size::Backends(1)),

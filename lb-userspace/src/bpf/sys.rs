@@ -185,11 +185,6 @@ impl RawMap {
         call(BPF_MAP_UPDATE_ELEM, &mut element(fd, key, values.as_ptr() as u64, 0)).map(drop)
     }
 
-    pub(super) fn fd(&self) -> BorrowedFd<'_> {
-        use std::os::fd::AsFd as _;
-        self.fd.as_fd()
-    }
-
     /// Removes an entry; whether there was one.
     pub(super) fn delete(&self, key: &[u8]) -> io::Result<bool> {
         let fd = self.check(key, None)?;

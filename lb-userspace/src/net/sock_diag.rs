@@ -1,10 +1,8 @@
-//! Connected UDP sockets of this network namespace: listed with what the socket hooks remember of them, and ended
-//! (`sock_diag(7)`).
+//! Connected UDP sockets of this network namespace: listed and ended (`sock_diag(7)`).
 
 use std::{
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
-    os::fd::{AsRawFd as _, BorrowedFd},
 };
 
 use rtnetlink::sys::{Socket, protocols::NETLINK_SOCK_DIAG};
@@ -19,18 +17,8 @@ const HEADER: usize = 16;
 // linux/sock_diag.h
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
 const SOCK_DESTROY: u16 = 21;
-const SK_DIAG_BPF_STORAGE_REQ_MAP_FD: u16 = 1;
-const SK_DIAG_BPF_STORAGE: u16 = 1;
-const SK_DIAG_BPF_STORAGE_MAP_VALUE: u16 = 3;
-// linux/inet_diag.h
-const INET_DIAG_REQ_SK_BPF_STORAGES: u16 = 2;
-const INET_DIAG_SK_BPF_STORAGES: u16 = 20;
-/// Bytes of `struct inet_diag_msg`.
-const INET_DIAG_MSG: usize = 72;
 /// `1 << TCP_ESTABLISHED`: the state of a connected UDP socket.
 const ESTABLISHED: u32 = 1 << 1;
-/// Attributes that hold others.
-const NLA_F_NESTED: u16 = 1 << 15;
 const UDP: u8 = 17;
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
@@ -45,8 +33,8 @@ pub struct Connected {
     pub local: SocketAddr,
     /// Whom it is connected to.
     pub remote: SocketAddr,
-    /// The values of the storage maps that were asked for.
-    pub storage: Vec<Box<[u8]>>,
+    /// Its cookie, as the socket hooks know it.
+    pub cookie: u64,
 }
 
 /// A connection to the kernel's socket monitor.
@@ -64,24 +52,17 @@ impl SockDiag {
         let own = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
         let local = own.local_addr()?;
         own.connect(local)?;
-        let found = diag.connected(&[])?.into_iter().find(|it| it.local == local && it.remote == local);
+        let found = diag.connected()?.into_iter().find(|it| it.local == local && it.remote == local);
         let found = found.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "our own UDP socket is not listed"))?;
         diag.end(&found)?;
         Ok(diag)
     }
 
-    /// Every connected UDP socket of this network namespace, with its values of `maps`.
-    pub fn connected(&self, maps: &[BorrowedFd<'_>]) -> io::Result<Vec<Connected>> {
+    /// Every connected UDP socket of this network namespace.
+    pub fn connected(&self) -> io::Result<Vec<Connected>> {
         let mut found = Vec::new();
         for family in [AF_INET, AF_INET6] {
-            let mut request = request(family, ESTABLISHED, &[0; 48]);
-            if !maps.is_empty() {
-                let fds =
-                    maps.iter().map(|fd| attribute(SK_DIAG_BPF_STORAGE_REQ_MAP_FD, &fd.as_raw_fd().to_ne_bytes()));
-                let fds: Vec<u8> = fds.flatten().collect();
-                request.extend(attribute(INET_DIAG_REQ_SK_BPF_STORAGES | NLA_F_NESTED, &fds));
-            }
-            self.send(SOCK_DIAG_BY_FAMILY, NLM_F_DUMP, &request)?;
+            self.send(SOCK_DIAG_BY_FAMILY, NLM_F_DUMP, &request(family, ESTABLISHED, &[0; 48]))?;
             self.receive(|body| found.extend(connected(body)))?;
         }
         Ok(found)
@@ -135,15 +116,6 @@ fn request(family: u8, states: u32, id: &[u8; 48]) -> Vec<u8> {
     request
 }
 
-fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
-    let length = u16::try_from(4 + value.len()).unwrap_or(u16::MAX);
-    let mut bytes = length.to_ne_bytes().to_vec();
-    bytes.extend(kind.to_ne_bytes());
-    bytes.extend(value);
-    bytes.resize(bytes.len().next_multiple_of(4), 0);
-    bytes
-}
-
 /// Type, body and what follows.
 fn message(bytes: &[u8]) -> Option<(u16, &[u8], &[u8])> {
     let length = u32::from_ne_bytes(array(bytes, 0)?) as usize;
@@ -152,22 +124,11 @@ fn message(bytes: &[u8]) -> Option<(u16, &[u8], &[u8])> {
     Some((kind, body, bytes.get(length.next_multiple_of(4)..).unwrap_or_default()))
 }
 
-/// Type and value of each attribute.
-fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
-    std::iter::from_fn(move || {
-        let length = usize::from(u16::from_ne_bytes(array(bytes, 0)?));
-        let kind = u16::from_ne_bytes(array(bytes, 2)?) & !NLA_F_NESTED;
-        let value = bytes.get(4..length)?;
-        bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
-        Some((kind, value))
-    })
-}
-
 fn array<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
     bytes.get(at..at + N)?.try_into().ok()
 }
 
-/// `struct inet_diag_msg` with its attributes.
+/// `struct inet_diag_msg`.
 fn connected(body: &[u8]) -> Option<Connected> {
     let family = *body.first()?;
     let id: [u8; 48] = array(body, 4)?;
@@ -180,22 +141,17 @@ fn connected(body: &[u8]) -> Option<Connected> {
         };
         Some(SocketAddr::new(addr, port))
     };
-    let storage = attributes(body.get(INET_DIAG_MSG..)?)
-        .filter(|(kind, _)| *kind == INET_DIAG_SK_BPF_STORAGES)
-        .flat_map(|(_, value)| attributes(value))
-        .filter(|(kind, _)| *kind == SK_DIAG_BPF_STORAGE)
-        .flat_map(|(_, value)| attributes(value))
-        .filter(|(kind, _)| *kind == SK_DIAG_BPF_STORAGE_MAP_VALUE)
-        .map(|(_, value)| value.into())
-        .collect();
-    Some(Connected { family, id, local: end(0, 4)?, remote: end(2, 20)?, storage })
+    // Two words, the low one first.
+    let word = |at: usize| Some(u64::from(u32::from_ne_bytes(array(&id, at)?)));
+    let cookie = word(40)? | word(44)? << 32;
+    Some(Connected { family, id, local: end(0, 4)?, remote: end(2, 20)?, cookie })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// Two sockets, one with a value of a map, one of them IPv4-mapped; as the kernel writes them.
+    /// An IPv6 socket that speaks IPv4, as the kernel writes it.
     #[test]
     fn a_dump_is_read() {
         let mut body = vec![AF_INET6, 1, 0, 0];
@@ -203,19 +159,14 @@ mod tests {
         body.extend(53_u16.to_be_bytes());
         body.extend(Ipv4Addr::new(192, 0, 2, 1).to_ipv6_mapped().octets());
         body.extend(Ipv4Addr::new(10, 244, 1, 2).to_ipv6_mapped().octets());
-        body.extend([0, 0, 0, 0, 7, 0, 0, 0, 0, 0, 0, 0]);
-        body.resize(INET_DIAG_MSG, 0);
-        let other = attribute(1, &[1, 2, 3]);
-        let value = attribute(SK_DIAG_BPF_STORAGE_MAP_VALUE, &[9; 6]);
-        let map = attribute(2, &5_u32.to_ne_bytes());
-        let storage = attribute(SK_DIAG_BPF_STORAGE, &[map, value].concat());
-        body.extend([other, attribute(INET_DIAG_SK_BPF_STORAGES | NLA_F_NESTED, &storage)].concat());
+        body.extend([0, 0, 0, 0, 7, 0, 0, 0, 1, 0, 0, 0]);
+        body.resize(72, 0);
         let found = connected(&body).expect("a socket");
         assert_eq!(found.local, "192.0.2.1:40000".parse().expect("an address"));
         assert_eq!(found.remote, "10.244.1.2:53".parse().expect("an address"));
-        assert_eq!(found.storage, [Box::from([9; 6])]);
+        assert_eq!(found.cookie, 1 << 32 | 7);
         // A piece of a message is none.
-        for length in [0, 3, 47, INET_DIAG_MSG - 1] {
+        for length in [0, 3, 47, 51] {
             assert_eq!(connected(&body[..length]), None, "{length} bytes");
         }
         let length = u32::try_from(HEADER + body.len()).expect("short");

@@ -133,6 +133,7 @@ pub(crate) fn error_name(error: &io::Error) -> String {
         (Some(libc::EPERM), _) => "EPERM",
         (Some(libc::EACCES), _) => "EACCES",
         (Some(libc::EPIPE), _) => "EPIPE",
+        (Some(libc::EDESTADDRREQ), _) => "EDESTADDRREQ",
         (Some(libc::EADDRINUSE), _) => "EADDRINUSE",
         (Some(libc::EADDRNOTAVAIL), _) => "EADDRNOTAVAIL",
         // A read that timed out says EAGAIN, a bounded connect() EINPROGRESS.
