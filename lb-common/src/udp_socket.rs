@@ -223,6 +223,10 @@ pub fn send<A: Addr, W: Tables<A>, S: Storage<A>>(
     if verdict.action == SocketAction::Leave && verdict.counter == Counter::SocketOther {
         // From now on answers of this backend, if it is one, are its own.
         let plain = |own: &mut UdpSocket<A>| {
+            // What a connected IPv6 socket writes over IPv4 comes here with the address it is connected to.
+            if socket.connected && own.connected.backend == destination {
+                return;
+            }
             let place = with_backend(own, &destination);
             if let Some(peer) = own.peers.get_mut(place as usize) {
                 peer.frontend = L4Addr::NONE;

@@ -276,6 +276,9 @@ fn connecting_ends_what_was_told_of_the_backend<A: Ip>() {
     assert_eq!(own.send(&node, vip()), sent(backend(1)));
     assert_eq!(own.send(&node, other_vip()), SocketVerdict::refuse(Counter::SocketAmbiguous));
     assert_eq!(own.sees(backend(1)), vip());
+    // The kernel runs the hook also for what a connected IPv6 socket writes over IPv4.
+    assert_eq!(own.send(&node, backend(1)), SocketVerdict::leave(Counter::SocketOther));
+    assert_eq!((own.name(), own.sees(backend(1))), (Some(vip()), vip()));
     // A record of before is no way round that.
     let node = two_services::<A>(&[backend(1), backend(2)]);
     for cookie in 0..100 {
