@@ -8,7 +8,7 @@ use lb_common::{
     socket::Socket,
     testing::SocketStorage,
     tuple::L4Addr,
-    udp_socket::{self, PEERS},
+    udp_socket,
     verdict::{Counter, SocketAction, SocketVerdict},
 };
 
@@ -29,15 +29,8 @@ both! {
     pods_are_left_to_the_packet_path,
     the_rule_is_that_of_the_host,
     rule_2_9_3_loopback_frontends_serve_udp,
-    one_socket_speaks_to_many_without_confusion,
-    two_frontends_never_share_a_backend_in_one_socket,
-    connecting_ends_what_was_told_of_the_backend,
-    where_nothing_else_is_left_the_packet_path_tells_answers_apart,
-    a_node_port_that_cannot_be_told_apart_is_refused,
-    a_backend_spoken_to_by_its_own_address_answers_as_itself,
-    more_frontends_than_fit_are_left_to_the_packet_path,
-    places_of_gone_backends_are_used_again,
     without_memory_the_packet_path_serves,
+    connected_sockets_are_listed_for_user_space,
     a_socket_bound_to_loopback_reaches_this_node_only,
     holes_in_the_tables_leave_a_socket_alone,
 }
@@ -45,39 +38,39 @@ both! {
 const POD_NETNS: u64 = 815;
 
 /// A socket with what is remembered of it.
-struct Own<A> {
-    socket: Socket,
-    storage: SocketStorage<A>,
+pub(crate) struct Own<A> {
+    pub(crate) socket: Socket,
+    pub(crate) storage: SocketStorage<A>,
 }
 
 impl<A: Ip> Own<A> {
-    fn new(cookie: u64, netns: u64) -> Self {
+    pub(crate) fn new(cookie: u64, netns: u64) -> Self {
         let socket = Socket { cookie, netns, protocol: Protocol::UDP, connected: false, bound_to_loopback: false };
         Self { socket, storage: SocketStorage { record: None.into(), no_memory: false } }
     }
 
-    fn send(&self, node: &Node<A>, to: L4Addr<A>) -> SocketVerdict<A> {
+    pub(crate) fn send(&self, node: &Node<A>, to: L4Addr<A>) -> SocketVerdict<A> {
         A::send_udp(&node.memory, &self.storage, self.socket, to)
     }
 
     /// Connects, as the kernel does: the hook first.
-    fn connect(&mut self, node: &Node<A>, to: L4Addr<A>) -> SocketVerdict<A> {
+    pub(crate) fn connect(&mut self, node: &Node<A>, to: L4Addr<A>) -> SocketVerdict<A> {
         let verdict = A::connect_udp(&node.memory, &self.storage, self.socket, to);
         self.socket.connected = verdict.action != SocketAction::Refuse;
         verdict
     }
 
     /// Whom the application thinks a datagram from `from` comes from.
-    fn sees(&self, from: L4Addr<A>) -> L4Addr<A> {
+    pub(crate) fn sees(&self, from: L4Addr<A>) -> L4Addr<A> {
         udp_socket::received(&self.storage, self.socket, from).unwrap_or(from)
     }
 
-    fn name(&self) -> Option<L4Addr<A>> {
+    pub(crate) fn name(&self) -> Option<L4Addr<A>> {
         udp_socket::peer_name(&self.storage)
     }
 }
 
-fn own<A: Ip>() -> Own<A> {
+pub(crate) fn own<A: Ip>() -> Own<A> {
     Own::new(1, NETNS)
 }
 
@@ -86,7 +79,7 @@ fn node<A: Ip>() -> Node<A> {
 }
 
 /// Services 1 and 2 at [`vip`] and [`other_vip`], both in front of the same addresses.
-fn two_services<A: Ip>(backends: &[L4Addr<A>]) -> Node<A> {
+pub(crate) fn two_services<A: Ip>(backends: &[L4Addr<A>]) -> Node<A> {
     let mut node = Node::new();
     for (service, address) in [(1, vip()), (2, other_vip())] {
         node.frontend(service, Protocol::UDP, address, Rules::all(KEEP));
@@ -99,11 +92,11 @@ fn two_services<A: Ip>(backends: &[L4Addr<A>]) -> Node<A> {
     node
 }
 
-fn sent<A: Ip>(backend: L4Addr<A>) -> SocketVerdict<A> {
+pub(crate) fn sent<A: Ip>(backend: L4Addr<A>) -> SocketVerdict<A> {
     SocketVerdict::rewrite(Counter::SocketSend, backend)
 }
 
-fn backend<A: Ip>(host: u8) -> L4Addr<A> {
+pub(crate) fn backend<A: Ip>(host: u8) -> L4Addr<A> {
     A::at(net::REMOTE, host, 8_080)
 }
 
@@ -239,141 +232,6 @@ fn rule_2_9_3_loopback_frontends_serve_udp<A: Ip>() {
     assert_eq!(own.name(), Some(A::loopback(30_080)));
 }
 
-fn one_socket_speaks_to_many_without_confusion<A: Ip>() {
-    let node = two_services::<A>(&[backend(1), backend(2), backend(3)]);
-    let elsewhere = A::at(net::WORLD, 1, 53);
-    for cookie in 0..200 {
-        let own = Own::new(cookie, NETNS);
-        let (one, two) = (own.send(&node, vip()), own.send(&node, other_vip()));
-        assert_eq!((one.counter, two.counter), (Counter::SocketSend, Counter::SocketSend));
-        assert_eq!(own.send(&node, elsewhere), SocketVerdict::leave(Counter::SocketOther));
-        assert_eq!((own.sees(one.backend), own.sees(two.backend)), (vip(), other_vip()));
-        assert_eq!(own.sees(elsewhere), elsewhere);
-        // It stays with both.
-        assert_eq!((own.send(&node, vip()), own.send(&node, other_vip())), (one, two));
-        // What another socket was told is not this one's.
-        assert_eq!(Own::new(cookie + 1_000, NETNS).sees(one.backend), one.backend);
-    }
-}
-
-fn two_frontends_never_share_a_backend_in_one_socket<A: Ip>() {
-    let node = two_services::<A>(&[backend(1), backend(2)]);
-    for cookie in 0..100 {
-        let mut own = Own::new(cookie, NETNS);
-        let one = own.connect(&node, vip());
-        let two = own.send(&node, other_vip());
-        assert_ne!(one.backend, two.backend);
-        assert_eq!((own.sees(one.backend), own.sees(two.backend)), (vip(), other_vip()));
-    }
-}
-
-fn connecting_ends_what_was_told_of_the_backend<A: Ip>() {
-    let (node, mut own) = (two_services::<A>(&[backend(1)]), own());
-    assert_eq!(own.send(&node, other_vip()), sent(backend(1)));
-    assert_eq!(own.connect(&node, vip()), SocketVerdict::rewrite(Counter::SocketConnect, backend(1)));
-    assert_eq!((own.name(), own.sees(backend(1))), (Some(vip()), vip()));
-    // To itself by its frontend, or by another one: it hears that backend alone, as the frontend it is connected to.
-    assert_eq!(own.send(&node, vip()), sent(backend(1)));
-    assert_eq!(own.send(&node, other_vip()), SocketVerdict::refuse(Counter::SocketAmbiguous));
-    assert_eq!(own.sees(backend(1)), vip());
-    // The kernel runs the hook also for what a connected IPv6 socket writes over IPv4.
-    assert_eq!(own.send(&node, backend(1)), SocketVerdict::leave(Counter::SocketOther));
-    assert_eq!((own.name(), own.sees(backend(1))), (Some(vip()), vip()));
-    // A record of before is no way round that.
-    let node = two_services::<A>(&[backend(1), backend(2)]);
-    for cookie in 0..100 {
-        let mut own = Own::new(cookie, NETNS);
-        let before = own.send(&node, vip()).backend;
-        let connected = own.connect(&node, other_vip()).backend;
-        let after = own.send(&node, vip());
-        assert!(after.action == SocketAction::Rewrite && after.backend != connected, "{before:?}, {after:?}");
-    }
-}
-
-fn where_nothing_else_is_left_the_packet_path_tells_answers_apart<A: Ip>() {
-    let (mut node, own) = (two_services::<A>(&[backend(1)]), own());
-    assert_eq!(own.send(&node, vip()), sent(backend(1)));
-    let left = SocketVerdict::leave(Counter::SocketAmbiguous);
-    assert_eq!(own.send(&node, other_vip()), left);
-    // The packet path must know both, and does not know what the hook sends.
-    assert_eq!((own.send(&node, vip()), own.send(&node, other_vip())), (left, left));
-    // An answer to what was sent before.
-    assert_eq!(own.sees(backend(1)), vip());
-    // Its backend's end is the end of that.
-    node.backend(11, 1, backend(3), Place::Remote);
-    assert_eq!(own.send(&node, vip()), sent(backend(3)));
-    assert_eq!(own.send(&node, other_vip()), sent(backend(1)));
-    assert_eq!((own.sees(backend(3)), own.sees(backend(1))), (vip(), other_vip()));
-}
-
-fn a_node_port_that_cannot_be_told_apart_is_refused<A: Ip>() {
-    let (mut node, own) = (two_services::<A>(&[backend(1)]), own());
-    for record in A::tables_mut(&mut node.memory).records.values_mut() {
-        record.flags = FrontendFlags::OWN_ADDRESS;
-    }
-    assert_eq!(own.send(&node, vip()), sent(backend(1)));
-    assert_eq!(own.send(&node, other_vip()), SocketVerdict::refuse(Counter::SocketAmbiguous));
-}
-
-fn a_backend_spoken_to_by_its_own_address_answers_as_itself<A: Ip>() {
-    let (node, own) = (two_services::<A>(&[backend(1), backend(2)]), own());
-    let first = own.send(&node, vip()).backend;
-    assert_eq!(own.sees(first), vip());
-    assert_eq!(own.send(&node, first), SocketVerdict::leave(Counter::SocketOther));
-    assert_eq!(own.sees(first), first);
-    // From then on the Service's datagrams go to another one.
-    let second = own.send(&node, vip()).backend;
-    assert_ne!(first, second);
-    assert_eq!((own.sees(first), own.sees(second)), (first, vip()));
-}
-
-/// A service with a backend of its own for each of `count` frontends.
-fn many<A: Ip>(count: u8) -> (Node<A>, Vec<L4Addr<A>>) {
-    let mut node = Node::new();
-    let frontends = (1..=count).map(|host| A::at(net::SERVICES, host, 53));
-    for (id, frontend) in (1..).zip(frontends.clone()) {
-        node.frontend(id, Protocol::UDP, frontend, Rules::all(KEEP));
-        node.backend(id, id, backend(u8::try_from(id).expect("few")), Place::Remote);
-        node.ring(id, Scope::Cluster, &[id], WhenEmpty::Reject);
-    }
-    (node, frontends.collect())
-}
-
-fn more_frontends_than_fit_are_left_to_the_packet_path<A: Ip>() {
-    let count = u8::try_from(PEERS).expect("few") + 1;
-    let (mut node, frontends) = many::<A>(count);
-    let (last, fitting) = frontends.split_last().expect("some");
-    let own = own();
-    for (host, frontend) in (1..).zip(fitting) {
-        assert_eq!(own.send(&node, *frontend), sent(backend(host)));
-    }
-    assert_eq!(own.send(&node, *last), SocketVerdict::leave(Counter::SocketFull));
-    assert_eq!(node.connections(u32::from(count), u32::from(count)), 0);
-    // None of the others was forgotten.
-    for (host, frontend) in (1..).zip(fitting) {
-        assert_eq!((own.send(&node, *frontend), own.sees(backend(host))), (sent(backend(host)), *frontend));
-    }
-    assert_eq!(own.sees(backend(count)), backend(count));
-    for record in A::tables_mut(&mut node.memory).records.values_mut() {
-        record.flags = FrontendFlags::OWN_ADDRESS;
-    }
-    assert_eq!(own.send(&node, *last), SocketVerdict::refuse(Counter::SocketFull));
-}
-
-fn places_of_gone_backends_are_used_again<A: Ip>() {
-    let count = u8::try_from(PEERS).expect("few") + 1;
-    let (mut node, frontends) = many::<A>(count);
-    let own = own();
-    for frontend in &frontends {
-        let _: SocketVerdict<A> = own.send(&node, *frontend);
-    }
-    // The slot's next owner is not the backend that was chosen.
-    node.backend(3, 3, backend(33), Place::Remote);
-    assert_eq!(own.send(&node, frontends[PEERS]), sent(backend(count)));
-    assert_eq!((own.sees(backend(count)), own.sees(backend(3))), (frontends[PEERS], backend(3)));
-    assert_eq!(own.sees(backend(2)), frontends[1]);
-}
-
 fn without_memory_the_packet_path_serves<A: Ip>() {
     let (mut node, mut own) = (node::<A>(), own());
     own.storage.no_memory = true;
@@ -385,6 +243,21 @@ fn without_memory_the_packet_path_serves<A: Ip>() {
     let refused = SocketVerdict::refuse(Counter::SocketFull);
     assert_eq!((own.send(&node, vip()), own.connect(&node, vip())), (refused, refused));
     assert_eq!(node.connections(SERVICE, BACKEND), 0);
+}
+
+fn connected_sockets_are_listed_for_user_space<A: Ip>() {
+    let (mut node, mut own) = (node::<A>(), own());
+    let listed = |node: &Node<A>| A::tables(&node.memory).connected.borrow().clone();
+    assert_eq!(own.connect(&node, vip()).action, SocketAction::Rewrite);
+    let peer = listed(&node)[&1];
+    assert_eq!((peer.frontend, peer.backend, peer.id.get()), (vip(), remote_backend(), BACKEND));
+    // Elsewhere it is nobody's to end.
+    assert_eq!(own.connect(&node, A::at(net::WORLD, 1, 53)), SocketVerdict::leave(Counter::SocketOther));
+    assert!(listed(&node).is_empty());
+    // Who could not be ended is not taken.
+    A::tables_mut(&mut node.memory).connected_capacity = 0;
+    assert_eq!(own.connect(&node, vip()), SocketVerdict::leave(Counter::SocketFull));
+    assert_eq!((own.name(), node.connections(SERVICE, BACKEND)), (None, 1));
 }
 
 fn a_socket_bound_to_loopback_reaches_this_node_only<A: Ip>() {

@@ -37,6 +37,13 @@ pub struct Connected {
     pub cookie: u64,
 }
 
+#[cfg(test)]
+impl Connected {
+    pub(crate) fn example(cookie: u64, remote: SocketAddr) -> Self {
+        Self { family: AF_INET, id: [0; 48], local: SocketAddr::from(([192, 0, 2, 1], 40_000)), remote, cookie }
+    }
+}
+
 /// A connection to the kernel's socket monitor.
 pub struct SockDiag {
     socket: Socket,
