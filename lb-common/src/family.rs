@@ -33,6 +33,9 @@ pub trait Addr: Abi + Unaligned + Eq + Ord + Hash + Debug + AsRef<[u8]> {
     /// Whether no packet on a wire may come from it, so that none may be answered to it: unspecified, loopback and
     /// multicast addresses, for IPv4 the networks 0/8 and 240/4 as well (RFC 1122 section 3.2.1.3, RFC 4291).
     fn is_martian(&self) -> bool;
+
+    /// `127.0.0.0/8` or `::1`: an address that every network namespace has for itself.
+    fn is_loopback(&self) -> bool;
 }
 
 impl Addr for [u8; 4] {
@@ -47,6 +50,12 @@ impl Addr for [u8; 4] {
     fn is_martian(&self) -> bool {
         let [first, ..] = *self;
         first == 0 || first == 127 || first >= 224
+    }
+
+    #[inline(always)]
+    fn is_loopback(&self) -> bool {
+        let [first, ..] = *self;
+        first == 127
     }
 }
 
@@ -68,6 +77,12 @@ impl Addr for [u8; 16] {
         // The last two are `::` and `::1`.
         let rest = self.iter().take(15).fold(0, |all, byte| all | byte);
         first == 0xff || rest == 0 && last <= 1
+    }
+
+    #[inline(always)]
+    fn is_loopback(&self) -> bool {
+        let [.., last] = *self;
+        last == 1 && self.iter().take(15).fold(0, |all, byte| all | byte) == 0
     }
 }
 

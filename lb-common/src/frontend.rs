@@ -2,7 +2,7 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned, native_endian::U32};
 
-use crate::{backend::ServiceId, protocol::Protocol, tuple::L4Addr};
+use crate::{backend::ServiceId, family::Addr, protocol::Protocol, tuple::L4Addr};
 
 /// Key of the frontend table (`LB4_FRONTENDS`, `LB6_FRONTENDS`; hash). 8 bytes for IPv4, 20 for IPv6.
 #[derive(
@@ -14,16 +14,40 @@ pub struct FrontendKey<A> {
     pub address: L4Addr<A>,
     /// Transport protocol.
     pub protocol: Protocol,
-    /// Zero.
-    pub reserved: u8,
+    /// Who meets it.
+    pub met_by: MetBy,
 }
 
 impl<A> FrontendKey<A> {
-    /// The key of `address` and `protocol`.
+    /// The key that a packet looks up.
     #[inline(always)]
     pub const fn new(protocol: Protocol, address: L4Addr<A>) -> Self {
-        Self { address, protocol, reserved: 0 }
+        Self { address, protocol, met_by: MetBy::ANYONE }
     }
+}
+
+impl<A: Addr> FrontendKey<A> {
+    /// The key that is programmed for an address, and that a socket of this host looks up: the same as a packet's, except
+    /// for loopback addresses, which no packet may ever find (CVE-2020-8558).
+    #[inline(always)]
+    pub fn of_host(protocol: Protocol, address: L4Addr<A>) -> Self {
+        let met_by = if address.addr.is_loopback() { MetBy::HOST_SOCKETS } else { MetBy::ANYONE };
+        Self { address, protocol, met_by }
+    }
+}
+
+/// Who meets a frontend: part of its key, so that the packet path cannot find what is not for it.
+#[derive(
+    Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
+#[repr(transparent)]
+pub struct MetBy(pub u8);
+
+impl MetBy {
+    /// Packets, and sockets of everyone.
+    pub const ANYONE: Self = Self(0);
+    /// Sockets of this host's processes alone: loopback nodePorts (semantics.md 2.9.3).
+    pub const HOST_SOCKETS: Self = Self(1);
 }
 
 /// Value of the frontend table: one word, so that it is published by one store. Low 32 bits: index of the
@@ -146,6 +170,8 @@ impl FrontendFlags {
     pub const NONE: Self = Self(0);
     /// The socket hooks leave pods' connections to the packet path (design.md section 2.2).
     pub const NO_POD_SOCKET: Self = Self(1);
+    /// An address of this node: what its own processes send there stays on `lo`, where no packet path serves it.
+    pub const OWN_ADDRESS: Self = Self(2);
 
     /// Whether all bits of `other` are set.
     #[inline(always)]

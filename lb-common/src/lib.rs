@@ -54,5 +54,6 @@ pub mod tables;
 #[cfg(feature = "testing")]
 pub mod testing;
 pub mod tuple;
+pub mod udp_socket;
 pub mod verdict;
 pub mod wire;

@@ -22,12 +22,26 @@ pub enum Choice<'w, A> {
 /// The backend that `hash` falls on in a service's ring.
 #[inline(always)]
 pub fn backend<A: Addr, W: Tables<A>>(world: &W, service: ServiceId, scope: Scope, hash: u32) -> Choice<'_, A> {
+    backend_after(world, service, scope, hash, 0)
+}
+
+/// The backend that stands `step` slots behind the one that `hash` falls on, round the ring.
+#[inline(always)]
+pub fn backend_after<A: Addr, W: Tables<A>>(
+    world: &W,
+    service: ServiceId,
+    scope: Scope,
+    hash: u32,
+    step: u32,
+) -> Choice<'_, A> {
     let ring = world.ring(service, scope);
     let length = ring.length();
     if length == 0 {
         return Choice::Empty(ring.when_empty());
     }
-    let Some(id) = world.slot(ring.offset().wrapping_add(scale(hash, length))) else {
+    let first = scale(hash, length);
+    let index = if step == 0 { first } else { first.wrapping_add(step).checked_rem(length).unwrap_or(0) };
+    let Some(id) = world.slot(ring.offset().wrapping_add(index)) else {
         return Choice::Inconsistent;
     };
     match world.backend(id) {

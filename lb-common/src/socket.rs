@@ -1,22 +1,23 @@
-//! The socket hooks: a connection chooses its backend once, at `connect`.
+//! The socket hooks: a connection chooses its backend once, at `connect`. UDP is beside it, in [`crate::udp_socket`].
 
 use crate::{
+    backend::{Backend, NextHop},
     family::Addr,
-    frontend::{Client, FrontendFlags, FrontendId, FrontendKey, PrefixFlags},
+    frontend::{Client, Frontend, FrontendFlags, FrontendId, FrontendKey, PrefixFlags},
     hash::{cookie_hash, scale},
     protocol::Protocol,
     ring::WhenEmpty,
     select::{self, Choice},
     settings::Setting,
-    tables::Tables,
+    tables::{Tables, World},
     tuple::L4Addr,
-    verdict::{Counter, SocketVerdict},
+    verdict::{Counter, SocketAction, SocketVerdict},
 };
 
 /// Entries of `LB_SOCKETS`.
 pub const SOCKET_SLOTS: u32 = 65_536;
 
-/// A socket that connects.
+/// A socket that connects or sends.
 #[derive(Clone, Copy, Debug)]
 pub struct Socket {
     /// Socket cookie: unique while the machine is up.
@@ -25,15 +26,40 @@ pub struct Socket {
     pub netns: u64,
     /// Transport protocol.
     pub protocol: Protocol,
+    /// Connected (UDP: TCP asks once only).
+    pub connected: bool,
+    /// Bound to a loopback address.
+    pub bound_to_loopback: bool,
 }
 
-/// `connect`: the backend for a destination, if it is a frontend (design.md section 2.2).
+impl Socket {
+    #[inline(always)]
+    pub(crate) fn client<W: World>(&self, world: &W) -> Client {
+        if self.netns == world.setting(Setting::NetnsCookie) { Client::Host } else { Client::Pod }
+    }
+
+    /// Whether the backend is out of this socket's reach: from a loopback address one gets to this node only. Elsewhere
+    /// the kernel would refuse (`EINVAL`), or send what everybody drops.
+    #[inline(always)]
+    pub(crate) fn cannot_reach<A: Addr, W: Tables<A>>(&self, world: &W, backend: &Backend<A>) -> bool {
+        let is_local = |hop: &NextHop<A>| hop.flags.get() & NextHop::<A>::LOCAL != 0;
+        self.bound_to_loopback && !world.next_hop(backend.next_hop).is_some_and(is_local)
+    }
+}
+
+/// A frontend that a socket asked for.
+pub(crate) struct Asked<'w, A> {
+    pub(crate) id: FrontendId,
+    pub(crate) frontend: &'w Frontend<A>,
+}
+
+/// `connect` of TCP: the backend for a destination, if it is a frontend (design.md section 2.2).
 ///
 /// A policy that drops leaves the address alone: the packet path then drops, and `connect` times out as with kube-proxy.
 #[inline(always)]
 pub fn connect<A: Addr, W: Tables<A>>(world: &W, socket: Socket, destination: L4Addr<A>) -> SocketVerdict<A> {
     let verdict = decide(world, socket, destination);
-    if !matches!(verdict, SocketVerdict::Rewrite(..)) {
+    if verdict.action != SocketAction::Rewrite {
         forget(world, socket.cookie);
     }
     verdict
@@ -41,33 +67,62 @@ pub fn connect<A: Addr, W: Tables<A>>(world: &W, socket: Socket, destination: L4
 
 #[inline(always)]
 fn decide<A: Addr, W: Tables<A>>(world: &W, socket: Socket, destination: L4Addr<A>) -> SocketVerdict<A> {
-    let Some(word) = world.frontend(&FrontendKey::new(socket.protocol, destination)) else {
-        if world.is_vip(&destination.addr) {
-            return SocketVerdict::Refuse(Counter::SocketNoSuchPort);
-        }
-        return if world.prefix(&destination.addr).contains(PrefixFlags::SERVICE) {
-            SocketVerdict::Leave(Counter::SocketLeft)
-        } else {
-            SocketVerdict::Leave(Counter::SocketOther)
-        };
+    let client = socket.client(world);
+    let Asked { id: frontend_id, frontend } = match look_up(world, &socket, client, destination) {
+        Ok(asked) => asked,
+        Err(verdict) => return verdict,
     };
-    let Some(frontend) = world.record(word.id()) else {
-        return SocketVerdict::Leave(Counter::Inconsistent);
-    };
-    let client = if socket.netns == world.setting(Setting::NetnsCookie) { Client::Host } else { Client::Pod };
     if client == Client::Pod && frontend.flags.contains(FrontendFlags::NO_POD_SOCKET) {
-        return SocketVerdict::Leave(Counter::SocketLeft);
+        return SocketVerdict::leave(Counter::SocketLeft);
     }
     let hash = cookie_hash(socket.cookie, world.setting(Setting::HashSeed));
     match select::backend(world, frontend.service, frontend.rule(client).scope(), hash) {
-        Choice::Backend(id, backend) => {
-            remember(world, socket.cookie, word.id());
-            world.count_connection(frontend.service, id);
-            SocketVerdict::Rewrite(Counter::SocketConnect, backend.address)
+        Choice::Backend(_, backend) if client == Client::Host && socket.cannot_reach(world, backend) => {
+            SocketVerdict::refuse(Counter::SocketBoundLoopback)
         }
-        Choice::Empty(WhenEmpty::Reject) => SocketVerdict::Refuse(Counter::SocketNoEndpoint),
-        Choice::Empty(WhenEmpty::Drop) => SocketVerdict::Leave(Counter::SocketLeft),
-        Choice::Inconsistent => SocketVerdict::Leave(Counter::Inconsistent),
+        Choice::Backend(id, backend) => {
+            remember(world, socket.cookie, frontend_id);
+            world.count_connection(frontend.service, id);
+            SocketVerdict::rewrite(Counter::SocketConnect, backend.address)
+        }
+        Choice::Empty(when_empty) => no_backend(when_empty),
+        Choice::Inconsistent => SocketVerdict::leave(Counter::Inconsistent),
+    }
+}
+
+/// The frontend at a destination, or what happens without one.
+#[inline(always)]
+pub(crate) fn look_up<'w, A: Addr, W: Tables<A>>(
+    world: &'w W,
+    socket: &Socket,
+    client: Client,
+    destination: L4Addr<A>,
+) -> Result<Asked<'w, A>, SocketVerdict<A>> {
+    // A pod's loopback addresses are its own.
+    if client == Client::Pod && destination.addr.is_loopback() {
+        return Err(SocketVerdict::leave(Counter::SocketOther));
+    }
+    let Some(word) = world.frontend(&FrontendKey::of_host(socket.protocol, destination)) else {
+        return Err(if world.is_vip(&destination.addr) {
+            SocketVerdict::refuse(Counter::SocketNoSuchPort)
+        } else if world.prefix(&destination.addr).contains(PrefixFlags::SERVICE) {
+            SocketVerdict::leave(Counter::SocketLeft)
+        } else {
+            SocketVerdict::leave(Counter::SocketOther)
+        });
+    };
+    match world.record(word.id()) {
+        Some(frontend) => Ok(Asked { id: word.id(), frontend }),
+        None => Err(SocketVerdict::leave(Counter::Inconsistent)),
+    }
+}
+
+/// A frontend whose backend set is empty.
+#[inline(always)]
+pub(crate) const fn no_backend<A: Addr>(when_empty: WhenEmpty) -> SocketVerdict<A> {
+    match when_empty {
+        WhenEmpty::Reject => SocketVerdict::refuse(Counter::SocketNoEndpoint),
+        WhenEmpty::Drop => SocketVerdict::leave(Counter::SocketLeft),
     }
 }
 
@@ -91,13 +146,13 @@ fn index(cookie: u64) -> u32 {
 }
 
 #[inline(always)]
-fn remember<W: crate::tables::World>(world: &W, cookie: u64, frontend: FrontendId) {
+fn remember<W: World>(world: &W, cookie: u64, frontend: FrontendId) {
     world.set_socket_slot(index(cookie), cookie << 24 | u64::from(frontend.0 & FRONTEND_MASK));
 }
 
 /// A socket that connects elsewhere must not keep the name of an earlier frontend.
 #[inline(always)]
-fn forget<W: crate::tables::World>(world: &W, cookie: u64) {
+fn forget<W: World>(world: &W, cookie: u64) {
     let slot = index(cookie);
     let word = world.socket_slot(slot);
     if word != 0 && word >> 24 == cookie & COOKIE_MASK {

@@ -14,6 +14,7 @@ use crate::{
     ring::RingWord,
     settings::Setting,
     tuple::FlowKey,
+    udp_socket::Peer,
     verdict::Counter,
 };
 
@@ -87,6 +88,10 @@ pub trait Tables<A: Addr>: World {
     fn remove(&self, key: &FlowKey<A>);
     /// Lends a slot of the half-open table. `None`: there is no such slot.
     fn half_open<R>(&self, index: u32, visit: impl FnOnce(&mut HalfOpen<A>) -> R) -> Option<R>;
+    /// Remembers whom a UDP socket (by its cookie) was connected to, for user space to end it; false without room.
+    fn set_connected(&self, cookie: u64, peer: &Peer<A>) -> bool;
+    /// Forgets it.
+    fn remove_connected(&self, cookie: u64);
     /// Looks up what the first fragment of a packet said.
     fn fragment(&self, key: &FragmentKey<A>) -> Option<Fragment>;
     /// Remembers it, in place of another's if there is no room.

@@ -17,6 +17,7 @@ use crate::{
     settings::Setting,
     tables::{InsertError, Scratch, Tables, World},
     tuple::{FlowKey, FlowTuple},
+    udp_socket::{Peer, Storage, UdpSocket},
     verdict::Counter,
 };
 
@@ -61,6 +62,25 @@ impl Packet for Buffer {
     }
 }
 
+/// The storage of a socket in memory.
+#[derive(Debug, Default)]
+pub struct SocketStorage<A> {
+    /// What is remembered.
+    pub record: RefCell<Option<UdpSocket<A>>>,
+    /// Nothing can be remembered.
+    pub no_memory: bool,
+}
+
+impl<A: Addr> Storage<A> for SocketStorage<A> {
+    fn visit<R>(&self, make: bool, without: R, visit: impl FnOnce(&mut UdpSocket<A>) -> R) -> R {
+        let mut record = self.record.borrow_mut();
+        if make && !self.no_memory && record.is_none() {
+            *record = Some(UdpSocket::NEW);
+        }
+        record.as_mut().map_or(without, visit)
+    }
+}
+
 /// The tables of one family in memory.
 #[derive(Clone, Debug)]
 pub struct FamilyTables<A: Addr> {
@@ -84,6 +104,10 @@ pub struct FamilyTables<A: Addr> {
     pub connections: RefCell<BTreeMap<(u32, u32), u64>>,
     /// Slots of half-open flows.
     pub half_open: RefCell<BTreeMap<u32, HalfOpen<A>>>,
+    /// Connected UDP sockets by cookie.
+    pub connected: RefCell<BTreeMap<u64, Peer<A>>>,
+    /// Room for them.
+    pub connected_capacity: usize,
     /// First fragments.
     pub fragments: RefCell<BTreeMap<FragmentKey<A>, Fragment>>,
     /// Scratch memory.
@@ -103,6 +127,8 @@ impl<A: Addr> Default for FamilyTables<A> {
             conntrack_capacity: 65_536,
             connections: RefCell::default(),
             half_open: RefCell::default(),
+            connected: RefCell::default(),
+            connected_capacity: 16_384,
             fragments: RefCell::default(),
             scratch: RefCell::new(Scratch::new_zeroed()),
         }
@@ -239,6 +265,19 @@ macro_rules! tables {
                 let result = visit(&mut slot);
                 slots.borrow_mut().insert(index, slot);
                 Some(result)
+            }
+
+            fn set_connected(&self, cookie: u64, peer: &Peer<$addr>) -> bool {
+                let mut connected = self.$field.connected.borrow_mut();
+                let fits = connected.len() < self.$field.connected_capacity || connected.contains_key(&cookie);
+                if fits {
+                    connected.insert(cookie, *peer);
+                }
+                fits
+            }
+
+            fn remove_connected(&self, cookie: u64) {
+                self.$field.connected.borrow_mut().remove(&cookie);
             }
 
             fn fragment(&self, key: &FragmentKey<$addr>) -> Option<Fragment> {

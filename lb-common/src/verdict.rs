@@ -1,5 +1,7 @@
 //! Verdicts, and the counter behind each reason.
 
+use crate::{family::Addr, tuple::L4Addr};
+
 /// What happens to a packet, and why. Every byte has a value: the BPF verifier refuses to return a register of which LLVM
 /// left a part undefined, as it does with an enum's unused payload.
 #[must_use]
@@ -78,16 +80,50 @@ impl Verdict {
 
 const _: () = assert!(size_of::<Verdict>() == 8);
 
-/// What a socket hook does to a connection.
+/// What a socket hook does to a call, and why. No byte is undefined, for the reason [`Verdict`] has none, and whole words
+/// of it lie where the verifier wants them on the stack.
 #[must_use]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum SocketVerdict<A> {
+#[repr(C, align(8))]
+pub struct SocketVerdict<A> {
+    /// For [`SocketAction::Rewrite`] the new destination; else [`L4Addr::NONE`].
+    pub backend: L4Addr<A>,
+    /// What happens.
+    pub action: SocketAction,
+    /// The reason, for the entry point to count.
+    pub counter: Counter,
+}
+
+/// What a socket hook does to a call.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub enum SocketAction {
     /// Left alone.
-    Leave(Counter),
-    /// The destination becomes this.
-    Rewrite(Counter, crate::tuple::L4Addr<A>),
-    /// `ECONNREFUSED`.
-    Refuse(Counter),
+    Leave,
+    /// The destination becomes another one.
+    Rewrite,
+    /// The call fails with the error that [`Counter::errno`] names.
+    Refuse,
+}
+
+impl<A: Addr> SocketVerdict<A> {
+    /// [`SocketAction::Leave`]
+    #[inline(always)]
+    pub const fn leave(reason: Counter) -> Self {
+        Self { action: SocketAction::Leave, counter: reason, backend: L4Addr::NONE }
+    }
+
+    /// [`SocketAction::Rewrite`]
+    #[inline(always)]
+    pub const fn rewrite(reason: Counter, backend: L4Addr<A>) -> Self {
+        Self { action: SocketAction::Rewrite, counter: reason, backend }
+    }
+
+    /// [`SocketAction::Refuse`]
+    #[inline(always)]
+    pub const fn refuse(reason: Counter) -> Self {
+        Self { action: SocketAction::Refuse, counter: reason, backend: L4Addr::NONE }
+    }
 }
 
 /// Index of a counter in `LB_COUNTERS` (per-CPU array of u64). One for each reason a verdict can have.
@@ -160,7 +196,7 @@ pub enum Counter {
     SocketConnect = 31,
     /// Socket hook: not to a frontend.
     SocketOther = 32,
-    /// Socket hook: left to the packet path (drop policy, or the frontend asks for it).
+    /// Socket hook: left to the packet path (drop policy, UDP of a pod, or the frontend asks for it).
     SocketLeft = 33,
     /// Socket hook: refused, the service has no endpoint.
     SocketNoEndpoint = 34,
@@ -180,6 +216,21 @@ pub enum Counter {
     TakenOver = 41,
     /// Dropped: from an address of this node's pods, but by an uplink or overlay.
     SpoofedSource = 42,
+    /// Socket hook: datagram of a host process sent to a backend.
+    SocketSend = 43,
+    /// Socket hook: a backend's datagram shown to a host process as the frontend's.
+    SocketReceive = 44,
+    /// Socket hook: left to the packet path, or refused where there is none (a nodePort of this node): the UDP socket
+    /// speaks to every backend it could get by another address already, so that answers could not be told apart.
+    SocketAmbiguous = 45,
+    /// Socket hook: left to the packet path, or refused where there is none (a nodePort of this node): the UDP socket
+    /// speaks to more frontends at once than are remembered for a socket, or more such sockets are connected than are
+    /// remembered.
+    SocketFull = 46,
+    /// Socket hook: refused, the socket is bound to a loopback address, from which no backend elsewhere can be reached.
+    SocketBoundLoopback = 47,
+    /// Connected UDP sockets of host processes that were ended because their backend is gone.
+    SocketDestroyed = 48,
 }
 
 impl Counter {
@@ -187,7 +238,7 @@ impl Counter {
     pub const CAPACITY: u32 = 64;
 
     /// Every counter in index order.
-    pub const ALL: [Self; 43] = [
+    pub const ALL: [Self; 49] = [
         Self::OtherLink,
         Self::Vlan,
         Self::Malformed,
@@ -231,7 +282,24 @@ impl Counter {
         Self::HalfOpenEvicted,
         Self::TakenOver,
         Self::SpoofedSource,
+        Self::SocketSend,
+        Self::SocketReceive,
+        Self::SocketAmbiguous,
+        Self::SocketFull,
+        Self::SocketBoundLoopback,
+        Self::SocketDestroyed,
     ];
+
+    /// The error (Linux errno) of a call that a socket hook refuses for this reason.
+    #[inline(always)]
+    pub const fn errno(self) -> i32 {
+        match self {
+            // EADDRNOTAVAIL
+            Self::SocketBoundLoopback => 99,
+            // ECONNREFUSED
+            _ => 111,
+        }
+    }
 }
 
 const _: () = {

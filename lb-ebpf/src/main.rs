@@ -28,7 +28,7 @@ use lb_common::{
     verdict::{Action, Verdict},
 };
 
-use crate::{frame::Frame, maps::Kernel};
+use crate::{frame::Frame, maps::Kernel, socket::Call};
 
 /// On to the next program of the chain. `TC_ACT_OK` would end it and skip the CNI's (design.md section 2.4).
 const TCX_NEXT: i32 = -1;
@@ -116,13 +116,37 @@ fn redirect(device: u32, flags: u64) -> i32 {
 /// `connect` of an IPv4 socket.
 #[cgroup_sock_addr(connect4)]
 pub(crate) fn lb_connect4(context: SockAddrContext) -> i32 {
-    socket::connect4(&context)
+    socket::ask4(&context, Call::Connect)
 }
 
 /// `connect` of an IPv6 socket, IPv4-mapped destinations included.
 #[cgroup_sock_addr(connect6)]
 pub(crate) fn lb_connect6(context: SockAddrContext) -> i32 {
-    socket::connect6(&context)
+    socket::ask6(&context, Call::Connect)
+}
+
+/// `sendmsg` of UDP to an IPv4 address.
+#[cgroup_sock_addr(sendmsg4)]
+pub(crate) fn lb_sendmsg4(context: SockAddrContext) -> i32 {
+    socket::ask4(&context, Call::Send)
+}
+
+/// `sendmsg` of UDP to an IPv6 address.
+#[cgroup_sock_addr(sendmsg6)]
+pub(crate) fn lb_sendmsg6(context: SockAddrContext) -> i32 {
+    socket::ask6(&context, Call::Send)
+}
+
+/// `recvmsg` of UDP on an IPv4 socket.
+#[cgroup_sock_addr(recvmsg4)]
+pub(crate) fn lb_recvmsg4(context: SockAddrContext) -> i32 {
+    socket::received4(&context)
+}
+
+/// `recvmsg` of UDP on an IPv6 socket.
+#[cgroup_sock_addr(recvmsg6)]
+pub(crate) fn lb_recvmsg6(context: SockAddrContext) -> i32 {
+    socket::received6(&context)
 }
 
 /// `getpeername` of an IPv4 socket.

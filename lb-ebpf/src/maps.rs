@@ -7,9 +7,10 @@ use core::{
 
 use aya_ebpf::{
     bindings::BPF_NOEXIST,
-    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, lpm_trie::Key},
+    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, SkStorage, lpm_trie::Key},
     helpers::generated::bpf_jiffies64,
     macros::btf_map,
+    programs::SockAddrContext,
 };
 use lb_common::{
     backend::{Backend, BackendId, NextHop, NextHopId, ServiceId},
@@ -22,6 +23,7 @@ use lb_common::{
     socket::SOCKET_SLOTS,
     tables::{InsertError, Scratch, Tables, World},
     tuple::{FlowKey, FlowTuple},
+    udp_socket::{CONNECTED, Peer, Storage, UdpSocket},
     verdict::Counter,
 };
 
@@ -77,6 +79,16 @@ static LB_SETTINGS: Array<u64, { Setting::COUNT as usize }> = Array::new();
 static LB_COUNTERS: PerCpuArray<u64, { Counter::CAPACITY as usize }> = PerCpuArray::new();
 #[btf_map]
 static LB_SOCKETS: Array<u64, { SOCKET_SLOTS as usize }> = Array::new();
+/// What a host process's UDP socket was told; gone with the socket.
+#[btf_map]
+static LB4_UDP_SOCKETS: SkStorage<UdpSocket<A4>> = SkStorage::new();
+#[btf_map]
+static LB6_UDP_SOCKETS: SkStorage<UdpSocket<A6>> = SkStorage::new();
+/// Connected UDP sockets of host processes by their cookie, for user space: socket storage cannot be listed for UDP.
+#[btf_map]
+static LB4_CONNECTED: HashMap<u64, Peer<A4>, { CONNECTED as usize }> = HashMap::new();
+#[btf_map]
+static LB6_CONNECTED: HashMap<u64, Peer<A6>, { CONNECTED as usize }> = HashMap::new();
 #[btf_map]
 static LB4_SCRATCH: PerCpuArray<Scratch<A4>, 1> = PerCpuArray::new();
 #[btf_map]
@@ -99,6 +111,13 @@ pub(crate) struct Kernel;
 /// A key on the stack where the compiler knows that whole words may be stored: the types of the maps have no alignment.
 #[repr(align(8))]
 struct Key8<T>(T);
+
+/// The same for the key of a trie, whose address stands behind four bytes of length.
+#[repr(C, align(8))]
+struct TrieKey8<T> {
+    before: u32,
+    key: T,
+}
 
 /// Tells the compiler what the kernel promises: map values begin at a multiple of eight.
 #[inline(always)]
@@ -188,7 +207,8 @@ impl World for Kernel {
 
 macro_rules! tables {
     ($addr:ty, $frontends:ident, $records:ident, $vips:ident, $prefixes:ident, $backends:ident, $hops:ident,
-     $conntrack:ident, $half_open:ident, $fragments:ident, $connections:ident, $scratch:ident) => {
+     $conntrack:ident, $half_open:ident, $fragments:ident, $connections:ident, $connected:ident,
+     $scratch:ident) => {
         impl Tables<$addr> for Kernel {
             #[inline(always)]
             fn frontend(&self, key: &FrontendKey<$addr>) -> Option<FrontendWord> {
@@ -210,8 +230,8 @@ macro_rules! tables {
 
             #[inline(always)]
             fn prefix(&self, addr: &$addr) -> PrefixFlags {
-                let key = Key8(Key::new(8 * size_of::<$addr>() as u32, *addr));
-                $prefixes.get(&key.0).copied().unwrap_or(PrefixFlags::NONE)
+                let key = TrieKey8 { before: 0, key: Key::new(8 * size_of::<$addr>() as u32, *addr) };
+                $prefixes.get(&key.key).copied().unwrap_or(PrefixFlags::NONE)
             }
 
             #[inline(always)]
@@ -263,6 +283,17 @@ macro_rules! tables {
             }
 
             #[inline(always)]
+            fn set_connected(&self, cookie: u64, peer: &Peer<$addr>) -> bool {
+                $connected.insert(&cookie, peer, 0).is_ok()
+            }
+
+            #[inline(always)]
+            fn remove_connected(&self, cookie: u64) {
+                // Absent is as good as removed.
+                $connected.remove(&cookie).unwrap_or_default();
+            }
+
+            #[inline(always)]
             fn fragment(&self, key: &FragmentKey<$addr>) -> Option<Fragment> {
                 // SAFETY: the value is copied at once; another CPU may write it meanwhile, and a packet whose fragments
                 // are torn between two first ones is nobody's.
@@ -290,6 +321,7 @@ tables!(
     LB4_HALF_OPEN,
     LB4_FRAGMENTS,
     LB4_BKD_CONNS,
+    LB4_CONNECTED,
     LB4_SCRATCH
 );
 tables!(
@@ -304,5 +336,30 @@ tables!(
     LB6_HALF_OPEN,
     LB6_FRAGMENTS,
     LB6_BKD_CONNS,
+    LB6_CONNECTED,
     LB6_SCRATCH
 );
+
+/// The storage of a hook's socket. The kernel runs the UDP hooks under the socket's lock.
+pub(crate) struct OfSocket<'a>(pub(crate) &'a SockAddrContext);
+
+macro_rules! storage {
+    ($addr:ty, $map:ident) => {
+        impl Storage<$addr> for OfSocket<'_> {
+            #[inline(always)]
+            fn visit<R>(&self, make: bool, without: R, visit: impl FnOnce(&mut UdpSocket<$addr>) -> R) -> R {
+                let pointer = if make {
+                    // SAFETY: the context's own socket.
+                    unsafe { $map.get_or_insert_ptr_mut(self.0, None) }
+                } else {
+                    // SAFETY: as above.
+                    unsafe { $map.get_ptr_mut(self.0) }
+                };
+                // SAFETY: null or a live value of zeroes at first, that nobody else visits while the socket is locked.
+                unsafe { pointer.as_mut() }.map_or(without, visit)
+            }
+        }
+    };
+}
+storage!(A4, LB4_UDP_SOCKETS);
+storage!(A6, LB6_UDP_SOCKETS);

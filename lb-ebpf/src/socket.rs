@@ -2,48 +2,86 @@
 
 use aya_ebpf::{
     EbpfContext as _,
-    bindings::bpf_sock_addr,
+    bindings::{bpf_sock, bpf_sock_addr},
     helpers::generated::{bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_set_retval},
     programs::SockAddrContext,
 };
 use lb_common::{
     family::Addr,
     protocol::{Port, Protocol},
-    socket::{Socket, connect, peer_name},
+    socket::{self, Socket},
     tables::{Tables, World as _},
     tuple::L4Addr,
-    verdict::SocketVerdict,
+    udp_socket::{self, Storage},
+    verdict::{Counter, SocketAction},
 };
 
-use crate::maps::Kernel;
+use crate::maps::{Kernel, OfSocket};
 
 /// The call goes on.
 const ALLOW: i32 = 1;
 /// The call fails with the return value that was set.
 const REFUSE: i32 = 0;
-const ECONNREFUSED: i32 = 111;
+/// State of a connected UDP socket: the kernel uses TCP's.
+const ESTABLISHED: u32 = 1;
 
 /// The third word of an IPv4-mapped IPv6 address (RFC 4291 section 2.5.5.2).
 const MAPPED: u32 = u32::from_ne_bytes([0, 0, 0xff, 0xff]);
 
+/// What an application asks for with an address.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Call {
+    /// `connect`
+    Connect,
+    /// `sendmsg`
+    Send,
+}
+
+/// `connect` and `sendmsg` of an IPv4 socket, and `sendmsg` of an IPv6 one to an IPv4-mapped address.
 #[inline(always)]
-pub(crate) fn connect4(context: &SockAddrContext) -> i32 {
-    decide(context, address4(context), |backend| set4(context, backend))
+pub(crate) fn ask4(context: &SockAddrContext, call: Call) -> i32 {
+    decide(context, call, address4(context), loopback4(context), |backend| set4(context, backend))
 }
 
 #[inline(always)]
-pub(crate) fn connect6(context: &SockAddrContext) -> i32 {
+pub(crate) fn ask6(context: &SockAddrContext, call: Call) -> i32 {
     let (words, port) = (words6(context), port(context));
-    if let [0, 0, MAPPED, addr] = words {
-        decide(context, L4Addr { addr: addr.to_ne_bytes(), port }, |backend| set_mapped(context, backend))
-    } else {
-        decide(context, L4Addr { addr: bytes6(words), port }, |backend| set6(context, backend))
+    match mapped(words) {
+        // The kernel takes IPv4-mapped destinations of sendmsg to the IPv4 hook.
+        Some(addr) if call == Call::Connect => {
+            decide(context, call, L4Addr { addr, port }, loopback4(context), |backend| set_mapped(context, backend))
+        }
+        _ => {
+            let destination = L4Addr { addr: bytes6(words), port };
+            decide(context, call, destination, loopback6(context), |backend| set6(context, backend))
+        }
     }
 }
 
 #[inline(always)]
+pub(crate) fn received4(context: &SockAddrContext) -> i32 {
+    if let Some(frontend) = answered(context, address4(context)) {
+        set4(context, frontend);
+    }
+    ALLOW
+}
+
+#[inline(always)]
+pub(crate) fn received6(context: &SockAddrContext) -> i32 {
+    let (words, port) = (words6(context), port(context));
+    if let Some(addr) = mapped(words) {
+        if let Some(frontend) = answered(context, L4Addr { addr, port }) {
+            set_mapped(context, frontend);
+        }
+    } else if let Some(frontend) = answered(context, L4Addr { addr: bytes6(words), port }) {
+        set6(context, frontend);
+    }
+    ALLOW
+}
+
+#[inline(always)]
 pub(crate) fn peername4(context: &SockAddrContext) -> i32 {
-    if let Some(frontend) = peer_name::<[u8; 4], _>(&Kernel, cookie(context)) {
+    if let Some(frontend) = peer_name::<[u8; 4]>(context) {
         set4(context, frontend);
     }
     ALLOW
@@ -51,47 +89,134 @@ pub(crate) fn peername4(context: &SockAddrContext) -> i32 {
 
 #[inline(always)]
 pub(crate) fn peername6(context: &SockAddrContext) -> i32 {
-    if let [0, 0, MAPPED, _] = words6(context) {
-        if let Some(frontend) = peer_name::<[u8; 4], _>(&Kernel, cookie(context)) {
+    if mapped(words6(context)).is_some() {
+        if let Some(frontend) = peer_name::<[u8; 4]>(context) {
             set_mapped(context, frontend);
         }
-    } else if let Some(frontend) = peer_name::<[u8; 16], _>(&Kernel, cookie(context)) {
+    } else if let Some(frontend) = peer_name::<[u8; 16]>(context) {
         set6(context, frontend);
     }
     ALLOW
 }
 
-/// Decides about a TCP socket's destination; `set` makes it the backend. Returns what the program returns.
+/// Decides about a destination; `set` makes it the backend. Returns what the program returns.
 #[inline(always)]
-fn decide<A: Addr>(context: &SockAddrContext, destination: L4Addr<A>, set: impl FnOnce(L4Addr<A>)) -> i32
+fn decide<A: Addr>(
+    context: &SockAddrContext,
+    call: Call,
+    destination: L4Addr<A>,
+    bound_to_loopback: bool,
+    set: impl FnOnce(L4Addr<A>),
+) -> i32
 where
     Kernel: Tables<A>,
+    for<'a> OfSocket<'a>: Storage<A>,
 {
-    // SAFETY: the context pointer is valid for the whole program.
-    let protocol = unsafe { (*raw(context)).protocol };
-    // UDP joins with sendmsg and recvmsg.
-    if protocol != u32::from(Protocol::TCP.0) {
-        return ALLOW;
-    }
-    // SAFETY: the helper takes the program's own context.
-    let netns = unsafe { bpf_get_netns_cookie(context.as_ptr()) };
-    let socket = Socket { cookie: cookie(context), netns, protocol: Protocol::TCP };
-    match connect(&Kernel, socket, destination) {
-        SocketVerdict::Leave(counter) => {
-            Kernel.count(counter);
+    let Some(protocol) = protocol(context) else { return ALLOW };
+    let socket = Socket { bound_to_loopback, ..socket(context, protocol) };
+    let verdict = match (protocol, call) {
+        (Protocol::TCP, _) => socket::connect(&Kernel, socket, destination),
+        (_, Call::Connect) => udp_socket::connect(&Kernel, &OfSocket(context), socket, destination),
+        (_, Call::Send) => udp_socket::send(&Kernel, &OfSocket(context), socket, destination),
+    };
+    Kernel.count(verdict.counter);
+    match verdict.action {
+        SocketAction::Leave => ALLOW,
+        SocketAction::Rewrite => {
+            set(verdict.backend);
             ALLOW
         }
-        SocketVerdict::Rewrite(counter, backend) => {
-            Kernel.count(counter);
-            set(backend);
-            ALLOW
-        }
-        SocketVerdict::Refuse(counter) => {
-            Kernel.count(counter);
+        SocketAction::Refuse => {
             // SAFETY: the helper has no precondition.
-            unsafe { bpf_set_retval(-ECONNREFUSED) };
+            unsafe { bpf_set_retval(-verdict.counter.errno()) };
             REFUSE
         }
+    }
+}
+
+/// What a datagram from `from` answers.
+#[inline(always)]
+fn answered<A: Addr>(context: &SockAddrContext, from: L4Addr<A>) -> Option<L4Addr<A>>
+where
+    for<'a> OfSocket<'a>: Storage<A>,
+{
+    if protocol(context) != Some(Protocol::UDP) {
+        return None;
+    }
+    let frontend = udp_socket::received(&OfSocket(context), socket(context, Protocol::UDP), from)?;
+    Kernel.count(Counter::SocketReceive);
+    Some(frontend)
+}
+
+#[inline(always)]
+fn peer_name<A: Addr>(context: &SockAddrContext) -> Option<L4Addr<A>>
+where
+    Kernel: Tables<A>,
+    for<'a> OfSocket<'a>: Storage<A>,
+{
+    match protocol(context)? {
+        Protocol::UDP => udp_socket::peer_name(&OfSocket(context)),
+        _ => socket::peer_name(&Kernel, cookie(context)),
+    }
+}
+
+/// TCP or UDP: what a Service can have and a socket hook sees.
+#[inline(always)]
+fn protocol(context: &SockAddrContext) -> Option<Protocol> {
+    // SAFETY: the context pointer is valid for the whole program.
+    match unsafe { (*raw(context)).protocol } {
+        6 => Some(Protocol::TCP),
+        17 => Some(Protocol::UDP),
+        _ => None,
+    }
+}
+
+#[inline(always)]
+fn socket(context: &SockAddrContext, protocol: Protocol) -> Socket {
+    // SAFETY: the helper takes the program's own context.
+    let netns = unsafe { bpf_get_netns_cookie(context.as_ptr()) };
+    let connected = own(context, |sock| sock.state) == ESTABLISHED;
+    Socket { cookie: cookie(context), netns, protocol, connected, bound_to_loopback: false }
+}
+
+/// Whether the socket is bound to an IPv4 loopback address.
+#[inline(always)]
+fn loopback4(context: &SockAddrContext) -> bool {
+    own(context, |sock| sock.src_ip4).to_ne_bytes().is_loopback()
+}
+
+/// Whether the socket is bound to the IPv6 loopback address.
+#[inline(always)]
+fn loopback6(context: &SockAddrContext) -> bool {
+    let words = [0, 1, 2, 3].map(|index| {
+        own(context, |sock| {
+            let [a, b, c, d] = sock.src_ip6;
+            match index {
+                0 => a,
+                1 => b,
+                2 => c,
+                _ => d,
+            }
+        })
+    });
+    bytes6(words).is_loopback()
+}
+
+/// A field of the hook's socket; 0 without one, which the verifier thinks possible.
+#[inline(always)]
+fn own(context: &SockAddrContext, read: impl FnOnce(&bpf_sock) -> u32) -> u32 {
+    // SAFETY: the context pointer is valid for the whole program.
+    let sock = unsafe { (*raw(context)).__bindgen_anon_1.sk };
+    // SAFETY: null or the context's socket, of which the kernel translates each field.
+    unsafe { sock.as_ref() }.map_or(0, read)
+}
+
+/// The IPv4 address in an IPv4-mapped one.
+#[inline(always)]
+const fn mapped(words: [u32; 4]) -> Option<[u8; 4]> {
+    match words {
+        [0, 0, MAPPED, addr] => Some(addr.to_ne_bytes()),
+        _ => None,
     }
 }
 

@@ -58,7 +58,13 @@ pub fn of_service(
 pub fn map_use(maps: &Maps, mirror: &Image, [v4, v6]: &[Survey; 2]) -> BTreeMap<String, MapStatus> {
     let mut all = maps.status();
     let tables = Table::ALL.map(|table| (table.map_name(), mirror.len(table) as u64));
-    for (name, used) in tables.into_iter().chain([("LB4_CONNTRACK", v4.entries), ("LB6_CONNTRACK", v6.entries)]) {
+    let connected = [
+        ("LB4_CONNECTED", maps.connected::<[u8; 4]>().map_or(0, |all| all.len() as u64)),
+        ("LB6_CONNECTED", maps.connected::<[u8; 16]>().map_or(0, |all| all.len() as u64)),
+    ];
+    for (name, used) in
+        tables.into_iter().chain([("LB4_CONNTRACK", v4.entries), ("LB6_CONNTRACK", v6.entries)]).chain(connected)
+    {
         if let Some(status) = all.get_mut(name) {
             status.used = used;
         }

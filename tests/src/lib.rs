@@ -34,6 +34,7 @@ pub mod scenario;
 mod sink;
 mod sockets;
 mod sys;
+pub mod talk;
 mod tcx;
 mod tool;
 mod wait;

@@ -2,6 +2,7 @@
 
 use std::{
     fs::{self, File},
+    io::Write as _,
     net::IpAddr,
     os::unix::{fs::FileExt, process::CommandExt},
     path::PathBuf,
@@ -57,12 +58,18 @@ impl Process {
 
     /// Waits for its first whole line of output; an error if it ends or stays silent.
     pub fn first_line(&mut self, limit: Duration) -> anyhow::Result<String> {
-        let what = format!("{}: first line of output", self.label);
+        self.line(0, limit)
+    }
+
+    /// Waits for its whole line number `index`, counted from 0.
+    pub fn line(&mut self, index: usize, limit: Duration) -> anyhow::Result<String> {
+        let what = format!("{}: line {} of its output", self.label, index + 1);
         let line = wait_until(&what, limit, || {
             // Asked before the output is read: what it wrote before it ended is not missed.
             let ended = self.child.try_wait().map_err(|error| error.to_string())?;
-            match (self.stdout().split_once('\n'), ended) {
-                (Some((line, _)), _) => Ok(Ok(line.to_owned())),
+            let stdout = self.stdout();
+            match (stdout.split_inclusive('\n').nth(index).and_then(|line| line.strip_suffix('\n')), ended) {
+                (Some(line), _) => Ok(Ok(line.to_owned())),
                 (None, Some(status)) => Ok(Err(status)),
                 (None, None) => Err("nothing yet".to_owned()),
             }
@@ -73,6 +80,12 @@ impl Process {
     /// Whether it still runs.
     pub fn is_running(&mut self) -> bool {
         matches!(self.child.try_wait(), Ok(None))
+    }
+
+    /// Writes a line to its standard input.
+    pub fn tell(&mut self, line: &str) -> anyhow::Result<()> {
+        let stdin = self.child.stdin.as_mut().with_context(|| format!("{} listens no more", self.label))?;
+        writeln!(stdin, "{line}").with_context(|| format!("cannot tell {} to {line}", self.label))
     }
 
     /// Closes its standard input, which tells a peer to end.

@@ -22,7 +22,7 @@ fn every_program_loads_within_its_budget() {
     let bpffs = Bpffs::new().expect("a bpffs");
     let datapath = Datapath::open(bpffs.path(), &small()).expect("the datapath");
     let programs = datapath.verified_instructions();
-    assert_eq!(programs.len(), 9, "{programs:?}");
+    assert_eq!(programs.len(), 13, "{programs:?}");
     for (name, instructions) in programs {
         println!("{name}: {instructions} instructions processed by the verifier");
         assert!(instructions > 0 && instructions < LIMIT, "{name}: {instructions}");

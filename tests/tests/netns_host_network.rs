@@ -53,7 +53,7 @@ fn every_path(network: Network, setup: &Setup) {
             rows.row("pod of the same node to VIP", near, transport, vip, &own(near));
             rows.row("pod of another node to VIP", far, transport, vip, &reach(of_far));
             rows.row("another node to VIP", node1, transport, vip, &own(node1));
-            if setup.socket_hooks && transport == Transport::Tcp {
+            if setup.socket_hooks {
                 rows.row("the node itself to VIP", node2, transport, vip, &own(node2));
             } else if transport != Transport::UdpUnconnected {
                 // From `ballast0` there is no way up that is no martian.

@@ -2,7 +2,7 @@
 //! netfilter on it and without, with strict reverse path filtering and INVALID packets dropped in FORWARD. Numbers are
 //! rules of semantics.md. Ignored tests complete the product: the others have every pair of its values.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use lb_tests::{
     Agent, Echo, Expect, Network, Place, Rows, Setup, World,
@@ -135,8 +135,13 @@ fn run(case: &Case) {
             m.rows.row("host to VIP, pod of another node", node1, transport, far_vip, &Expect::Reach(&[far], of_far));
             m.rows.row("host to LoadBalancer address", node1, transport, lb(10), &Expect::Reach(&[far], of_far));
             let own_port = SocketAddr::new(at(node1), 30081);
-            if tcp && m.hooks {
+            let localhost =
+                if any.is_ipv4() { IpAddr::from(Ipv4Addr::LOCALHOST) } else { IpAddr::from(Ipv6Addr::LOCALHOST) };
+            let loopback = SocketAddr::new(localhost, 30081);
+            if m.hooks {
                 m.rows.row("host to its own nodePort", node1, transport, own_port, &Expect::Reach(&[far], of_far));
+                let reach = Expect::Reach(&[far], of_far);
+                m.rows.row("2.9.3 host to a loopback nodePort", node1, transport, loopback, &reach);
             } else if transport != Transport::UdpUnconnected {
                 m.rows.row(
                     "host to its own nodePort without a hook: untouched",
@@ -191,11 +196,11 @@ fn run(case: &Case) {
                 &Expect::Silence,
             );
             m.rows.row("2.3.7 pod to an unallocated address", own, transport, unallocated, &Expect::Silence);
-            if transport == Transport::UdpUnconnected {
-                // An unconnected socket does not hear of refusals.
-                continue;
-            }
             for (from, what) in [(own, "pod"), (node1, "host"), (&client, "outside")] {
+                // An unconnected socket hears of refusals by its own hook alone.
+                if transport == Transport::UdpUnconnected && !(m.hooks && what == "host") {
+                    continue;
+                }
                 m.rows.row(
                     &format!("2.3.1 {what} to a VIP without endpoints"),
                     from,
@@ -212,6 +217,9 @@ fn run(case: &Case) {
                 );
                 let wrong = SocketAddr::new(far_vip.ip(), 81);
                 m.rows.row(&format!("2.3.6 {what} to a VIP's other port"), from, transport, wrong, &Expect::Refused);
+            }
+            if transport == Transport::UdpUnconnected {
+                continue;
             }
             let empty = SocketAddr::new(at(node1), 30083);
             m.rows.row("2.3.1 outside to a nodePort without endpoints", &client, transport, empty, &Expect::Refused);

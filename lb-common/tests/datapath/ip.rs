@@ -4,8 +4,9 @@ use lb_common::{
     family::{Addr, Family, V4, V6},
     protocol::Port,
     socket::{self, Socket},
-    testing::{FamilyTables, Memory},
+    testing::{FamilyTables, Memory, SocketStorage},
     tuple::L4Addr,
+    udp_socket,
     verdict::SocketVerdict,
 };
 
@@ -43,10 +44,27 @@ pub(crate) trait Ip: Addr {
 
     fn peer_name(memory: &Memory, cookie: u64) -> Option<L4Addr<Self>>;
 
+    fn connect_udp(
+        memory: &Memory,
+        storage: &SocketStorage<Self>,
+        socket: Socket,
+        destination: L4Addr<Self>,
+    ) -> SocketVerdict<Self>;
+
+    fn send_udp(
+        memory: &Memory,
+        storage: &SocketStorage<Self>,
+        socket: Socket,
+        destination: L4Addr<Self>,
+    ) -> SocketVerdict<Self>;
+
     /// An address with a port.
     fn at(net: u8, host: u8, port: u16) -> L4Addr<Self> {
         L4Addr { addr: Self::host(net, host), port: Port::new(port) }
     }
+
+    /// The loopback address.
+    fn loopback(port: u16) -> L4Addr<Self>;
 
     fn is_v6() -> bool {
         Self::Family::IPV6
@@ -59,6 +77,10 @@ impl Ip for [u8; 4] {
 
     fn host(net: u8, host: u8) -> Self {
         [10, net, 0, host]
+    }
+
+    fn loopback(port: u16) -> L4Addr<Self> {
+        L4Addr { addr: [127, 0, 0, 1], port: Port::new(port) }
     }
 
     fn tables(memory: &Memory) -> &FamilyTables<Self> {
@@ -76,6 +98,24 @@ impl Ip for [u8; 4] {
     fn peer_name(memory: &Memory, cookie: u64) -> Option<L4Addr<Self>> {
         socket::peer_name(memory, cookie)
     }
+
+    fn connect_udp(
+        memory: &Memory,
+        storage: &SocketStorage<Self>,
+        socket: Socket,
+        destination: L4Addr<Self>,
+    ) -> SocketVerdict<Self> {
+        udp_socket::connect(memory, storage, socket, destination)
+    }
+
+    fn send_udp(
+        memory: &Memory,
+        storage: &SocketStorage<Self>,
+        socket: Socket,
+        destination: L4Addr<Self>,
+    ) -> SocketVerdict<Self> {
+        udp_socket::send(memory, storage, socket, destination)
+    }
 }
 
 impl Ip for [u8; 16] {
@@ -84,6 +124,12 @@ impl Ip for [u8; 16] {
 
     fn host(net: u8, host: u8) -> Self {
         [0xfd, 0, 0, net, 0, 0, 0, 0, 0, 0, 0xab, 0xcd, 0, 0, 0, host]
+    }
+
+    fn loopback(port: u16) -> L4Addr<Self> {
+        let mut addr = [0; 16];
+        addr[15] = 1;
+        L4Addr { addr, port: Port::new(port) }
     }
 
     fn tables(memory: &Memory) -> &FamilyTables<Self> {
@@ -100,5 +146,23 @@ impl Ip for [u8; 16] {
 
     fn peer_name(memory: &Memory, cookie: u64) -> Option<L4Addr<Self>> {
         socket::peer_name(memory, cookie)
+    }
+
+    fn connect_udp(
+        memory: &Memory,
+        storage: &SocketStorage<Self>,
+        socket: Socket,
+        destination: L4Addr<Self>,
+    ) -> SocketVerdict<Self> {
+        udp_socket::connect(memory, storage, socket, destination)
+    }
+
+    fn send_udp(
+        memory: &Memory,
+        storage: &SocketStorage<Self>,
+        socket: Socket,
+        destination: L4Addr<Self>,
+    ) -> SocketVerdict<Self> {
+        udp_socket::send(memory, storage, socket, destination)
     }
 }

@@ -42,3 +42,5 @@ mod sctp;
 mod segment;
 mod snat;
 mod socket;
+mod socket_peers;
+mod socket_udp;

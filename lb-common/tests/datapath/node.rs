@@ -175,7 +175,7 @@ impl<A: Ip> Node<A> {
             reserved: 0,
         };
         tables.records.insert(id, record);
-        tables.frontends.insert(FrontendKey::new(protocol, address), FrontendWord::new(FrontendId(id), 1));
+        tables.frontends.insert(FrontendKey::of_host(protocol, address), FrontendWord::new(FrontendId(id), 1));
         tables.vips.push(address.addr);
     }
 

@@ -16,6 +16,7 @@ use lb_common::{
     tables::{InsertError, Scratch, Tables, World},
     testing::{Buffer, Memory},
     tuple::FlowKey,
+    udp_socket::Peer,
     verdict::{Action, Counter, Verdict},
 };
 
@@ -107,6 +108,12 @@ where
     }
     fn remove(&self, key: &FlowKey<A>) {
         self.memory.remove(key);
+    }
+    fn set_connected(&self, cookie: u64, peer: &Peer<A>) -> bool {
+        self.memory.set_connected(cookie, peer)
+    }
+    fn remove_connected(&self, cookie: u64) {
+        <Memory as Tables<A>>::remove_connected(&self.memory, cookie);
     }
     fn fragment(&self, key: &FragmentKey<A>) -> Option<Fragment> {
         self.memory.fragment(key)

@@ -10,6 +10,7 @@ mod cleanup;
 mod collect;
 mod loader;
 mod network;
+mod orphans;
 mod status;
 mod takeover;
 
@@ -28,7 +29,7 @@ use tokio::{
 };
 
 pub use self::cleanup::cleanup;
-use self::{loader::Loader, network::Network, takeover::Takeover};
+use self::{loader::Loader, network::Network, orphans::Orphans, takeover::Takeover};
 use crate::{
     bpf::{self, Datapath},
     config::{Config, Notes},
@@ -104,6 +105,7 @@ struct Agent {
     /// Found once, at start.
     start_problems: Vec<Problem>,
     socket_hooks: HookStatus,
+    orphans: Orphans,
     clock_ticks: u32,
     takeover: Takeover,
     hash_seed: u64,
@@ -154,7 +156,11 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
                     loader.start();
                 }
             }
-            _ = collect.tick() => agent.collect().await,
+            _ = collect.tick() => {
+                agent.collect().await;
+                // A socket may have asked for its backend just before that went, and connected just after.
+                agent.collect_sockets();
+            }
             Some((request, answer)) = requests.recv() => {
                 let response = agent.answer(&request);
                 if answer.send(response).is_err() {
@@ -218,6 +224,7 @@ impl Agent {
             sync_error: None,
             start_problems: problem.into_iter().collect(),
             socket_hooks: HookStatus::default(),
+            orphans: Orphans::open(),
             collectors: Default::default(),
         };
         // Tables before hooks: the first packet a program sees finds everything.
@@ -225,6 +232,8 @@ impl Agent {
         agent.program().await;
         agent.attach_sockets();
         agent.network.attach(&mut agent.datapath);
+        // Of an earlier agent, whose backends went while nobody ran.
+        agent.end_orphans();
         memory::give_back();
         Ok(agent)
     }
@@ -271,6 +280,7 @@ impl Agent {
             Ok(writes) => {
                 self.sync_error = None;
                 tracing::info!("{writes} map writes; {} frontends", self.frontends());
+                self.end_orphans();
             }
             Err(error) => {
                 tracing::error!("{error}");

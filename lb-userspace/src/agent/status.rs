@@ -66,11 +66,12 @@ impl Agent {
         problems.extend(self.engine.desired.problems.iter().cloned());
         problems.extend(self.engine.refused.iter().cloned());
         problems.extend(self.network.problems());
+        problems.extend(self.orphans.problems().filter(|_| self.socket_hooks.attached));
         if !self.socket_hooks.attached {
             problems.push(Problem {
                 object: "socket hooks".to_owned(),
                 cause: self.socket_hooks.detail.clone(),
-                fix: "host processes use ballast0 instead and do not reach this node's own nodePorts: mount cgroup2, name \
+                fix: "host processes use ballast0 instead and do not reach nodePorts on this node's own and loopback addresses: mount cgroup2, name \
                       it with --cgroup, or set socketHooks: true"
                     .to_owned(),
             });

@@ -17,8 +17,17 @@ use super::{
     sys::{self, Access},
 };
 
-/// The socket hooks.
-pub const SOCKET_PROGRAMS: [&str; 4] = ["lb_connect4", "lb_connect6", "lb_peername4", "lb_peername6"];
+/// The socket hooks, in the order they are attached: answers are known before questions are asked.
+pub const SOCKET_PROGRAMS: [&str; 8] = [
+    "lb_peername4",
+    "lb_peername6",
+    "lb_recvmsg4",
+    "lb_recvmsg6",
+    "lb_connect4",
+    "lb_connect6",
+    "lb_sendmsg4",
+    "lb_sendmsg6",
+];
 
 /// Magic number of cgroup2 in `statfs(2)`.
 const CGROUP2_MAGIC: u64 = 0x6367_7270;

@@ -9,7 +9,7 @@ use std::{
 };
 
 use aya::maps::MapInfo;
-use lb_common::{conntrack::Conntrack, family::Abi, tuple::FlowTuple, verdict::Counter};
+use lb_common::{conntrack::Conntrack, family::Abi, tuple::FlowTuple, udp_socket::Peer, verdict::Counter};
 use zerocopy::IntoBytes as _;
 
 use super::{
@@ -228,6 +228,32 @@ impl Maps {
         Ok(counters)
     }
 
+    /// Adds to a counter that no program of ours counts.
+    pub fn add_to_counter(&self, counter: Counter, more: u64) -> io::Result<()> {
+        let (map, key) = (self.get("LB_COUNTERS")?, u32::from(counter as u8).to_ne_bytes());
+        let mut copies = map.lookup(&key, self.cpus)?.unwrap_or_default();
+        if let Some(first) = copies.first_chunk_mut() {
+            *first = u64::from_ne_bytes(*first).wrapping_add(more).to_ne_bytes();
+        }
+        map.update_copies(&key, &copies, self.cpus)
+    }
+
+    /// The connected UDP sockets that the hooks remember, by cookie.
+    pub fn connected<A: FlowFamily>(&self) -> io::Result<Vec<(u64, Peer<A>)>> {
+        let mut found = Vec::new();
+        self.get(A::CONNECTED)?.for_each(|key, value| {
+            if let (Some(cookie), Some(peer)) = (words(key).next(), read(value)) {
+                found.push((cookie, peer));
+            }
+        })?;
+        Ok(found)
+    }
+
+    /// Forgets one of them.
+    pub fn remove_connected<A: FlowFamily>(&self, cookie: u64) -> io::Result<bool> {
+        self.get(A::CONNECTED)?.delete(&cookie.to_ne_bytes())
+    }
+
     /// A word of one of the arrays of u64.
     pub fn word(&self, map: &str, index: u32) -> io::Result<u64> {
         let bytes = self.get(map)?.lookup(&index.to_ne_bytes(), 1)?.unwrap_or_default();
@@ -287,7 +313,9 @@ impl Maps {
     /// Capacity of every map, with what is used of it; the image's tables are filled in by the caller.
     pub fn status(&self) -> BTreeMap<String, MapStatus> {
         let status = |map: &RawMap| MapStatus { used: 0, capacity: u64::from(map.max_entries()) };
-        self.raw.iter().map(|(name, map)| ((*name).to_owned(), status(map))).collect()
+        // Socket storage is as large as there are sockets.
+        let limited = self.raw.iter().filter(|(_, map)| map.max_entries() > 0);
+        limited.map(|(name, map)| ((*name).to_owned(), status(map))).collect()
     }
 
     /// Bytes of kernel memory the maps take, as the kernel accounts them.
@@ -300,6 +328,8 @@ impl Maps {
 pub trait FlowFamily: lb_common::family::Addr {
     /// Name of the map.
     const CONNTRACK: &'static str;
+    /// Name of the map of connected UDP sockets.
+    const CONNECTED: &'static str;
     /// Key from bytes.
     fn tuple(bytes: &[u8]) -> Option<FlowTuple<Self>>;
     /// Value from bytes.
@@ -309,9 +339,10 @@ pub trait FlowFamily: lb_common::family::Addr {
 }
 
 macro_rules! flow_family {
-    ($addr:ty, $name:literal) => {
+    ($addr:ty, $name:literal, $connected:literal) => {
         impl FlowFamily for $addr {
             const CONNTRACK: &'static str = $name;
+            const CONNECTED: &'static str = $connected;
 
             fn tuple(bytes: &[u8]) -> Option<FlowTuple<Self>> {
                 read(bytes)
@@ -327,8 +358,8 @@ macro_rules! flow_family {
         }
     };
 }
-flow_family!([u8; 4], "LB4_CONNTRACK");
-flow_family!([u8; 16], "LB6_CONNTRACK");
+flow_family!([u8; 4], "LB4_CONNTRACK", "LB4_CONNECTED");
+flow_family!([u8; 16], "LB6_CONNTRACK", "LB6_CONNECTED");
 
 fn read<T: Abi>(bytes: &[u8]) -> Option<T> {
     T::read_from_bytes(bytes).ok()

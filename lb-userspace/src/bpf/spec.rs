@@ -10,6 +10,7 @@ use lb_common::{
     settings::Setting,
     socket::SOCKET_SLOTS,
     tuple::FlowTuple,
+    udp_socket::{CONNECTED, Peer, UdpSocket},
     verdict::Counter,
 };
 
@@ -27,6 +28,7 @@ pub(super) enum Kind {
     Array,
     PerCpuArray,
     Trie,
+    SocketStorage,
 }
 
 impl Kind {
@@ -38,12 +40,13 @@ impl Kind {
             Self::PerCpuArray => 6,
             Self::LruHash => 9,
             Self::Trie => 11,
+            Self::SocketStorage => 24,
         }
     }
 
-    /// `map_flags`: a trie must not be preallocated.
+    /// `map_flags`: tries and socket storage must not be preallocated.
     pub(super) const fn flags(self) -> u32 {
-        if matches!(self, Self::Trie) { 1 } else { 0 }
+        if matches!(self, Self::Trie | Self::SocketStorage) { 1 } else { 0 }
     }
 }
 
@@ -77,7 +80,7 @@ type A4 = [u8; 4];
 type A6 = [u8; 16];
 
 /// Every pinned map.
-pub(super) const MAPS: [Spec; 27] = [
+pub(super) const MAPS: [Spec; 31] = [
     spec::<FrontendKey<A4>, FrontendWord>("LB4_FRONTENDS", Kind::Hash, Size::Frontends(1)),
     spec::<FrontendKey<A6>, FrontendWord>("LB6_FRONTENDS", Kind::Hash, Size::Frontends(1)),
     spec::<u32, Frontend<A4>>("LB4_RECORDS", Kind::Array, Size::Frontends(2)),
@@ -101,6 +104,11 @@ pub(super) const MAPS: [Spec; 27] = [
     spec::<u32, u64>("LB_SETTINGS", Kind::Array, Size::Fixed(Setting::COUNT)),
     spec::<u32, u64>("LB_COUNTERS", Kind::PerCpuArray, Size::Fixed(Counter::CAPACITY)),
     spec::<u32, u64>("LB_SOCKETS", Kind::Array, Size::Fixed(SOCKET_SLOTS)),
+    // As many as there are sockets.
+    spec::<i32, UdpSocket<A4>>("LB4_UDP_SOCKETS", Kind::SocketStorage, Size::Fixed(0)),
+    spec::<i32, UdpSocket<A6>>("LB6_UDP_SOCKETS", Kind::SocketStorage, Size::Fixed(0)),
+    spec::<u64, Peer<A4>>("LB4_CONNECTED", Kind::Hash, Size::Fixed(CONNECTED)),
+    spec::<u64, Peer<A6>>("LB6_CONNECTED", Kind::Hash, Size::Fixed(CONNECTED)),
     spec::<u32, u64>("LB_SVC_CONNS", Kind::Array, Size::Services(1)),
     spec::<u32, u64>("LB4_BKD_CONNS", Kind::Array, Size::Backends(1)),
     spec::<u32, u64>("LB6_BKD_CONNS", Kind::Array, Size::Backends(1)),

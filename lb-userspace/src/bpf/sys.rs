@@ -176,6 +176,15 @@ impl RawMap {
         call(BPF_MAP_UPDATE_ELEM, &mut element(fd, key, value.as_ptr() as u64, 0)).map(drop)
     }
 
+    /// Sets every CPU's value of a per-CPU map.
+    pub(super) fn update_copies(&self, key: &[u8], values: &[u8], copies: usize) -> io::Result<()> {
+        let fd = self.check(key, None)?;
+        if values.len() != self.value_size.next_multiple_of(8) * copies {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a value for each CPU"));
+        }
+        call(BPF_MAP_UPDATE_ELEM, &mut element(fd, key, values.as_ptr() as u64, 0)).map(drop)
+    }
+
     /// Removes an entry; whether there was one.
     pub(super) fn delete(&self, key: &[u8]) -> io::Result<bool> {
         let fd = self.check(key, None)?;

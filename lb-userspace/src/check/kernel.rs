@@ -3,7 +3,10 @@
 use std::{io, path::Path};
 
 use super::Findings;
-use crate::bpf::{self, OpenError, probe};
+use crate::{
+    bpf::{self, OpenError, probe},
+    net::sock_diag::SockDiag,
+};
 
 const BTF: &str = "/sys/kernel/btf/vmlinux";
 
@@ -31,6 +34,17 @@ pub(super) fn features(findings: &mut Findings, cgroup: Option<&Path>) {
                 format!("cannot be attached to {}: {error}", cgroup.display()),
                 "name a cgroup2 whose hooks no program holds for itself with --cgroup; without them host processes do \
                  not reach this node's own nodePorts",
+            ),
+        }
+    }
+    if cgroup.is_some() {
+        match SockDiag::open() {
+            Ok(_) => findings.ok("UDP sockets", "can be ended when their backend goes"),
+            Err(error) if is_denied(&error) => findings.unseen("UDP sockets", &error),
+            Err(error) => findings.warn(
+                "UDP sockets",
+                format!("cannot be ended when their backend goes: {error}"),
+                "use a kernel with CONFIG_INET_UDP_DIAG and CONFIG_INET_DIAG_DESTROY, or set socketHooks: false",
             ),
         }
     }

@@ -170,8 +170,8 @@ impl<'a> Compute<'a> {
         let has_node_port = matches!(ours.service.service_type, ServiceType::NodePort | ServiceType::LoadBalancer);
         if let Some(node_port) = port.node_port.filter(|_| has_node_port) {
             let addrs = self.node.node_port_addrs.iter().filter(|addr| {
-                // semantics.md 2.9.2: never loopback, never an address that is somebody's VIP.
-                IpFamily::of(addr) == family && !addr.is_loopback() && !self.out.vips.contains(addr)
+                // semantics.md 2.9.2: never an address that is somebody's VIP.
+                IpFamily::of(addr) == family && !self.out.vips.contains(addr)
             });
             wanted.extend(addrs.map(|addr| (*addr, node_port, FrontendKind::NodePort, external)));
         }
@@ -189,7 +189,8 @@ impl<'a> Compute<'a> {
                 continue;
             }
             let Rules { pod, host, outside } = rules;
-            let flags = FrontendFlags::NONE;
+            let own = self.node.node_port_addrs.contains(&addr) || self.node.local_addrs.contains(&addr);
+            let flags = if own { FrontendFlags::OWN_ADDRESS } else { FrontendFlags::NONE };
             frontends.push(DesiredFrontend { addr, port: number, kind, pod, host, outside, flags });
             used.push(rules);
         }

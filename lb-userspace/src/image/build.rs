@@ -337,7 +337,7 @@ impl Builder<'_> {
             self.built.image.insert(A::RECORDS, &U32::new(*record), &content);
             let tag = self.ids.family(A::FAMILY).records.generation(*record);
             let word = FrontendWord::new(FrontendId(*record), tag);
-            self.built.image.insert(A::FRONTENDS, &FrontendKey::new(protocol, address), &word);
+            self.built.image.insert(A::FRONTENDS, &FrontendKey::of_host(protocol, address), &word);
         }
         for (index, scope) in [Scope::Cluster, Scope::Local].into_iter().enumerate() {
             let Some(lease) = self.ids.rings.lease(*id, index).filter(|_| service.uses(scope)) else { continue };

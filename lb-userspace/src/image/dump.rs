@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, fmt::Write};
 
 use lb_common::{
     backend::{Backend, NextHop},
-    frontend::{ClientRule, Frontend, FrontendKey, FrontendWord, PrefixFlags, PrefixKey, Scope},
+    frontend::{ClientRule, Frontend, FrontendKey, FrontendWord, MetBy, PrefixFlags, PrefixKey, Scope},
     ring::WhenEmpty,
 };
 use zerocopy::native_endian::U32;
@@ -85,7 +85,8 @@ impl Lines {
 
 fn frontend<A: Octets>(key: &FrontendKey<A>, word: FrontendWord, records: &BTreeMap<u32, Frontend<A>>) -> String {
     let protocol = model_protocol(key.protocol).map_or_else(|| key.protocol.0.to_string(), |it| it.to_string());
-    let head = format!("frontend  {}/{}", A::socket(key.address), protocol.to_lowercase());
+    let met_by = if key.met_by == MetBy::HOST_SOCKETS { " host-sockets" } else { "" };
+    let head = format!("frontend  {}/{}{met_by}", A::socket(key.address), protocol.to_lowercase());
     match records.get(&word.id().0) {
         None => format!("{head} record {} is missing", word.id().0),
         Some(record) => format!(

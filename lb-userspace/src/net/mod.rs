@@ -10,6 +10,7 @@ pub mod node_ports;
 mod pattern;
 pub mod reserved_ports;
 pub mod roles;
+pub mod sock_diag;
 
 use std::{io, net::IpAddr, path::PathBuf};
 

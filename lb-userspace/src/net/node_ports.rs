@@ -1,6 +1,9 @@
 //! Which addresses of this node nodePorts are served on (semantics.md 2.9).
 
-use std::net::IpAddr;
+use std::{
+    fmt::Display,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
 
 use ipnet::IpNet;
 
@@ -26,7 +29,7 @@ pub enum NodePortAddresses {
 /// What [`NodePortAddresses`] come to on this node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Served {
-    /// Sorted, each once; never loopback or link-local ones.
+    /// Sorted, each once; never link-local ones. Loopback ones are for this node's processes alone (semantics.md 2.9.3).
     pub addresses: Vec<IpAddr>,
     /// Where that is not what was asked for.
     pub problems: Vec<Problem>,
@@ -40,40 +43,49 @@ impl NodePortAddresses {
     pub fn serve(&self, addresses: &[Address], node: &str, internal_ips: Option<&[IpAddr]>) -> Served {
         let mut found: Vec<IpAddr> = addresses
             .iter()
-            .filter(|address| address.usable && address.universe)
+            .filter(|address| address.usable && (address.universe || LOOPBACK.contains(&address.net.addr())))
             .map(|address| address.net.addr())
-            .filter(|addr| is_global(*addr))
+            .filter(|addr| is_global(*addr) || LOOPBACK.contains(addr))
             .collect();
         found.sort_unstable();
         found.dedup();
-        let mut problems: Vec<Problem> = self.loopback_problem().into_iter().collect();
+        let mut problems = Vec::new();
         match self {
             Self::All => {}
-            Self::Ranges(ranges) => found.retain(|addr| {
-                let mut same_family = ranges.iter().filter(|net| net.addr().is_ipv4() == addr.is_ipv4()).peekable();
-                same_family.peek().is_none() || same_family.any(|net| net.contains(addr))
-            }),
+            Self::Ranges(ranges) => {
+                found.retain(|addr| {
+                    let mut same_family = ranges.iter().filter(|net| net.addr().is_ipv4() == addr.is_ipv4()).peekable();
+                    same_family.peek().is_none() || same_family.any(|net| net.contains(addr))
+                });
+                let missed = |net: &&IpNet| net.addr().is_loopback() && !found.iter().any(|addr| net.contains(addr));
+                problems.extend(ranges.iter().find(missed).map(no_loopback));
+            }
             Self::Primary | Self::PrimaryAndLocalhost => {
                 let primary = primary(internal_ips.unwrap_or_default());
                 problems.extend(primary_problems(node, internal_ips.is_some(), &primary, &found));
-                found.retain(|addr| primary.contains(addr));
+                let localhost = *self == Self::PrimaryAndLocalhost;
+                found.retain(|addr| primary.contains(addr) || localhost && addr.is_loopback());
             }
-            Self::Localhost => found.clear(),
+            Self::Localhost => found.retain(IpAddr::is_loopback),
+        }
+        let asks = matches!(self, Self::Localhost | Self::PrimaryAndLocalhost);
+        if asks && !found.iter().any(IpAddr::is_loopback) {
+            problems.push(no_loopback(&"localhost"));
         }
         Served { addresses: found, problems }
     }
+}
 
-    fn loopback_problem(&self) -> Option<Problem> {
-        let asked = match self {
-            Self::All | Self::Primary => return None,
-            Self::Ranges(ranges) => ranges.iter().find(|net| net.addr().is_loopback())?.to_string(),
-            Self::Localhost | Self::PrimaryAndLocalhost => "localhost".to_owned(),
-        };
-        Some(Problem {
-            object: OBJECT.to_owned(),
-            cause: format!("{asked}: nodePorts on loopback addresses are not honoured yet"),
-            fix: "use an address of the node, or the cluster IP; remove it from nodePortAddresses".to_owned(),
-        })
+/// The loopback addresses nodePorts are served on: others of 127/8 stay the node's own.
+const LOOPBACK: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
+
+fn no_loopback(asked: &impl Display) -> Problem {
+    Problem {
+        object: OBJECT.to_owned(),
+        cause: format!(
+            "{asked}: no usable address of this machine; of loopback addresses 127.0.0.1 and ::1 are served"
+        ),
+        fix: "set lo up, or write localhost".to_owned(),
     }
 }
 
@@ -115,10 +127,10 @@ mod tests {
         let addresses = [
             address("192.0.2.1/24"),
             address("198.51.100.1/24"),
-            address("127.0.0.1/8"),
+            Address { universe: false, ..address("127.0.0.1/8") },
             address("169.254.20.10/32"),
             address("fe80::1/64"),
-            address("::1/128"),
+            Address { universe: false, ..address("::1/128") },
             address("2001:db8::1/64"),
             Address { usable: false, ..address("2001:db8::2/64") },
             Address { universe: false, ..address("192.0.2.3/32") },
@@ -138,12 +150,15 @@ mod tests {
     }
 
     #[test]
-    fn rule_2_9_node_ports_are_served_on_global_addresses_in_the_allowed_ranges() {
+    fn rule_2_9_node_ports_are_served_on_global_and_loopback_addresses_in_the_allowed_ranges() {
         for (asked, expected) in [
-            (NodePortAddresses::All, &["192.0.2.1", "198.51.100.1", "2001:db8::1"][..]),
-            (ranges(&["192.0.2.0/25"]), &["192.0.2.1", "2001:db8::1"]),
+            (NodePortAddresses::All, &["127.0.0.1", "192.0.2.1", "198.51.100.1", "::1", "2001:db8::1"][..]),
+            (ranges(&["192.0.2.0/25"]), &["192.0.2.1", "::1", "2001:db8::1"]),
             (ranges(&["192.0.2.0/25", "2001:db8:1::/48"]), &["192.0.2.1"]),
-            (ranges(&["192.0.2.0/25", "198.51.100.1/32", "::/0"]), &["192.0.2.1", "198.51.100.1", "2001:db8::1"]),
+            (
+                ranges(&["192.0.2.0/25", "198.51.100.1/32", "::/0"]),
+                &["192.0.2.1", "198.51.100.1", "::1", "2001:db8::1"],
+            ),
         ] {
             assert_eq!(served(&asked, None), (expected.iter().map(ToString::to_string).collect(), vec![]), "{asked:?}");
         }
@@ -172,16 +187,28 @@ mod tests {
     }
 
     #[test]
-    fn rule_2_9_3_loopback_node_ports_are_told_not_to_be_honoured() {
-        let loopback = ranges(&["127.0.0.0/8", "2001:db8:1::/48"]);
+    fn rule_2_9_3_loopback_addresses_are_served_where_they_are_asked_for() {
         for (asked, expected) in [
-            (NodePortAddresses::Localhost, &[][..]),
-            (NodePortAddresses::PrimaryAndLocalhost, &["192.0.2.1"]),
-            (loopback, &[]),
+            (NodePortAddresses::Localhost, &["127.0.0.1", "::1"][..]),
+            (NodePortAddresses::PrimaryAndLocalhost, &["127.0.0.1", "192.0.2.1", "::1"]),
+            (ranges(&["127.0.0.0/8", "2001:db8:1::/48"]), &["127.0.0.1"]),
         ] {
             let (addresses, problems) = served(&asked, Some(&["192.0.2.1"]));
-            assert_eq!(addresses, expected, "{asked:?}");
-            assert!(problems.len() == 1 && problems[0].contains("not honoured yet"), "{problems:?}");
+            assert_eq!(
+                (addresses, problems),
+                (expected.iter().map(ToString::to_string).collect(), vec![]),
+                "{asked:?}"
+            );
         }
+    }
+
+    #[test]
+    fn loopback_addresses_that_cannot_be_served_are_told() {
+        let (addresses, problems) = served(&ranges(&["127.0.0.2/32", "2001:db8::/32"]), None);
+        assert_eq!(addresses, ["2001:db8::1"]);
+        assert!(problems.len() == 1 && problems[0].starts_with("127.0.0.2/32: no usable address"), "{problems:?}");
+        let served = NodePortAddresses::Localhost.serve(&[address("192.0.2.1/24")], "n1", None);
+        assert_eq!(served.addresses, [] as [IpAddr; 0]);
+        assert!(served.problems.len() == 1 && served.problems[0].cause.starts_with("localhost: "), "{served:?}");
     }
 }

@@ -127,11 +127,13 @@ pub(crate) fn error_name(error: &io::Error) -> String {
     let name = match (error.raw_os_error(), error.kind()) {
         (Some(libc::ECONNREFUSED), _) => "ECONNREFUSED",
         (Some(libc::ECONNRESET), _) => "ECONNRESET",
+        (Some(libc::ECONNABORTED), _) => "ECONNABORTED",
         (Some(libc::EHOSTUNREACH), _) => "EHOSTUNREACH",
         (Some(libc::ENETUNREACH), _) => "ENETUNREACH",
         (Some(libc::EPERM), _) => "EPERM",
         (Some(libc::EACCES), _) => "EACCES",
         (Some(libc::EPIPE), _) => "EPIPE",
+        (Some(libc::EDESTADDRREQ), _) => "EDESTADDRREQ",
         (Some(libc::EADDRINUSE), _) => "EADDRINUSE",
         (Some(libc::EADDRNOTAVAIL), _) => "EADDRNOTAVAIL",
         // A read that timed out says EAGAIN, a bounded connect() EINPROGRESS.

@@ -3,6 +3,7 @@
 mod call;
 mod server;
 mod stream;
+mod talk;
 
 use std::{
     net::{IpAddr, Ipv6Addr, SocketAddr},
@@ -67,6 +68,8 @@ enum Client {
         #[arg(long, default_value_t = 200 << 20)]
         bytes: u64,
     },
+    /// Do with one socket what standard input says, line by line; a line of JSON each.
+    Talk,
     /// Keep a TCP connection busy until standard input ends.
     Hold {
         #[command(flatten)]
@@ -126,6 +129,7 @@ impl Client {
                 target.pin()?;
                 println!("{}", serde_json::to_string(&target.bulk(bytes))?);
             }
+            Self::Talk => talk::talk()?,
             Self::Hold { target, interval_ms } => {
                 target.pin()?;
                 let (answer, stream) = target.connect();
