@@ -65,7 +65,9 @@ fn take_slot<A: Addr, W: Tables<A>>(world: &W, entry: &Conntrack<A>, victim: &mu
     while way < WAYS {
         let index = first.wrapping_add(way);
         let age = world.half_open(index, |slot| match slot.flow.protocol {
-            Protocol(0) => u32::MAX,
+            // A flow that is made again may still have a slot.
+            _ if slot.flow == key.0 => u32::MAX,
+            Protocol(0) => u32::MAX - 1,
             _ => now.wrapping_sub(slot.stamp.get()),
         })?;
         if age >= oldest {
@@ -73,10 +75,15 @@ fn take_slot<A: Addr, W: Tables<A>>(world: &W, entry: &Conntrack<A>, victim: &mu
         }
         way = way.wrapping_add(1);
     }
-    world.half_open(chosen, |slot| {
+    let other = world.half_open(chosen, |slot| {
+        let other = slot.flow != key.0;
         core::mem::swap(&mut slot.flow, &mut key.0);
         slot.stamp.set(now);
+        other
     })?;
+    if !other {
+        return None;
+    }
     world.conntrack(&key, |found| *victim = *found)?;
     if is_half_open(world, victim) {
         world.count(Counter::HalfOpenEvicted);

@@ -24,6 +24,7 @@ both! {
     a_flow_that_made_room_is_made_again_with_its_backend,
     the_oldest_of_a_set_makes_room,
     a_proved_flow_frees_its_slot,
+    a_flow_that_is_made_again_keeps_its_slot,
     a_guessed_acknowledgment_opens_nothing,
     an_unproved_segment_reaches_its_backend,
     udp_is_safe_once_its_client_came_back_after_an_answer,
@@ -147,6 +148,25 @@ fn a_proved_flow_frees_its_slot<A: Ip>() {
     }
     assert_eq!(node.counted(Counter::HalfOpenEvicted), 0);
     assert_eq!(node.entries().len(), 100);
+    // And no other one.
+    for (number, evicted) in [(50, 0), (51, 1)] {
+        node.send(From::Device, &tcp(stranger(number), vip(), SYN));
+        assert_eq!(node.counted(Counter::HalfOpenEvicted), evicted);
+    }
+}
+
+fn a_flow_that_is_made_again_keeps_its_slot<A: Ip>() {
+    let mut node = node::<A>(Protocol::TCP, 4);
+    for number in 0..4 {
+        // Its handshake is over by time, and begins anew.
+        node.send(From::Device, &tcp(stranger(9), vip(), SYN));
+        node.pass_seconds(61);
+        assert_eq!(node.counted(Counter::FlowReplaced), number);
+    }
+    for number in 0..3 {
+        node.send(From::Device, &tcp(stranger(number), vip(), SYN));
+    }
+    assert_eq!(node.counted(Counter::HalfOpenEvicted), 0);
 }
 
 fn a_guessed_acknowledgment_opens_nothing<A: Ip>() {
