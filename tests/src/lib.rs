@@ -11,7 +11,7 @@
 //! * [`kube`] writes the folder of Kubernetes documents the agents read; [`Agent`] is a running `ballast run`;
 //! * [`Cluster`] is all of this with a Service over four pods;
 //! * [`ChecksumSink`] verifies every checksum of what an interface receives, [`Capture`] remembers its addresses and hop
-//!   limits; [`ForeignProgram`] stands in a tcx chain beside ours; [`wait_until`] waits without sleeping.
+//!   limits; [`LossyHop`] loses, repeats and reorders what the router forwards; [`ForeignProgram`] stands in a tcx chain beside ours; [`wait_until`] waits without sleeping.
 //!
 //! Everything needs root; a test starts with [`needs_root!`](crate::needs_root).
 
@@ -24,6 +24,7 @@ mod cluster;
 pub mod kube;
 mod leftovers;
 mod listen;
+mod lossy;
 mod netns;
 mod network;
 mod node;
@@ -37,6 +38,7 @@ mod sys;
 pub mod talk;
 mod tcx;
 mod tool;
+mod tun;
 mod wait;
 mod wiring;
 mod world;
@@ -48,6 +50,7 @@ pub use builder::{Options, WorldBuilder};
 pub use cluster::{Cluster, NODE_PORT, TARGET};
 pub use leftovers::traces;
 pub use listen::{Capture, Seen};
+pub use lossy::{Damage, LossyHop};
 pub use netns::Namespace;
 pub use network::Network;
 pub use node::{Node, Pod};

@@ -18,7 +18,8 @@ use crate::{Namespace, sockets::PacketSocket};
 #[derive(Debug)]
 pub(crate) struct Listener<R> {
     stop: Arc<AtomicBool>,
-    thread: Option<JoinHandle<anyhow::Result<R>>>,
+    /// What was seen, and how many packets were lost.
+    thread: Option<JoinHandle<anyhow::Result<(R, u64)>>>,
 }
 
 impl<R: Default + Send + 'static> Listener<R> {
@@ -43,7 +44,12 @@ impl<R: Default + Send + 'static> Listener<R> {
     }
 
     /// Ends it once nothing arrives any more.
-    pub(crate) fn stop(mut self) -> anyhow::Result<R> {
+    pub(crate) fn stop(self) -> anyhow::Result<R> {
+        Ok(self.stop_and_count_lost()?.0)
+    }
+
+    /// The same, and how many packets the socket's buffer did not take.
+    pub(crate) fn stop_and_count_lost(mut self) -> anyhow::Result<(R, u64)> {
         self.stop.store(true, Ordering::Relaxed);
         let thread = self.thread.take().context("the listener was stopped before")?;
         thread.join().map_err(|_| anyhow!("the listener panicked"))?
@@ -60,7 +66,7 @@ fn listen<R: Default>(
     socket: &PacketSocket,
     stopped: &AtomicBool,
     mut visit: impl FnMut(&mut R, &[u8], bool),
-) -> anyhow::Result<R> {
+) -> anyhow::Result<(R, u64)> {
     let mut report = R::default();
     let mut buffer = vec![0_u8; 1 << 17];
     loop {
@@ -68,7 +74,10 @@ fn listen<R: Default>(
             Some(frame) if !frame.outgoing => {
                 visit(&mut report, buffer.get(..frame.length).unwrap_or_default(), frame.partial);
             }
-            None if stopped.load(Ordering::Relaxed) => return Ok(report),
+            None if stopped.load(Ordering::Relaxed) => {
+                let lost = socket.lost().context("cannot read the packet socket's statistics")?;
+                return Ok((report, lost));
+            }
             Some(_) | None => {}
         }
     }

@@ -19,6 +19,10 @@ pub struct SinkReport {
     pub other: u64,
     /// Packets with a wrong checksum.
     pub wrong: u64,
+    /// Packets that came faster than they were verified: nobody knows what they were.
+    pub lost: u64,
+    /// Bytes of the largest packet: more than an MTU where senders leave the cutting to a device.
+    pub largest: usize,
     /// The first wrong ones in words.
     pub examples: Vec<String>,
 }
@@ -38,11 +42,13 @@ impl ChecksumSink {
 
     /// Ends it once nothing arrives any more; what it saw.
     pub fn stop(self) -> anyhow::Result<SinkReport> {
-        self.0.stop()
+        let (report, lost) = self.0.stop_and_count_lost()?;
+        Ok(SinkReport { lost, ..report })
     }
 }
 
 fn record(report: &mut SinkReport, bytes: &[u8], partial: bool) {
+    report.largest = report.largest.max(bytes.len());
     match verify(bytes, partial) {
         Finding::Right if partial => report.partial += 1,
         Finding::Right => report.verified += 1,

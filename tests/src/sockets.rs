@@ -86,6 +86,23 @@ impl PacketSocket {
         Ok(Some(Frame { length, partial, outgoing: from.sll_pkttype == libc::PACKET_OUTGOING }))
     }
 
+    /// Frames that came when the buffer was full, since it was last asked.
+    pub(crate) fn lost(&self) -> io::Result<u64> {
+        let mut statistics = libc::tpacket_stats { tp_packets: 0, tp_drops: 0 };
+        let mut length = length_of::<libc::tpacket_stats>();
+        // SAFETY: both pointers are to live objects, the second one tells the size of the first.
+        check(unsafe {
+            libc::getsockopt(
+                self.fd.as_raw_fd(),
+                libc::SOL_PACKET,
+                libc::PACKET_STATISTICS,
+                (&raw mut statistics).cast(),
+                &raw mut length,
+            )
+        })?;
+        Ok(statistics.tp_drops.into())
+    }
+
     fn option<T>(&self, level: i32, name: i32, value: &T) -> io::Result<()> {
         // SAFETY: the pointer and the length are those of `value`; every T used here is plain integers.
         check(unsafe {

@@ -20,6 +20,7 @@ const UNSAFE_HOMES: &[&str] = &[
     "tests/src/netns.rs",
     "tests/src/sockets.rs",
     "tests/src/tcx.rs",
+    "tests/src/tun.rs",
 ];
 
 pub(super) fn size(source: &Source) -> Option<Finding> {
