@@ -248,3 +248,49 @@ impl Hold {
         serde_json::from_str(line).with_context(|| format!("cannot read {line:?}"))
     }
 }
+
+/// How a [`Crowd`] fared.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct CrowdReport {
+    /// Flows that lasted from start to end.
+    pub flows: u64,
+    /// Echoes of all of them.
+    pub rounds: u64,
+    /// Flows that ended by an error.
+    pub broken: u64,
+    /// Answers from another backend, or with another source, than the flow's first one.
+    pub moved: u64,
+    /// Datagrams without an answer.
+    pub lost: u64,
+    /// The longest an echo took.
+    pub max_gap_ms: f64,
+    /// The first faults in words.
+    pub faults: Vec<String>,
+}
+
+/// Many flows of one client, each kept busy by small echoes until they are stopped.
+#[derive(Debug)]
+pub struct Crowd {
+    process: Process,
+}
+
+impl Crowd {
+    /// Opens them, to each address in turn; all were answered when this returns.
+    pub fn start(place: &Place, to: &[SocketAddr], tcp: u32, udp: u32) -> anyhow::Result<Self> {
+        let mut command = place.command(binary("ballast-peer")?)?;
+        command.arg("crowd").args(["--tcp", &tcp.to_string(), "--udp", &udp.to_string()]);
+        for to in to {
+            command.arg("--to").arg(to.to_string());
+        }
+        let mut process = Process::spawn(&format!("crowd at {}", place.name()), command)?;
+        process.first_line(Duration::from_secs(30))?;
+        Ok(Self { process })
+    }
+
+    /// Ends them; how they fared.
+    pub fn stop(self) -> anyhow::Result<CrowdReport> {
+        let output = self.process.output(Duration::from_secs(15))?;
+        let line = output.lines().nth(1).context("the peer gave no report")?;
+        serde_json::from_str(line).with_context(|| format!("cannot read {line:?}"))
+    }
+}

@@ -1,6 +1,7 @@
 //! The programs at both ends of the test world's connections: an echo server and clients, with JSON on stdout.
 
 mod call;
+mod crowd;
 mod server;
 mod stream;
 mod talk;
@@ -70,6 +71,8 @@ enum Client {
     },
     /// Do with one socket what standard input says, line by line; a line of JSON each.
     Talk,
+    /// Keep many flows busy until standard input ends.
+    Crowd(crowd::Crowd),
     /// Keep a TCP connection busy until standard input ends.
     Hold {
         #[command(flatten)]
@@ -130,6 +133,7 @@ impl Client {
                 println!("{}", serde_json::to_string(&target.bulk(bytes))?);
             }
             Self::Talk => talk::talk()?,
+            Self::Crowd(crowd) => crowd.run()?,
             Self::Hold { target, interval_ms } => {
                 target.pin()?;
                 let (answer, stream) = target.connect();
