@@ -10,7 +10,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned, native_e
 use crate::{
     backend::{Backend, BackendId, ServiceId},
     family::Addr,
-    frontend::{Client, FrontendFlags},
+    frontend::{Client, Frontend, FrontendFlags},
     hash::cookie_hash,
     select::{self, Choice},
     settings::Setting,
@@ -25,7 +25,7 @@ pub const PEERS: usize = 8;
 /// Entries of `LB4_CONNECTED` and `LB6_CONNECTED`: connected UDP sockets of host processes.
 pub const CONNECTED: u32 = 16_384;
 /// Slots of a ring that are tried for a backend the socket does not speak to yet.
-const STEPS: u32 = 4;
+const STEPS: u32 = 8;
 
 /// A backend that a socket speaks to, and the address its application knows it by. 22 bytes for IPv4, 46 for IPv6.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
@@ -39,9 +39,8 @@ pub struct Peer<A> {
     pub id: BackendId,
     /// The slot's generation when it was chosen, host byte order.
     pub generation: U32,
-    /// Not zero: the socket has another frontend with this backend alone, so that both are left to the packet path, which
-    /// tells their answers apart by ports. Answers to what was sent before still come from the backend itself.
-    pub by_packets: u8,
+    /// Those of the frontend.
+    pub flags: FrontendFlags,
     /// Zero.
     pub reserved: u8,
 }
@@ -53,18 +52,18 @@ impl<A: Addr> Peer<A> {
         backend: L4Addr::NONE,
         id: BackendId::new(0),
         generation: U32::ZERO,
-        by_packets: 0,
+        flags: FrontendFlags::NONE,
         reserved: 0,
     };
 
     /// Field by field, from map to map: the stack is small.
     #[inline(always)]
-    const fn set(&mut self, frontend: &L4Addr<A>, id: BackendId, backend: &Backend<A>) {
-        self.frontend = *frontend;
+    const fn set(&mut self, frontend: &Frontend<A>, id: BackendId, backend: &Backend<A>) {
+        self.frontend = frontend.address;
+        self.flags = frontend.flags;
         self.backend = backend.address;
         self.id = id;
         self.generation = backend.generation;
-        self.by_packets = 0;
     }
 
     #[inline(always)]
@@ -85,7 +84,7 @@ impl<A: Addr> Peer<A> {
     }
 }
 
-/// What is remembered with a socket. 198 bytes for IPv4, 414 for IPv6; zeroes at first.
+/// What is remembered with a socket. 200 bytes for IPv4, 416 for IPv6; zeroes at first.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 pub struct UdpSocket<A> {
@@ -93,13 +92,18 @@ pub struct UdpSocket<A> {
     pub connected: Peer<A>,
     /// Whom it sent to unconnected.
     pub peers: [Peer<A>; PEERS],
+    /// Not zero: all it sends to Services is left to the packet path, for the rest of its life. Never a part of it: a flow of
+    /// the packet path takes all answers of its backend, also those to what the hook sent there.
+    pub by_packets: u8,
+    /// Zero.
+    pub reserved: u8,
 }
 
-const _: () = assert!(size_of::<UdpSocket<[u8; 4]>>() == 198 && size_of::<UdpSocket<[u8; 16]>>() == 414);
+const _: () = assert!(size_of::<UdpSocket<[u8; 4]>>() == 200 && size_of::<UdpSocket<[u8; 16]>>() == 416);
 
 impl<A: Addr> UdpSocket<A> {
     /// Nobody yet.
-    pub const NEW: Self = Self { connected: Peer::NONE, peers: [Peer::NONE; PEERS] };
+    pub const NEW: Self = Self { connected: Peer::NONE, peers: [Peer::NONE; PEERS], by_packets: 0, reserved: 0 };
 
     /// Whether it is connected to this backend, by another address than `frontend`: then it hears this backend alone, and
     /// takes all for answers of the other address.
@@ -130,21 +134,22 @@ fn with_backend<A: Addr>(own: &UdpSocket<A>, backend: &L4Addr<A>) -> u32 {
     place(own, |peer| !peer.is_empty() && peer.backend == *backend)
 }
 
-/// The same, at another place than `except`.
+/// Whether there is one. Apart from [`with_backend`], whose nine answers a verifier would all follow.
 #[inline(never)]
-fn with_backend_but<A: Addr>(own: &UdpSocket<A>, backend: &L4Addr<A>, except: u32) -> u32 {
-    let mut index = 0;
-    place(own, |peer| {
-        let here = index;
-        index += 1;
-        here != except && !peer.is_empty() && peer.backend == *backend
-    })
+fn speaks_to<A: Addr>(own: &UdpSocket<A>, backend: &L4Addr<A>) -> bool {
+    own.peers.iter().any(|peer| !peer.is_empty() && peer.backend == *backend)
 }
 
 /// A place that is empty.
 #[inline(never)]
 fn empty<A: Addr>(own: &UdpSocket<A>) -> u32 {
     place(own, Peer::is_empty)
+}
+
+/// A peer at an address of this node.
+#[inline(never)]
+fn with_own_address<A: Addr>(own: &UdpSocket<A>) -> u32 {
+    place(own, |peer| !peer.is_empty() && peer.flags.contains(FrontendFlags::OWN_ADDRESS))
 }
 
 /// A place whose backend is gone.
@@ -173,6 +178,8 @@ pub fn connect<A: Addr, W: Tables<A>, S: Storage<A>>(
     socket: Socket,
     destination: L4Addr<A>,
 ) -> SocketVerdict<A> {
+    // It is connected anew, whatever it was.
+    let socket = Socket { connected: false, ..socket };
     let verdict = ask(world, storage, &socket, destination, |own, asked| {
         let (service, scope) = (asked.frontend.service, asked.frontend.rule(Client::Host).scope());
         let hash = cookie_hash(socket.cookie, world.setting(Setting::HashSeed));
@@ -181,10 +188,10 @@ pub fn connect<A: Addr, W: Tables<A>, S: Storage<A>>(
                 SocketVerdict::refuse(Counter::SocketBoundLoopback)
             }
             Choice::Backend(id, backend) => {
-                own.connected.set(&destination, id, backend);
+                own.connected.set(asked.frontend, id, backend);
                 // User space must be able to end it when its backend goes.
                 if !world.set_connected(socket.cookie, &own.connected) {
-                    return cannot(asked, Counter::SocketFull);
+                    return give_up(own, &socket, asked, Counter::SocketFull);
                 }
                 // It hears this backend alone now, by this address.
                 let place = with_backend(own, &backend.address);
@@ -269,7 +276,15 @@ fn ask<'w, A: Addr, W: Tables<A>, S: Storage<A>>(
         return SocketVerdict::leave(Counter::SocketLeft);
     }
     match look_up(world, socket, Client::Host, destination) {
-        Ok(asked) => storage.visit(true, cannot(&asked, Counter::SocketFull), |own| choose(own, &asked)),
+        Ok(asked) => storage.visit(true, cannot(&asked, Counter::SocketFull), |own| {
+            if own.by_packets == 0 {
+                choose(own, &asked)
+            } else if asked.frontend.flags.contains(FrontendFlags::OWN_ADDRESS) {
+                SocketVerdict::refuse(Counter::SocketAmbiguous)
+            } else {
+                SocketVerdict::leave(Counter::SocketLeft)
+            }
+        }),
         Err(verdict) => verdict,
     }
 }
@@ -290,22 +305,21 @@ fn send_to<A: Addr, W: Tables<A>>(
             && backend.is_some_and(|backend| backend.service == asked.frontend.service)
             && !own.hears_only(socket, &peer.backend, destination)
         {
-            return if peer.by_packets == 0 {
-                SocketVerdict::rewrite(Counter::SocketSend, peer.backend)
-            } else {
-                cannot(asked, Counter::SocketAmbiguous)
-            };
+            return SocketVerdict::rewrite(Counter::SocketSend, peer.backend);
         }
-    } else {
-        place = empty(own);
-        if place as usize == PEERS {
-            place = dead(world, own);
-        }
+    } else if empty(own) as usize == PEERS {
+        place = dead(world, own);
     }
-    let chosen = choose(world, own, socket, asked, destination, place);
+    if let Some(peer) = own.peers.get_mut(place as usize) {
+        *peer = Peer::NONE;
+    }
+    let chosen = choose(world, own, socket, asked, destination);
     let Some(backend) = chosen.backend else { return chosen.verdict };
-    let Some(peer) = own.peers.get_mut(place as usize) else { return cannot(asked, Counter::SocketFull) };
-    peer.set(destination, chosen.id, backend);
+    let place = empty(own);
+    let Some(peer) = own.peers.get_mut(place as usize) else {
+        return give_up(own, socket, asked, Counter::SocketFull);
+    };
+    peer.set(asked.frontend, chosen.id, backend);
     world.count_connection(asked.frontend.service, chosen.id);
     SocketVerdict::rewrite(Counter::SocketSend, backend.address)
 }
@@ -325,8 +339,7 @@ impl<A> Chosen<'_, A> {
     }
 }
 
-/// A backend of the frontend that the socket does not speak to by another address. `known`: the place of the peer that the
-/// application knows by `destination`, if there is one.
+/// A backend of the frontend that the socket does not speak to.
 #[inline(always)]
 fn choose<'w, A: Addr, W: Tables<A>>(
     world: &'w W,
@@ -334,25 +347,17 @@ fn choose<'w, A: Addr, W: Tables<A>>(
     socket: &Socket,
     asked: &Asked<'_, A>,
     destination: &L4Addr<A>,
-    known: u32,
 ) -> Chosen<'w, A> {
     let service: ServiceId = asked.frontend.service;
     let scope = asked.frontend.rule(Client::Host).scope();
     let hash = cookie_hash(socket.cookie, world.setting(Setting::HashSeed));
-    let (mut shared, mut deaf) = (PEERS as u32, false);
     for step in 0..STEPS {
         let (id, backend) = match select::backend_after(world, service, scope, hash, step) {
             Choice::Backend(id, backend) => (id, backend),
             Choice::Empty(when_empty) => return Chosen::nobody(no_backend(when_empty)),
             Choice::Inconsistent => return Chosen::nobody(SocketVerdict::leave(Counter::Inconsistent)),
         };
-        if own.hears_only(socket, &backend.address, destination) {
-            deaf = true;
-            continue;
-        }
-        let other = with_backend_but(own, &backend.address, known);
-        if other as usize != PEERS {
-            shared = other;
+        if own.hears_only(socket, &backend.address, destination) || speaks_to(own, &backend.address) {
             continue;
         }
         return if socket.cannot_reach(world, backend) {
@@ -361,16 +366,30 @@ fn choose<'w, A: Addr, W: Tables<A>>(
             Chosen { backend: Some(backend), id, verdict: SocketVerdict::leave(Counter::SocketSend) }
         };
     }
-    if let Some(peer) = own.peers.get_mut(shared as usize).filter(|_| !deaf) {
-        peer.by_packets = 1;
-        return Chosen::nobody(cannot(asked, Counter::SocketAmbiguous));
-    }
-    // Not to the packet path: its flow would take the answers of the connection for its own.
-    Chosen::nobody(SocketVerdict::refuse(Counter::SocketAmbiguous))
+    Chosen::nobody(give_up(own, socket, asked, Counter::SocketAmbiguous))
 }
 
-/// The packet path does what a socket's record cannot hold: it tells answers apart by ports. It never sees what this
-/// node's processes send to this node's addresses.
+/// Leaves the whole socket to the packet path, which does what its record cannot hold: it tells answers apart by ports. Not a
+/// socket that is connected by a hook, or speaks to addresses of this node: what that hears, the packet path cannot serve.
+#[inline(always)]
+fn give_up<A: Addr>(
+    own: &mut UdpSocket<A>,
+    socket: &Socket,
+    asked: &Asked<'_, A>,
+    reason: Counter,
+) -> SocketVerdict<A> {
+    let is_connected = socket.connected && !own.connected.is_empty();
+    if is_connected || with_own_address(own) as usize != PEERS {
+        return SocketVerdict::refuse(reason);
+    }
+    let verdict = cannot(asked, reason);
+    if verdict.action == SocketAction::Leave {
+        own.by_packets = 1;
+    }
+    verdict
+}
+
+/// The packet path never sees what this node's processes send to this node's addresses.
 #[inline(always)]
 const fn cannot<A: Addr>(asked: &Asked<'_, A>, reason: Counter) -> SocketVerdict<A> {
     if asked.frontend.flags.contains(FrontendFlags::OWN_ADDRESS) {

@@ -196,7 +196,7 @@ pub enum Counter {
     SocketConnect = 31,
     /// Socket hook: not to a frontend.
     SocketOther = 32,
-    /// Socket hook: left to the packet path (drop policy, UDP of a pod, or the frontend asks for it).
+    /// Socket hook: left to the packet path (drop policy, UDP of a pod, a socket that was given up, or the frontend asks for it).
     SocketLeft = 33,
     /// Socket hook: refused, the service has no endpoint.
     SocketNoEndpoint = 34,
@@ -220,12 +220,12 @@ pub enum Counter {
     SocketSend = 43,
     /// Socket hook: a backend's datagram shown to a host process as the frontend's.
     SocketReceive = 44,
-    /// Socket hook: left to the packet path, or refused where there is none (a nodePort of this node): the UDP socket
-    /// speaks to every backend it could get by another address already, so that answers could not be told apart.
+    /// Socket hook: the UDP socket speaks to every backend it could get by another address already, so that answers could
+    /// not be told apart. All of it is left to the packet path from now on; refused is what that cannot serve: a socket that
+    /// is connected, or speaks to nodePorts of this node.
     SocketAmbiguous = 45,
-    /// Socket hook: left to the packet path, or refused where there is none (a nodePort of this node): the UDP socket
-    /// speaks to more frontends at once than are remembered for a socket, or more such sockets are connected than are
-    /// remembered.
+    /// Socket hook: the same, for a UDP socket that speaks to more frontends at once than are remembered for a socket, or
+    /// when more connected ones are there than are remembered.
     SocketFull = 46,
     /// Socket hook: refused, the socket is bound to a loopback address, from which no backend elsewhere can be reached.
     SocketBoundLoopback = 47,

@@ -107,7 +107,7 @@ impl Checked {
     /// Turns a feature off on the devices of all nodes.
     fn turn_off(&self, feature: &str, more: Option<&str>) {
         for node in self.world.nodes() {
-            let pods = node.pods().iter().map(|pod| pod.interface());
+            let pods = node.pods().iter().map(lb_tests::Pod::interface);
             for device in pods.chain(["eth0"]).chain(more) {
                 node.namespace().offload(device, &[(feature, false)]).expect("ethtool");
             }

@@ -113,7 +113,7 @@ where
         self.memory.set_connected(cookie, peer)
     }
     fn remove_connected(&self, cookie: u64) {
-        <Memory as Tables<A>>::remove_connected(&self.memory, cookie);
+        <Memory as Tables<A>>::remove_connected(self.memory, cookie);
     }
     fn fragment(&self, key: &FragmentKey<A>) -> Option<Fragment> {
         self.memory.fragment(key)

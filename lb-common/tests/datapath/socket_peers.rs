@@ -20,7 +20,7 @@ both! {
     one_socket_speaks_to_many_without_confusion,
     two_frontends_never_share_a_backend_in_one_socket,
     connecting_ends_what_was_told_of_the_backend,
-    where_nothing_else_is_left_the_packet_path_tells_answers_apart,
+    where_nothing_else_is_left_the_packet_path_gets_the_whole_socket,
     a_node_port_that_cannot_be_told_apart_is_refused,
     a_backend_spoken_to_by_its_own_address_answers_as_itself,
     more_frontends_than_fit_are_left_to_the_packet_path,
@@ -81,29 +81,45 @@ fn connecting_ends_what_was_told_of_the_backend<A: Ip>() {
     }
 }
 
-fn where_nothing_else_is_left_the_packet_path_tells_answers_apart<A: Ip>() {
-    let (mut node, own) = (two_services::<A>(&[backend(1)]), own());
+fn where_nothing_else_is_left_the_packet_path_gets_the_whole_socket<A: Ip>() {
+    let (mut node, mut own) = (two_services::<A>(&[backend(1)]), own());
     assert_eq!(own.send(&node, vip()), sent(backend(1)));
-    let left = SocketVerdict::leave(Counter::SocketAmbiguous);
-    assert_eq!(own.send(&node, other_vip()), left);
-    // The packet path must know both, and does not know what the hook sends.
-    assert_eq!((own.send(&node, vip()), own.send(&node, other_vip())), (left, left));
+    assert_eq!(own.send(&node, other_vip()), SocketVerdict::leave(Counter::SocketAmbiguous));
+    // A flow of the packet path takes all answers of its backend, so that the hook must send nothing any more.
+    let left = SocketVerdict::leave(Counter::SocketLeft);
+    let (three, vip_three) = (A::at(net::SERVICES, 30, 53), [backend(3)]);
+    node.frontend(3, Protocol::UDP, three, Rules::all(KEEP));
+    node.backend(31, 3, vip_three[0], Place::Remote);
+    node.ring(3, Scope::Cluster, &[31], WhenEmpty::Reject);
+    for to in [vip(), other_vip(), three] {
+        assert_eq!((own.send(&node, to), own.connect(&node, to)), (left, left));
+    }
+    assert_eq!(own.name(), None);
     // An answer to what was sent before.
+    own.socket.connected = false;
     assert_eq!(own.sees(backend(1)), vip());
-    // Its backend's end is the end of that.
-    node.backend(11, 1, backend(3), Place::Remote);
-    assert_eq!(own.send(&node, vip()), sent(backend(3)));
-    assert_eq!(own.send(&node, other_vip()), sent(backend(1)));
-    assert_eq!((own.sees(backend(3)), own.sees(backend(1))), (vip(), other_vip()));
-}
-
-fn a_node_port_that_cannot_be_told_apart_is_refused<A: Ip>() {
-    let (mut node, own) = (two_services::<A>(&[backend(1)]), own());
+    // What no packet path serves is refused.
+    node.frontend(3, Protocol::UDP, A::loopback(30_080), Rules::all(KEEP));
     for record in A::tables_mut(&mut node.memory).records.values_mut() {
         record.flags = FrontendFlags::OWN_ADDRESS;
     }
-    assert_eq!(own.send(&node, vip()), sent(backend(1)));
-    assert_eq!(own.send(&node, other_vip()), SocketVerdict::refuse(Counter::SocketAmbiguous));
+    assert_eq!(own.send(&node, A::loopback(30_080)), SocketVerdict::refuse(Counter::SocketAmbiguous));
+    // Another socket is another socket.
+    assert_eq!(Own::new(2, NETNS).send(&node, other_vip()), sent(backend(1)));
+}
+
+fn a_node_port_that_cannot_be_told_apart_is_refused<A: Ip>() {
+    // Whichever of the two is the node's own.
+    for address in [vip::<A>(), other_vip()] {
+        let (mut node, own) = (two_services::<A>(&[backend(1)]), own());
+        for record in A::tables_mut(&mut node.memory).records.values_mut().filter(|it| it.address == address) {
+            record.flags = FrontendFlags::OWN_ADDRESS;
+        }
+        assert_eq!(own.send(&node, vip()), sent(backend(1)));
+        assert_eq!(own.send(&node, other_vip()), SocketVerdict::refuse(Counter::SocketAmbiguous));
+        // It was not given up for that.
+        assert_eq!((own.send(&node, vip()), own.sees(backend(1))), (sent(backend(1)), vip()));
+    }
 }
 
 fn a_backend_spoken_to_by_its_own_address_answers_as_itself<A: Ip>() {
@@ -138,25 +154,29 @@ fn more_frontends_than_fit_are_left_to_the_packet_path<A: Ip>() {
     for (host, frontend) in (1..).zip(fitting) {
         assert_eq!(own.send(&node, *frontend), sent(backend(host)));
     }
-    assert_eq!(own.send(&node, *last), SocketVerdict::leave(Counter::SocketFull));
+    // None of the others is forgotten by a call that is refused.
+    for record in A::tables_mut(&mut node.memory).records.values_mut().filter(|it| it.address == *last) {
+        record.flags = FrontendFlags::OWN_ADDRESS;
+    }
+    assert_eq!(own.send(&node, *last), SocketVerdict::refuse(Counter::SocketFull));
     assert_eq!(node.connections(u32::from(count), u32::from(count)), 0);
-    // None of the others was forgotten.
     for (host, frontend) in (1..).zip(fitting) {
         assert_eq!((own.send(&node, *frontend), own.sees(backend(host))), (sent(backend(host)), *frontend));
     }
     assert_eq!(own.sees(backend(count)), backend(count));
     for record in A::tables_mut(&mut node.memory).records.values_mut() {
-        record.flags = FrontendFlags::OWN_ADDRESS;
+        record.flags = FrontendFlags::NONE;
     }
-    assert_eq!(own.send(&node, *last), SocketVerdict::refuse(Counter::SocketFull));
+    assert_eq!(own.send(&node, *last), SocketVerdict::leave(Counter::SocketFull));
+    assert_eq!(own.send(&node, fitting[0]), SocketVerdict::leave(Counter::SocketLeft));
 }
 
 fn places_of_gone_backends_are_used_again<A: Ip>() {
     let count = u8::try_from(PEERS).expect("few") + 1;
     let (mut node, frontends) = many::<A>(count);
     let own = own();
-    for frontend in &frontends {
-        let _: SocketVerdict<A> = own.send(&node, *frontend);
+    for (host, frontend) in (1..).zip(&frontends[..PEERS]) {
+        assert_eq!(own.send(&node, *frontend), sent(backend(host)));
     }
     // The slot's next owner is not the backend that was chosen.
     node.backend(3, 3, backend(33), Place::Remote);
@@ -164,7 +184,6 @@ fn places_of_gone_backends_are_used_again<A: Ip>() {
     assert_eq!((own.sees(backend(count)), own.sees(backend(3))), (frontends[PEERS], backend(3)));
     assert_eq!(own.sees(backend(2)), frontends[1]);
     // A slot without an owner keeps its generation: its backend is gone all the same.
-    assert_eq!(own.send(&node, frontends[2]), SocketVerdict::leave(Counter::SocketFull));
     let slot = A::tables_mut(&mut node.memory).backends.get_mut(&4).expect("a slot");
     slot.service = ServiceId::new(0);
     assert_eq!(own.send(&node, frontends[2]), sent(backend(33)));

@@ -232,8 +232,6 @@ impl Agent {
         agent.program().await;
         agent.attach_sockets();
         agent.network.attach(&mut agent.datapath);
-        // Of an earlier agent, whose backends went while nobody ran.
-        agent.end_orphans();
         memory::give_back();
         Ok(agent)
     }
