@@ -44,7 +44,7 @@ fn rule_2_9_3_a_host_process_reaches_loopback_node_ports() {
     needs_root!();
     let cluster = cluster("[localhost]", true);
     let node = cluster.world.node(0);
-    let backends: Vec<&Place> = cluster.world.pods().map(|pod| pod.place()).collect();
+    let backends: Vec<&Place> = cluster.world.pods().map(lb_tests::Pod::place).collect();
     let mut rows = Rows::default();
     for ip in LOOPBACK {
         for transport in TRANSPORTS {

@@ -44,7 +44,7 @@ impl Site {
         ] {
             world.apply_service(&service).expect("a Service");
         }
-        let places = world.pods().map(|pod| pod.place()).chain([world.client()]);
+        let places = world.pods().map(lb_tests::Pod::place).chain([world.client()]);
         let servers = places.map(|place| Echo::start(place, &[], &[TARGET]).expect("a server")).collect();
         let agents = Agent::start_all(&world, &Setup::tcx(true)).expect("agents");
         let site = Self { agents, _servers: servers, world };

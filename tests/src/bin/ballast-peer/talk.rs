@@ -14,7 +14,7 @@ use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketType, sockopt};
 use crate::call::error_name;
 
 /// How long a connect or an answer may take.
-const LIMIT: Duration = Duration::from_millis(1000);
+const LIMIT: Duration = Duration::from_secs(1);
 
 struct Talk {
     socket: OwnedFd,
@@ -47,14 +47,15 @@ pub(crate) fn talk() -> anyhow::Result<()> {
         met.error = result.err().map(|error| error_name(&error));
         if let Some(talk) = &talk {
             met.cookie = sockopt::socket_cookie(&talk.socket)?;
-            met.local = rustix::net::getsockname(&talk.socket).ok().and_then(|addr| plain(addr.try_into().ok()?));
+            met.local = rustix::net::getsockname(&talk.socket).ok().and_then(plain);
         }
         println!("{}", serde_json::to_string(&met)?);
     }
     Ok(())
 }
 
-fn plain(addr: SocketAddr) -> Option<SocketAddr> {
+fn plain(addr: impl TryInto<SocketAddr>) -> Option<SocketAddr> {
+    let addr = addr.try_into().ok()?;
     Some(SocketAddr::new(addr.ip().to_canonical(), addr.port()))
 }
 
@@ -89,7 +90,7 @@ impl Talk {
     fn connect(&mut self, to: SocketAddr, met: &mut Met) -> io::Result<()> {
         rustix::net::connect(&self.socket, &self.address(to))?;
         let peer = rustix::net::getpeername(&self.socket)?;
-        met.peer = peer.and_then(|addr| plain(addr.try_into().ok()?));
+        met.peer = peer.and_then(plain);
         Ok(())
     }
 
@@ -104,7 +105,7 @@ impl Talk {
     fn receive(&mut self, met: &mut Met) -> io::Result<()> {
         let mut buffer = [0_u8; 512];
         let (_, count, from) = rustix::net::recvfrom(&self.socket, &mut buffer[..], RecvFlags::empty())?;
-        met.peer = from.and_then(|addr| plain(addr.try_into().ok()?));
+        met.peer = from.and_then(plain);
         self.greeting = String::from_utf8_lossy(buffer.get(..count).unwrap_or_default()).into_owned();
         met.backend = self.greeting.split_whitespace().next().map(str::to_owned);
         met.source = self.greeting.split_whitespace().nth(1).and_then(|word| word.parse().ok());
