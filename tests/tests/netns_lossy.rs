@@ -37,7 +37,7 @@ fn counters(agents: &[Agent]) -> BTreeMap<String, u64> {
 
 fn assert_works(from: &Place, to: SocketAddr) {
     let row = format!("{} to {to}", from.name());
-    let report = client::bulk(from, to, BYTES, Duration::from_secs(60)).expect(&row);
+    let report = client::bulk(from, to, BYTES, Duration::from_mins(1)).expect(&row);
     assert!(report.is_intact() && report.sent == BYTES, "{row}: {report:?}");
     println!("{row}: {:.0} ms", report.elapsed_ms);
     // The handshake's packets are lost as well.
