@@ -10,9 +10,9 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned, native_e
 
 use crate::{
     conntrack::{Conntrack, Phase},
-    create,
     family::Addr,
     hash::{flow_hash, scale},
+    insert,
     protocol::Protocol,
     settings::Setting,
     tables::{Scratch, Tables},
@@ -87,7 +87,7 @@ fn take_slot<A: Addr, W: Tables<A>>(world: &W, entry: &Conntrack<A>, victim: &mu
     world.conntrack(&key, |found| *victim = *found)?;
     if is_half_open(world, victim) {
         world.count(Counter::HalfOpenEvicted);
-        create::remove_flow(world, victim);
+        insert::remove_flow(world, victim);
     }
     Some(())
 }

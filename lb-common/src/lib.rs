@@ -38,6 +38,7 @@ pub mod frontend;
 pub mod half_open;
 pub mod hash;
 pub mod icmp;
+mod insert;
 pub mod nat;
 pub mod packet;
 pub mod pipeline;

@@ -190,7 +190,7 @@ pub enum Counter {
     HostUntranslated = 28,
     /// Dropped: an answer could not be built in place.
     ReplyFailed = 29,
-    /// Flows removed because their backend is gone or they ended, to make a new choice.
+    /// Flows removed because their backend is gone or they ended, to make a new choice; those of `HalfOpenEvicted` as well.
     FlowReplaced = 30,
     /// Socket hook: connection sent to a backend.
     SocketConnect = 31,

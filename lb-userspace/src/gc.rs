@@ -10,11 +10,12 @@ use std::{
 
 use lb_common::{
     conntrack::{Conntrack, EntryKind},
+    settings::{Setting, takeover_left},
     state::{flow_phase, is_expired},
     tuple::FlowTuple,
 };
 
-use crate::bpf::{FlowFamily, Maps};
+use crate::bpf::{self, FlowFamily, Maps};
 
 /// The clock of the stamps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,6 +24,22 @@ pub struct Clock {
     pub now: u32,
     /// Ticks in a second.
     pub ticks_per_second: u32,
+}
+
+impl Clock {
+    /// As the maps have it; the error where it cannot be read, or no agent has set it yet.
+    pub fn of(maps: &Maps) -> io::Result<Self> {
+        let ticks = maps.word("LB_SETTINGS", Setting::TicksPerSecond as u32)?;
+        let ticks_per_second = u32::try_from(ticks).ok().filter(|ticks| *ticks > 0);
+        let ticks_per_second = ticks_per_second.ok_or(io::ErrorKind::InvalidData)?;
+        Ok(Self { now: bpf::clock()?, ticks_per_second })
+    }
+
+    /// Seconds that a takeover ([`Setting::Takeover`]) still lasts; none once it is over.
+    pub fn takeover_seconds(self, word: u64) -> Option<u32> {
+        let left = takeover_left(word, self.now);
+        (left != 0).then(|| left.div_ceil(self.ticks_per_second))
+    }
 }
 
 /// Marks of the last round: entries by key, with the stamps they had.

@@ -3,11 +3,9 @@
 use lb_common::{
     family::{Addr, Family, V4, V6},
     protocol::Port,
-    socket::{self, Socket},
-    testing::{FamilyTables, Memory, SocketStorage},
+    tables::Tables,
+    testing::{FamilyTables, Memory},
     tuple::L4Addr,
-    udp_socket,
-    verdict::SocketVerdict,
 };
 
 /// Networks of the test world, see [`Ip::at`].
@@ -40,23 +38,8 @@ pub(crate) trait Ip: Addr {
 
     fn tables_mut(memory: &mut Memory) -> &mut FamilyTables<Self>;
 
-    fn connect(memory: &Memory, socket: Socket, destination: L4Addr<Self>) -> SocketVerdict<Self>;
-
-    fn peer_name(memory: &Memory, cookie: u64) -> Option<L4Addr<Self>>;
-
-    fn connect_udp(
-        memory: &Memory,
-        storage: &SocketStorage<Self>,
-        socket: Socket,
-        destination: L4Addr<Self>,
-    ) -> SocketVerdict<Self>;
-
-    fn send_udp(
-        memory: &Memory,
-        storage: &SocketStorage<Self>,
-        socket: Socket,
-        destination: L4Addr<Self>,
-    ) -> SocketVerdict<Self>;
+    /// The same as the pipeline sees it.
+    fn world(memory: &Memory) -> &impl Tables<Self>;
 
     /// An address with a port.
     fn at(net: u8, host: u8, port: u16) -> L4Addr<Self> {
@@ -91,30 +74,8 @@ impl Ip for [u8; 4] {
         &mut memory.v4
     }
 
-    fn connect(memory: &Memory, socket: Socket, destination: L4Addr<Self>) -> SocketVerdict<Self> {
-        socket::connect(memory, socket, destination)
-    }
-
-    fn peer_name(memory: &Memory, cookie: u64) -> Option<L4Addr<Self>> {
-        socket::peer_name(memory, cookie)
-    }
-
-    fn connect_udp(
-        memory: &Memory,
-        storage: &SocketStorage<Self>,
-        socket: Socket,
-        destination: L4Addr<Self>,
-    ) -> SocketVerdict<Self> {
-        udp_socket::connect(memory, storage, socket, destination)
-    }
-
-    fn send_udp(
-        memory: &Memory,
-        storage: &SocketStorage<Self>,
-        socket: Socket,
-        destination: L4Addr<Self>,
-    ) -> SocketVerdict<Self> {
-        udp_socket::send(memory, storage, socket, destination)
+    fn world(memory: &Memory) -> &impl Tables<Self> {
+        memory
     }
 }
 
@@ -140,29 +101,7 @@ impl Ip for [u8; 16] {
         &mut memory.v6
     }
 
-    fn connect(memory: &Memory, socket: Socket, destination: L4Addr<Self>) -> SocketVerdict<Self> {
-        socket::connect(memory, socket, destination)
-    }
-
-    fn peer_name(memory: &Memory, cookie: u64) -> Option<L4Addr<Self>> {
-        socket::peer_name(memory, cookie)
-    }
-
-    fn connect_udp(
-        memory: &Memory,
-        storage: &SocketStorage<Self>,
-        socket: Socket,
-        destination: L4Addr<Self>,
-    ) -> SocketVerdict<Self> {
-        udp_socket::connect(memory, storage, socket, destination)
-    }
-
-    fn send_udp(
-        memory: &Memory,
-        storage: &SocketStorage<Self>,
-        socket: Socket,
-        destination: L4Addr<Self>,
-    ) -> SocketVerdict<Self> {
-        udp_socket::send(memory, storage, socket, destination)
+    fn world(memory: &Memory) -> &impl Tables<Self> {
+        memory
     }
 }

@@ -46,7 +46,11 @@ fn node<A: Ip>(rules: Rules) -> Node<A> {
 }
 
 fn connect<A: Ip>(node: &Node<A>, socket: Socket, destination: L4Addr<A>) -> SocketVerdict<A> {
-    A::connect(&node.memory, socket, destination)
+    lb_common::socket::connect(A::world(&node.memory), socket, destination)
+}
+
+fn peer_name<A: Ip>(node: &Node<A>, cookie: u64) -> Option<L4Addr<A>> {
+    lb_common::socket::peer_name(A::world(&node.memory), cookie)
 }
 
 fn connect_goes_to_a_backend<A: Ip>() {
@@ -68,7 +72,7 @@ fn connect_without_an_endpoint_is_refused<A: Ip>() {
     for netns in [NETNS, POD_NETNS] {
         assert_eq!(connect(&node, socket(1, netns), vip()), SocketVerdict::refuse(Counter::SocketNoEndpoint));
     }
-    assert_eq!(A::peer_name(&node.memory, 1), None);
+    assert_eq!(peer_name(&node, 1), None);
 }
 
 /// So that `connect` times out, as with kube-proxy.
@@ -133,11 +137,11 @@ fn peer_name_is_the_frontend<A: Ip>() {
     // The greatest cookie that fits the slot's forty bits, too.
     for (cookie, frontend) in [(1, vip()), (2, other_vip()), ((1 << 40) - 1, vip())] {
         connected(&node, cookie, frontend);
-        assert_eq!(A::peer_name(&node.memory, cookie), Some(frontend));
+        assert_eq!(peer_name(&node, cookie), Some(frontend));
     }
-    assert_eq!(A::peer_name(&node.memory, 1), Some(vip()));
-    assert_eq!(A::peer_name(&node.memory, 3), None);
-    assert_eq!(A::peer_name(&node.memory, 0), None);
+    assert_eq!(peer_name(&node, 1), Some(vip()));
+    assert_eq!(peer_name(&node, 3), None);
+    assert_eq!(peer_name(&node, 0), None);
 }
 
 /// A cookie that shares its slot with `cookie`.
@@ -152,12 +156,12 @@ fn a_peer_name_is_never_that_of_another_socket<A: Ip>() {
     node.frontend(SERVICE, Protocol::TCP, other_vip(), Rules::all(KEEP));
     let mate = slot_mate(1);
     connected(&node, 1, vip());
-    assert_eq!(A::peer_name(&node.memory, mate), None);
+    assert_eq!(peer_name(&node, mate), None);
     connected(&node, mate, other_vip());
     assert_eq!(node.memory.sockets.borrow().len(), 1, "the slot was taken over");
-    assert_eq!(A::peer_name(&node.memory, mate), Some(other_vip()));
+    assert_eq!(peer_name(&node, mate), Some(other_vip()));
     // The first shows its backend's address now, which is documented; not the other's frontend.
-    assert_eq!(A::peer_name(&node.memory, 1), None);
+    assert_eq!(peer_name(&node, 1), None);
 }
 
 fn a_socket_that_connects_elsewhere_is_forgotten<A: Ip>() {
@@ -165,18 +169,18 @@ fn a_socket_that_connects_elsewhere_is_forgotten<A: Ip>() {
     let elsewhere = A::at(net::WORLD, 1, 80);
     connected(&node, 1, vip());
     assert_eq!(connect(&node, socket(1, NETNS), elsewhere), SocketVerdict::leave(Counter::SocketOther));
-    assert_eq!(A::peer_name(&node.memory, 1), None);
+    assert_eq!(peer_name(&node, 1), None);
     // Refused is elsewhere as well.
     connected(&node, 1, vip());
     node.ring(SERVICE, Scope::Cluster, &[], WhenEmpty::Reject);
     assert_eq!(connect(&node, socket(1, NETNS), vip()), SocketVerdict::refuse(Counter::SocketNoEndpoint));
-    assert_eq!(A::peer_name(&node.memory, 1), None);
+    assert_eq!(peer_name(&node, 1), None);
     // Another socket's slot is not touched.
     node.ring(SERVICE, Scope::Cluster, &[BACKEND], WhenEmpty::Reject);
     connected(&node, 1, vip());
     let other = connect(&node, socket(slot_mate(1), NETNS), elsewhere);
     assert_eq!(other, SocketVerdict::leave(Counter::SocketOther));
-    assert_eq!(A::peer_name(&node.memory, 1), Some(vip()));
+    assert_eq!(peer_name(&node, 1), Some(vip()));
 }
 
 fn holes_in_the_tables_leave_a_socket_alone<A: Ip>() {
@@ -186,7 +190,7 @@ fn holes_in_the_tables_leave_a_socket_alone<A: Ip>() {
     A::tables_mut(&mut without_record.memory).records.clear();
     for node in [without_backend, without_record] {
         assert_eq!(connect(&node, socket(1, NETNS), vip()), SocketVerdict::leave(Counter::Inconsistent));
-        assert_eq!(A::peer_name(&node.memory, 1), None);
+        assert_eq!(peer_name(&node, 1), None);
     }
 }
 
@@ -209,7 +213,7 @@ fn rule_2_9_3_loopback_frontends_are_for_the_host_alone<A: Ip>() {
     A::tables_mut(&mut node.memory).vips.pop();
     let rewrite = SocketVerdict::rewrite(Counter::SocketConnect, remote_backend());
     assert_eq!(connect(&node, socket(1, NETNS), A::loopback(30_080)), rewrite);
-    assert_eq!(A::peer_name(&node.memory, 1), Some(A::loopback(30_080)));
+    assert_eq!(peer_name(&node, 1), Some(A::loopback(30_080)));
     let left = SocketVerdict::leave(Counter::SocketOther);
     assert_eq!(connect(&node, socket(1, NETNS), A::loopback(30_081)), left);
     // A pod's loopback addresses are its own.

@@ -50,12 +50,12 @@ impl<A: Ip> Own<A> {
     }
 
     pub(crate) fn send(&self, node: &Node<A>, to: L4Addr<A>) -> SocketVerdict<A> {
-        A::send_udp(&node.memory, &self.storage, self.socket, to)
+        udp_socket::send(A::world(&node.memory), &self.storage, self.socket, to)
     }
 
     /// Connects, as the kernel does: the hook first.
     pub(crate) fn connect(&mut self, node: &Node<A>, to: L4Addr<A>) -> SocketVerdict<A> {
-        let verdict = A::connect_udp(&node.memory, &self.storage, self.socket, to);
+        let verdict = udp_socket::connect(A::world(&node.memory), &self.storage, self.socket, to);
         self.socket.connected = verdict.action != SocketAction::Refuse;
         verdict
     }

@@ -14,7 +14,7 @@ impl Agent {
             }
         };
         let clock = Clock { now, ticks_per_second: self.clock_ticks };
-        if self.takeover.ends(now) {
+        if self.takeover.ends(clock) {
             self.program().await;
         }
         let maps = &self.datapath.maps;

@@ -37,7 +37,7 @@ use crate::{
     desired::NodeContext,
     engine::Engine,
     file_source::{self, Finding, Watch},
-    gc::Collector,
+    gc::{Clock, Collector},
     lock::InstanceLock,
     memory,
     model::Model,
@@ -206,11 +206,12 @@ impl Agent {
         let (seed, taking_over) = (word(Setting::HashSeed)?, word(Setting::Takeover)?);
         let clock_ticks = ticks_per_second()?;
         let now = datapath.clock().context("cannot read the kernel's clock")?;
+        let clock = Clock { now, ticks_per_second: clock_ticks };
         let seconds = options.config.takeover_seconds;
         let network = Network::open(&options).await?;
         let mut agent = Self {
             clock_ticks,
-            takeover: Takeover::begin(taking_over, seed == 0, now, clock_ticks, seconds),
+            takeover: Takeover::begin(taking_over, seed == 0, clock, seconds),
             hash_seed: if seed == 0 { random()? } else { seed },
             netns_cookie: net::netns_cookie().context("cannot read the cookie of the network namespace")?,
             options,

@@ -2,12 +2,11 @@
 
 use super::Agent;
 use crate::{
-    bpf,
     control::Response,
     describe::{self, ServiceNumbers},
     desired::{BackendAddr, ServiceKey},
     file_source::Severity,
-    gc::Survey,
+    gc::{Clock, Survey},
     ids::BackendKey,
     model::ObjectName,
     numbers,
@@ -79,6 +78,11 @@ impl Agent {
         problems
     }
 
+    fn takeover_seconds(&self) -> Option<u32> {
+        let word = Some(self.takeover.word).filter(|word| *word != 0)?;
+        Clock::of(&self.datapath.maps).ok()?.takeover_seconds(word)
+    }
+
     pub(super) fn status(&self) -> Status {
         let desired = &self.engine.desired;
         let maps = &self.datapath.maps;
@@ -91,7 +95,7 @@ impl Agent {
             source: self.options.path.display().to_string(),
             detector: if cidrs.is_empty() { "none".to_owned() } else { format!("NodeCIDR {}", cidrs.join(",")) },
             socket_hooks: self.socket_hooks.clone(),
-            takeover_seconds: bpf::clock().ok().and_then(|now| self.takeover.seconds_left(now, self.clock_ticks)),
+            takeover_seconds: self.takeover_seconds(),
             devices: self.network.device_status(),
             maps: numbers::map_use(maps, self.engine.mirror(), &surveys),
             bpf_memory_bytes: maps.memory(),

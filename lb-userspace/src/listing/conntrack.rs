@@ -4,13 +4,12 @@ use std::net::{IpAddr, SocketAddr};
 
 use lb_common::{
     conntrack::{Conntrack, EntryKind, Phase},
-    settings::Setting,
     state::flow_phase,
 };
 
 use super::{ListError, Tables, unreadable};
 use crate::{
-    bpf::{self, FlowFamily},
+    bpf::FlowFamily,
     gc::Clock,
     image::octets::{Octets, model_protocol},
     model::ObjectName,
@@ -32,19 +31,12 @@ pub struct Filter {
 pub fn flows(tables: &Tables, filter: &Filter) -> Result<FlowList, ListError> {
     let wanted = tables.numbers(filter.service.as_ref())?;
     let mut list = FlowList::default();
-    let clock = clock(tables);
+    // Where it cannot be read an age is unknown, and all else is told.
+    let clock = Clock::of(&tables.maps).ok();
     add::<[u8; 4]>(tables, filter, wanted.as_deref(), clock, &mut list)?;
     add::<[u8; 16]>(tables, filter, wanted.as_deref(), clock, &mut list)?;
     list.flows.sort();
     Ok(list)
-}
-
-/// `None` where it cannot be read: an age is then unknown, and all else is told.
-fn clock(tables: &Tables) -> Option<Clock> {
-    let now = bpf::clock().ok()?;
-    let ticks = tables.maps.word("LB_SETTINGS", Setting::TicksPerSecond as u32).ok()?;
-    let ticks_per_second = u32::try_from(ticks).ok().filter(|ticks| *ticks > 0)?;
-    Some(Clock { now, ticks_per_second })
 }
 
 fn add<A: FlowFamily + Octets>(

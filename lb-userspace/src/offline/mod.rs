@@ -13,16 +13,14 @@ use std::{
 };
 
 use ipnet::IpNet;
-use lb_common::{
-    frontend::PrefixFlags,
-    settings::{Setting, takeover_left},
-};
+use lb_common::{frontend::PrefixFlags, settings::Setting};
 
 use crate::{
     bpf::{self, Hooks, Maps, OpenError, Pins},
     control::{Request, Response},
     desired::{Desired, ServiceKey},
     engine,
+    gc::Clock,
     ids::Ids,
     image::{self, Image, Programmed},
     net::{self, Netlink, host_device},
@@ -194,10 +192,8 @@ impl<'a> Left<'a> {
 
     /// Absent as well where the clock cannot be read.
     fn takeover_seconds(&self) -> Option<u32> {
-        let word = |setting: Setting| self.maps.word("LB_SETTINGS", setting as u32).ok();
-        let left = takeover_left(word(Setting::Takeover)?, bpf::clock().ok()?);
-        let ticks = u32::try_from(word(Setting::TicksPerSecond)?).ok()?;
-        (left != 0 && ticks != 0).then(|| left.div_ceil(ticks))
+        let word = self.maps.word("LB_SETTINGS", Setting::Takeover as u32).ok()?;
+        Clock::of(&self.maps).ok()?.takeover_seconds(word)
     }
 
     fn socket_hooks(&self, pins: &Pins) -> HookStatus {
