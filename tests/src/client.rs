@@ -227,8 +227,14 @@ pub struct Hold {
 impl Hold {
     /// Opens it; established when this returns.
     pub fn start(place: &Place, to: SocketAddr) -> anyhow::Result<Self> {
+        Self::start_every(place, to, Duration::from_millis(2))
+    }
+
+    /// The same with such a pause between echoes.
+    pub fn start_every(place: &Place, to: SocketAddr, pause: Duration) -> anyhow::Result<Self> {
         let mut command = place.command(binary("ballast-peer")?)?;
         command.arg("hold").arg("--to").arg(to.to_string());
+        command.arg("--interval-ms").arg(pause.as_millis().to_string());
         let mut process = Process::spawn(&format!("held connection at {}", place.name()), command)?;
         let line = process.first_line(Duration::from_secs(10))?;
         let answer: Answer = serde_json::from_str(&line).with_context(|| format!("cannot read {line:?}"))?;
@@ -241,7 +247,7 @@ impl Hold {
         &self.answer
     }
 
-    /// Ends it; how it fared.
+    /// Ends it with one more echo, after the pause; how it fared.
     pub fn stop(self) -> anyhow::Result<HoldReport> {
         let output = self.process.output(Duration::from_secs(15))?;
         let line = output.lines().nth(1).context("the peer gave no report")?;
