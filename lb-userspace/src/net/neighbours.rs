@@ -27,7 +27,7 @@ pub struct Neighbour {
     pub silent: bool,
 }
 
-/// How long one may take to answer, in USER_HZ: the kernel asks once a second.
+/// How long one may take to answer, in `USER_HZ`: the kernel asks once a second.
 const PATIENCE: u32 = 100;
 
 /// By device and address.
