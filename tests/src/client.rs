@@ -203,6 +203,30 @@ pub fn bulk(place: &Place, to: SocketAddr, bytes: u64, limit: Duration) -> anyho
     serde_json::from_str(&output).with_context(|| format!("cannot read the peer's report {output:?}"))
 }
 
+/// What a datagram socket that forbids fragments learned of its path.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PathReport {
+    /// Name of the error, if nobody answered in the end.
+    pub error: Option<String>,
+    /// The path MTU the kernel knows after the answer.
+    pub mtu: u32,
+    /// How often a datagram was called too long.
+    pub too_long: u32,
+    /// How often one was sent.
+    pub sent: u32,
+    /// Bytes of the datagram that was answered.
+    pub answered: usize,
+}
+
+/// Sends datagrams that may not be fragmented from `place`, as large as the path is said to take, until one is answered.
+pub fn path(place: &Place, to: SocketAddr) -> anyhow::Result<PathReport> {
+    let mut command = place.command(binary("ballast-peer")?)?;
+    command.arg("path").arg("--to").arg(to.to_string());
+    let output = Process::spawn(&format!("datagrams of {}", place.name()), command)?.output(Duration::from_secs(20))?;
+    serde_json::from_str(&output).with_context(|| format!("cannot read the peer's report {output:?}"))
+}
+
 /// What became of a held connection.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

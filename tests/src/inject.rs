@@ -40,7 +40,8 @@ impl Injector {
 
     /// Sends an IP packet.
     pub fn send(&self, packet: &[u8]) -> anyhow::Result<()> {
-        let ethertype: [u8; 2] = if packet.first().is_some_and(|first| first >> 4 == 6) { [0x86, 0xdd] } else { [8, 0] };
+        let ethertype: [u8; 2] =
+            if packet.first().is_some_and(|first| first >> 4 == 6) { [0x86, 0xdd] } else { [8, 0] };
         let frame = [&self.to[..], &self.from, &ethertype, packet].concat();
         self.socket.send(&frame).context("cannot send the frame")
     }
