@@ -236,9 +236,26 @@ pub struct BackendRow {
     pub device: Option<String>,
     /// The source address a masqueraded connection has.
     pub source: Option<IpAddr>,
+    /// The largest packet that gets there in one piece, as far as the kernel knows; absent where the command runs in
+    /// another network namespace than the agent, as the next hop.
+    pub mtu: Option<u32>,
+    /// Who gets the packets first; absent for an address of this node.
+    pub next_hop: Option<NextHopRow>,
     /// New connections to it since the slot has it.
     pub connections: u64,
     /// `in use`, or `no new connections`: it keeps those it has.
+    pub state: String,
+}
+
+/// The next hop of a backend, as the kernel knows it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NextHopRow {
+    /// A router, or the backend itself where it is on the link.
+    pub address: IpAddr,
+    /// Its MAC, once the kernel knows it.
+    pub mac: Option<String>,
+    /// As `ip neigh` says it: `reachable`, `stale`, `permanent`, `failed`, ...; `none` where nobody asked for it yet.
     pub state: String,
 }
 

@@ -203,6 +203,30 @@ pub fn bulk(place: &Place, to: SocketAddr, bytes: u64, limit: Duration) -> anyho
     serde_json::from_str(&output).with_context(|| format!("cannot read the peer's report {output:?}"))
 }
 
+/// What a datagram socket that forbids fragments learned of its path.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PathReport {
+    /// Name of the error, if nobody answered in the end.
+    pub error: Option<String>,
+    /// The path MTU the kernel knows after the answer.
+    pub mtu: u32,
+    /// How often a datagram was called too long.
+    pub too_long: u32,
+    /// How often one was sent.
+    pub sent: u32,
+    /// Bytes of the datagram that was answered.
+    pub answered: usize,
+}
+
+/// Sends datagrams that may not be fragmented from `place`, as large as the path is said to take, until one is answered.
+pub fn path(place: &Place, to: SocketAddr) -> anyhow::Result<PathReport> {
+    let mut command = place.command(binary("ballast-peer")?)?;
+    command.arg("path").arg("--to").arg(to.to_string());
+    let output = Process::spawn(&format!("datagrams of {}", place.name()), command)?.output(Duration::from_secs(20))?;
+    serde_json::from_str(&output).with_context(|| format!("cannot read the peer's report {output:?}"))
+}
+
 /// What became of a held connection.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -227,8 +251,14 @@ pub struct Hold {
 impl Hold {
     /// Opens it; established when this returns.
     pub fn start(place: &Place, to: SocketAddr) -> anyhow::Result<Self> {
+        Self::start_every(place, to, Duration::from_millis(2))
+    }
+
+    /// The same with such a pause between echoes.
+    pub fn start_every(place: &Place, to: SocketAddr, pause: Duration) -> anyhow::Result<Self> {
         let mut command = place.command(binary("ballast-peer")?)?;
         command.arg("hold").arg("--to").arg(to.to_string());
+        command.arg("--interval-ms").arg(pause.as_millis().to_string());
         let mut process = Process::spawn(&format!("held connection at {}", place.name()), command)?;
         let line = process.first_line(Duration::from_secs(10))?;
         let answer: Answer = serde_json::from_str(&line).with_context(|| format!("cannot read {line:?}"))?;
@@ -241,7 +271,7 @@ impl Hold {
         &self.answer
     }
 
-    /// Ends it; how it fared.
+    /// Ends it with one more echo, after the pause; how it fared.
     pub fn stop(self) -> anyhow::Result<HoldReport> {
         let output = self.process.output(Duration::from_secs(15))?;
         let line = output.lines().nth(1).context("the peer gave no report")?;

@@ -9,6 +9,7 @@
 //!   its namespace *and* in its node's own cgroup, since socket hooks look at the cgroup and not at the namespace;
 //! * [`client`] opens connections from a place and tells what they saw; [`Echo`] is the server behind a pod;
 //! * [`kube`] writes the folder of Kubernetes documents the agents read; [`Agent`] is a running `ballast run`;
+//! * [`inject`] puts packets on a wire that no kernel would send;
 //! * [`Cluster`] is all of this with a Service over four pods;
 //! * [`ChecksumSink`] verifies every checksum of what an interface receives, [`Capture`] remembers its addresses and hop
 //!   limits; [`LossyHop`] loses, repeats and reorders what the router forwards; [`ForeignProgram`] stands in a tcx chain beside ours; [`wait_until`] waits without sleeping.
@@ -21,6 +22,7 @@ mod builder;
 mod cgroup;
 pub mod client;
 mod cluster;
+pub mod inject;
 pub mod kube;
 mod leftovers;
 mod listen;

@@ -92,6 +92,8 @@ pub struct Seen {
     pub destination: IpAddr,
     /// Its TTL or hop limit.
     pub hops: u8,
+    /// The MAC it is sent to.
+    pub mac: [u8; 6],
 }
 
 /// Remembers the headers of the TCP and UDP packets that an interface receives.
@@ -114,18 +116,19 @@ impl Capture {
 
 fn read(frame: &[u8]) -> Option<Seen> {
     let packet = frame.get(14..)?;
+    let mac = *frame.first_chunk()?;
     let (protocol, seen) = match frame.get(12..14)? {
         [0x08, 0x00] => {
             let at = |offset: usize| -> Option<IpAddr> {
                 Some(Ipv4Addr::from(*packet.get(offset..)?.first_chunk::<4>()?).into())
             };
-            (*packet.get(9)?, Seen { source: at(12)?, destination: at(16)?, hops: *packet.get(8)? })
+            (*packet.get(9)?, Seen { source: at(12)?, destination: at(16)?, hops: *packet.get(8)?, mac })
         }
         [0x86, 0xdd] => {
             let at = |offset: usize| -> Option<IpAddr> {
                 Some(Ipv6Addr::from(*packet.get(offset..)?.first_chunk::<16>()?).into())
             };
-            (*packet.get(6)?, Seen { source: at(8)?, destination: at(24)?, hops: *packet.get(7)? })
+            (*packet.get(6)?, Seen { source: at(8)?, destination: at(24)?, hops: *packet.get(7)?, mac })
         }
         _ => return None,
     };

@@ -71,6 +71,15 @@ impl Namespace {
         tool::run(command, "")
     }
 
+    /// The MAC of a device.
+    pub fn mac(&self, device: &str) -> anyhow::Result<[u8; 6]> {
+        let link = self.ip_output(&["-o", "link", "show", device])?;
+        let text = link.split_once("link/ether ").and_then(|(_, rest)| rest.split(' ').next());
+        let text = text.with_context(|| format!("{device} has no MAC: {link}"))?;
+        let octets: Result<Vec<u8>, _> = text.split(':').map(|octet| u8::from_str_radix(octet, 16)).collect();
+        octets?.try_into().map_err(|_| anyhow!("{text} is no MAC"))
+    }
+
     /// Loads nftables rules into it.
     pub fn nft(&self, rules: &str) -> anyhow::Result<()> {
         let mut command = self.command("nft", None)?;

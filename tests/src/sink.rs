@@ -141,7 +141,7 @@ fn verify_sum(parts: &[&[u8]], partial: bool, what: &'static str) -> Finding {
 }
 
 /// RFC 1071; every part but the last has an even length.
-fn sum(parts: &[&[u8]]) -> u16 {
+pub(crate) fn sum(parts: &[&[u8]]) -> u16 {
     let mut sum = 0_u64;
     for part in parts {
         for pair in part.chunks(2) {
@@ -162,6 +162,12 @@ fn word(bytes: &[u8], offset: usize) -> Option<u16> {
 
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().concat()
+}
+
+/// Whether every checksum of a frame is right.
+#[cfg(test)]
+pub(crate) fn is_right(frame: &[u8]) -> bool {
+    verify(frame, false) == Finding::Right
 }
 
 #[cfg(test)]

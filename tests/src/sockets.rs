@@ -58,6 +58,12 @@ impl PacketSocket {
         Ok(socket)
     }
 
+    /// Sends a frame by the interface.
+    pub(crate) fn send(&self, frame: &[u8]) -> io::Result<()> {
+        let sent = rustix::net::send(&self.fd, frame, rustix::net::SendFlags::empty())?;
+        if sent == frame.len() { Ok(()) } else { Err(io::ErrorKind::WriteZero.into()) }
+    }
+
     /// The next frame, or nothing within the timeout.
     pub(crate) fn receive(&self, buffer: &mut [u8]) -> io::Result<Option<Frame>> {
         // Aligned as control messages want it; far more than one `tpacket_auxdata` needs.

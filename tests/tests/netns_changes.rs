@@ -72,6 +72,7 @@ fn soon(what: &str, since: Instant, from: &Place, transport: Transport, to: Sock
         }
     })
     .expect("an answer");
+    println!("{row}: failing until {:.0} ms after", last.unwrap_or_default().as_secs_f64() * 1e3);
     assert!(last.is_none_or(|last| last < SOON), "{row}: still failing after {last:?}");
     for _ in 0..5 {
         let answer = call();

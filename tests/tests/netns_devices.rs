@@ -171,7 +171,7 @@ fn next_hops_tell_device_source_and_what_is_local() {
         for addr in &asked_of {
             assert_eq!(netlink.next_hop(*addr).await.expect("a route"), many.get(addr).copied(), "{addr}");
         }
-        (many, index)
+        (many.into_iter().map(|(addr, way)| (addr, way.info)).collect::<BTreeMap<_, _>>(), index)
     });
     let mut expected = BTreeMap::new();
     for addr in nodes {

@@ -162,7 +162,7 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
                 agent.collect_sockets();
             }
             Some((request, answer)) = requests.recv() => {
-                let response = agent.answer(&request);
+                let response = agent.answer(&request).await;
                 if answer.send(response).is_err() {
                     tracing::debug!("a command went away before its answer");
                 }
@@ -274,7 +274,7 @@ impl Agent {
         let backends = self.engine.compute(&self.model, &node);
         self.network.resolve(&backends).await;
         let settings = self.settings();
-        match self.engine.sync(&mut self.datapath.maps, self.network.next_hops(), &settings) {
+        match self.engine.sync(&mut self.datapath.maps, &self.network.next_hops(), &settings) {
             Ok(0) => self.sync_error = None,
             Ok(writes) => {
                 self.sync_error = None;
@@ -355,9 +355,9 @@ impl Agent {
         self.engine.desired.services.values().map(|service| service.frontends.len()).sum()
     }
 
-    fn answer(&self, request: &Request) -> Response {
+    async fn answer(&self, request: &Request) -> Response {
         match request {
-            Request::Status => Response::Status(Box::new(self.status())),
+            Request::Status => Response::Status(Box::new(self.status().await)),
             Request::Services => Response::Services(self.service_rows()),
             Request::Describe { namespace, name } => self.describe(namespace, name),
         }

@@ -17,9 +17,9 @@ use crate::{
     image::NextHopInfo,
     model::Node,
     net::{
-        self, Address, Netlink, bridges,
+        self, Address, Netlink, NextHop, bridges,
         host_device::{self, HostDevice, Way},
-        reserved_ports,
+        neighbours, reserved_ports,
         roles::{self, Device, Role},
     },
     report::{DeviceStatus, Problem},
@@ -34,7 +34,8 @@ pub(super) struct Network {
     devices: Vec<Device>,
     /// What is attached, by interface index; an error is told and tried again.
     attached: BTreeMap<u32, Result<Attached, String>>,
-    next_hops: BTreeMap<IpAddr, NextHopInfo>,
+    /// To the backends.
+    ways: BTreeMap<IpAddr, NextHop>,
     /// By interface index.
     mtus: BTreeMap<u32, u32>,
     /// By origin, so that each listing replaces its own.
@@ -77,7 +78,7 @@ impl Network {
             default_routes: BTreeSet::new(),
             devices: Vec::new(),
             attached: BTreeMap::new(),
-            next_hops: BTreeMap::new(),
+            ways: BTreeMap::new(),
             mtus: BTreeMap::new(),
             problems,
             warnings: Vec::new(),
@@ -178,8 +179,8 @@ impl Network {
     /// Finds the ways to all backends.
     pub(super) async fn resolve(&mut self, backends: &BTreeSet<IpAddr>) {
         match self.netlink.next_hops(backends).await {
-            Ok(next_hops) => {
-                self.next_hops = next_hops;
+            Ok(ways) => {
+                self.ways = ways;
                 self.problems.remove("hops");
             }
             Err(error) => {
@@ -223,14 +224,16 @@ impl Network {
         self.problems.insert("routes", problems);
     }
 
-    /// The smallest MTU of the devices that lead to backends, or where there are none yet of the uplinks.
+    /// The smallest MTU of the ways to backends, or where there are none yet of the uplinks. What was learned of a single
+    /// backend by an ICMP error does not count: it is the kernel's to apply, and to forget.
     fn mtu(&self, net: IpNet) -> Option<u32> {
         let of_family = |addr: &IpAddr| addr.is_ipv4() == net.addr().is_ipv4();
-        let ways = self.next_hops.iter().filter(|(addr, hop)| of_family(addr) && !hop.local);
-        let ways: BTreeSet<u32> = ways.map(|(_, hop)| hop.ifindex).collect();
-        let uplinks = self.devices.iter().filter(|device| device.role == Role::Uplink).map(|device| device.ifindex);
-        let devices: BTreeSet<u32> = if ways.is_empty() { uplinks.collect() } else { ways };
-        let smallest = devices.iter().filter_map(|ifindex| self.mtus.get(ifindex)).min().copied();
+        let ways = self.ways.iter().filter(|(addr, way)| of_family(addr) && !way.info.local);
+        let device = |ifindex: u32| self.mtus.get(&ifindex).copied();
+        let mtu = |way: &NextHop| NextHop { learned_mtu: None, ..*way }.mtu(device(way.info.ifindex));
+        let uplinks = self.devices.iter().filter(|device| device.role == Role::Uplink);
+        let smallest = ways.filter_map(|(_, way)| mtu(way)).min();
+        let smallest = smallest.or_else(|| uplinks.filter_map(|uplink| device(uplink.ifindex)).min());
         // RFC 8200 section 5: no IPv6 link takes less.
         smallest.map(|mtu| if net.addr().is_ipv6() { mtu.max(1280) } else { mtu })
     }
@@ -279,8 +282,9 @@ impl Network {
         })
     }
 
-    pub(super) const fn next_hops(&self) -> &BTreeMap<IpAddr, NextHopInfo> {
-        &self.next_hops
+    /// What the tables hold of the ways to the backends.
+    pub(super) fn next_hops(&self) -> BTreeMap<IpAddr, NextHopInfo> {
+        self.ways.iter().map(|(addr, way)| (*addr, way.info)).collect()
     }
 
     pub(super) fn host_device(&self) -> Option<HostDevice> {
@@ -301,6 +305,23 @@ impl Network {
 
     pub(super) fn warnings(&self) -> &[Problem] {
         &self.warnings
+    }
+
+    /// Next hops that do not answer now. Asked of the kernel each time: neighbours change their state every few seconds,
+    /// and nothing of ours depends on it.
+    pub(super) async fn silent_neighbours(&self) -> Vec<Problem> {
+        let name = |ifindex: u32| {
+            let device = self.devices.iter().find(|device| device.ifindex == ifindex);
+            device.map_or_else(|| format!("#{ifindex}"), |device| device.name.clone())
+        };
+        match self.netlink.neighbours().await {
+            Ok(found) => neighbours::warnings(&self.ways, &found, name),
+            Err(error) => vec![Problem {
+                object: "next hops".to_owned(),
+                cause: format!("whether they answer is unknown: {error}"),
+                fix: "see `ip neigh`".to_owned(),
+            }],
+        }
     }
 
     pub(super) fn problems(&self) -> Vec<Problem> {

@@ -50,9 +50,11 @@ impl Agent {
     }
 
     /// What may not be as meant.
-    fn warnings(&self) -> Vec<Problem> {
+    async fn warnings(&self) -> Vec<Problem> {
         let without_documents = self.options.notes.no_effect.iter().chain(self.network.warnings());
-        without_documents.chain(&self.takeover.warning).cloned().chain(self.findings(Severity::Warning)).collect()
+        let silent = self.network.silent_neighbours().await;
+        let network = without_documents.chain(&self.takeover.warning).cloned().chain(silent);
+        network.chain(self.findings(Severity::Warning)).collect()
     }
 
     /// Everything that is not as asked.
@@ -83,7 +85,7 @@ impl Agent {
         Clock::of(&self.datapath.maps).ok()?.takeover_seconds(word)
     }
 
-    pub(super) fn status(&self) -> Status {
+    pub(super) async fn status(&self) -> Status {
         let desired = &self.engine.desired;
         let maps = &self.datapath.maps;
         let surveys = numbers::surveys(maps);
@@ -105,7 +107,7 @@ impl Agent {
             flows: surveys.iter().map(|survey| survey.flows).sum(),
             counters: numbers::counters(maps),
             problems: self.problems(),
-            warnings: self.warnings(),
+            warnings: self.warnings().await,
             not_honoured: desired
                 .not_honoured
                 .iter()

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::Output;
 use crate::check::{Found, Level};
-use crate::report::{BackendRow, FlowList, Problem, ServiceDetail, ServicePortName, ServiceRow, Status};
+use crate::report::{BackendRow, FlowList, NextHopRow, Problem, ServiceDetail, ServicePortName, ServiceRow, Status};
 
 /// Renders a value in the form that was asked for.
 pub(super) fn print<T: Serialize>(
@@ -90,7 +90,7 @@ pub(super) fn backends(rows: &[BackendRow]) -> String {
         return "No backends.".to_owned();
     }
     columns(
-        ["SERVICE", "ADDRESS", "SLOT", "GENERATION", "DEVICE", "SOURCE", "CONNECTIONS", "STATE"],
+        ["SERVICE", "ADDRESS", "SLOT", "GENERATION", "DEVICE", "SOURCE", "MTU", "NEXT HOP", "CONNECTIONS", "STATE"],
         rows.iter().map(|row| {
             [
                 service(&row.service),
@@ -99,11 +99,20 @@ pub(super) fn backends(rows: &[BackendRow]) -> String {
                 row.generation.to_string(),
                 or_dash(row.device.as_ref()),
                 or_dash(row.source),
+                or_dash(row.mtu),
+                or_dash(row.next_hop.as_ref().map(next_hop)),
                 row.connections.to_string(),
                 row.state.clone(),
             ]
         }),
     )
+}
+
+fn next_hop(hop: &NextHopRow) -> String {
+    match &hop.mac {
+        Some(mac) => format!("{} ({mac}, {})", hop.address, hop.state),
+        None => format!("{} ({})", hop.address, hop.state),
+    }
 }
 
 /// `ballast conntrack list`.

@@ -1,9 +1,13 @@
 //! `ballast backend list`.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    net::IpAddr,
+};
 
 use lb_common::{
-    backend::{Backend, NextHop},
+    backend::{self, Backend},
     settings::Setting,
 };
 
@@ -14,9 +18,9 @@ use crate::{
         octets::{Octets, array},
     },
     model::{IpFamily, ObjectName},
-    net::{self, Netlink},
+    net::{self, Link, Netlink, NextHop, neighbours::Neighbours},
     plan,
-    report::BackendRow,
+    report::{BackendRow, NextHopRow},
 };
 
 /// What the tables say of a backend beside its address.
@@ -29,28 +33,31 @@ struct Slot {
 pub async fn backends(mut tables: Tables, service: Option<&ObjectName>) -> Result<Vec<BackendRow>, ListError> {
     let wanted = tables.numbers(service)?;
     let image = plan::read_mirror(&mut tables.maps).map_err(|cause| unreadable(&"the pinned maps", cause))?;
-    let devices = device_names(&tables).await;
     let slots = [slots::<[u8; 4]>(&image), slots::<[u8; 16]>(&image)];
     let words = |map: &str| tables.maps.words(map).map_err(|cause| unreadable(&format_args!("map {map}"), cause));
     let connections = [words("LB4_BKD_CONNS")?, words("LB6_BKD_CONNS")?];
+    let programmed: Vec<_> = image::programmed(&image)
+        .into_iter()
+        .filter(|(id, _)| wanted.as_ref().is_none_or(|wanted| wanted.contains(id)))
+        .collect();
+    let addrs = programmed.iter().flat_map(|(_, service)| service.backends.keys().map(|at| at.addr)).collect();
+    let around = Surroundings::of(&tables, &addrs).await;
     let mut rows = Vec::new();
-    for (id, programmed) in image::programmed(&image) {
-        if wanted.as_ref().is_some_and(|wanted| !wanted.contains(&id)) {
-            continue;
-        }
+    for (id, programmed) in programmed {
         let family = usize::from(programmed.family == IpFamily::V6);
         for (at, backend) in &programmed.backends {
             let slot = slots[family].get(&backend.id);
             let hop = slot.and_then(|slot| slot.hop);
-            let name = |ifindex: u32| devices.get(&ifindex).cloned().unwrap_or_else(|| format!("#{ifindex}"));
             rows.push(BackendRow {
                 service: tables.name(id),
                 address: at.addr,
                 port: at.port.get(),
                 slot: backend.id,
                 generation: slot.map_or(0, |slot| slot.generation),
-                device: hop.map(|(ifindex, _)| name(ifindex)),
+                device: hop.map(|(ifindex, _)| around.device(ifindex)),
                 source: hop.and_then(|(_, source)| source),
+                mtu: around.mtu(at.addr),
+                next_hop: around.next_hop(at.addr),
                 connections: connections[family].get(&backend.id).copied().unwrap_or(0),
                 state: if backend.is_chosen { "in use" } else { "no new connections" }.to_owned(),
             });
@@ -61,7 +68,7 @@ pub async fn backends(mut tables: Tables, service: Option<&ObjectName>) -> Resul
 }
 
 fn slots<A: Octets>(image: &Image) -> BTreeMap<u32, Slot> {
-    let hops: BTreeMap<u32, NextHop<A>> = array(image, A::NEXT_HOPS).collect();
+    let hops: BTreeMap<u32, backend::NextHop<A>> = array(image, A::NEXT_HOPS).collect();
     let hop = |backend: &Backend<A>| {
         let hop = hops.get(&backend.next_hop.get()).filter(|hop| hop.ifindex.get() != 0)?;
         Some((hop.ifindex.get(), (hop.prefsrc != A::UNSPECIFIED).then(|| hop.prefsrc.to_ip())))
@@ -71,18 +78,46 @@ fn slots<A: Octets>(image: &Image) -> BTreeMap<u32, Slot> {
         .collect()
 }
 
-/// The names of the agent's devices. Seen from another network namespace the same numbers are other devices.
-async fn device_names(tables: &Tables) -> BTreeMap<u32, String> {
-    let agents = tables.maps.word("LB_SETTINGS", Setting::NetnsCookie as u32).ok();
-    if agents.is_none() || agents != net::netns_cookie().ok() {
-        return BTreeMap::new();
-    }
-    let links = async { Netlink::open()?.links().await };
-    match links.await {
-        Ok(links) => links.into_iter().map(|link| (link.ifindex, link.name)).collect(),
-        Err(error) => {
-            tracing::debug!("devices go by their numbers: {error}");
-            BTreeMap::new()
+/// The network of the agent's node, as it is now. Seen from another network namespace it would be another one: nothing then.
+#[derive(Default)]
+struct Surroundings {
+    links: BTreeMap<u32, Link>,
+    ways: BTreeMap<IpAddr, NextHop>,
+    neighbours: Neighbours,
+}
+
+impl Surroundings {
+    async fn of(tables: &Tables, addrs: &BTreeSet<IpAddr>) -> Self {
+        let agents = tables.maps.word("LB_SETTINGS", Setting::NetnsCookie as u32).ok();
+        if agents.is_none() || agents != net::netns_cookie().ok() {
+            return Self::default();
         }
+        let asked = async {
+            let netlink = Netlink::open()?;
+            let links = netlink.links().await?.into_iter().map(|link| (link.ifindex, link)).collect();
+            let ways = netlink.next_hops(addrs).await?;
+            Ok::<_, io::Error>(Self { links, ways, neighbours: netlink.neighbours().await? })
+        };
+        asked.await.unwrap_or_else(|error| {
+            tracing::debug!("devices go by their numbers: {error}");
+            Self::default()
+        })
+    }
+
+    fn device(&self, ifindex: u32) -> String {
+        self.links.get(&ifindex).map_or_else(|| format!("#{ifindex}"), |link| link.name.clone())
+    }
+
+    fn mtu(&self, addr: IpAddr) -> Option<u32> {
+        let way = self.ways.get(&addr)?;
+        way.mtu(self.links.get(&way.info.ifindex).map(|link| link.mtu))
+    }
+
+    fn next_hop(&self, addr: IpAddr) -> Option<NextHopRow> {
+        let next = self.ways.get(&addr)?.neighbour(addr)?;
+        let known = self.neighbours.get(&next);
+        let mac = known.and_then(|known| known.mac).map(|mac| mac.map(|byte| format!("{byte:02x}")).join(":"));
+        let state = known.map_or("none", |known| known.state).to_owned();
+        Some(NextHopRow { address: next.1, mac, state })
     }
 }

@@ -4,8 +4,10 @@
 pub mod bridges;
 pub mod events;
 pub mod host_device;
+pub mod neighbours;
 mod netlink;
 mod netns;
+mod next_hops;
 pub mod node_ports;
 mod pattern;
 pub mod reserved_ports;
@@ -17,6 +19,7 @@ use std::{io, net::IpAddr, path::PathBuf};
 pub use self::{
     netlink::{Address, Link, Netlink},
     netns::netns_cookie,
+    next_hops::NextHop,
 };
 
 /// Where cgroup2 is mounted.

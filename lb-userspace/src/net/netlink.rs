@@ -1,22 +1,16 @@
 //! Requests over rtnetlink.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    io,
-    net::IpAddr,
-};
+use std::{collections::BTreeSet, io, net::IpAddr};
 
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use ipnet::IpNet;
 use netlink_packet_route::{
     address::{AddressAttribute, AddressHeaderFlags, AddressMessage, AddressScope},
     link::{InfoBridge, InfoData, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, LinkXdp},
-    route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteMetric, RouteProtocol, RouteType},
+    route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteMetric, RouteType},
     tc::TcAttribute,
 };
 use rtnetlink::{Handle, IpVersion, RouteMessageBuilder};
-
-use crate::image::NextHopInfo;
 
 /// A network device.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -97,17 +91,6 @@ pub(super) fn failed_to(what: &str) -> impl Fn(rtnetlink::Error) -> io::Error {
     }
 }
 
-/// Errors that mean "no way there": no route, `unreachable`, `prohibit` and `blackhole` routes, a kernel without IPv6.
-const NO_ROUTE: [i32; 7] = [
-    libc::ENETUNREACH,
-    libc::EHOSTUNREACH,
-    libc::ESRCH,
-    libc::EACCES,
-    libc::EINVAL,
-    libc::EAFNOSUPPORT,
-    libc::EOPNOTSUPP,
-];
-
 impl Netlink {
     /// Connects; to be called inside the runtime.
     pub fn open() -> io::Result<Self> {
@@ -184,58 +167,6 @@ impl Netlink {
         }
         Ok(routes)
     }
-
-    /// The way to an address; `None` when there is none.
-    pub async fn next_hop(&self, addr: IpAddr) -> io::Result<Option<NextHopInfo>> {
-        let query = match addr {
-            IpAddr::V4(addr) => RouteMessageBuilder::<std::net::Ipv4Addr>::new().destination_prefix(addr, 32).build(),
-            IpAddr::V6(addr) => RouteMessageBuilder::<std::net::Ipv6Addr>::new().destination_prefix(addr, 128).build(),
-        };
-        let mut query = query;
-        // A question, not a route: the kernel's answer is what counts.
-        query.header.table = RouteHeader::RT_TABLE_UNSPEC;
-        query.header.protocol = RouteProtocol::Unspec;
-        query.header.kind = RouteType::Unspec;
-        let mut stream = std::pin::pin!(self.handle.route().get(query).execute());
-        let message = match stream.next().await {
-            None => return Ok(None),
-            Some(Ok(message)) => message,
-            Some(Err(error)) => {
-                let error = failed(error);
-                let no_route = error.raw_os_error().is_some_and(|errno| NO_ROUTE.contains(&errno));
-                let cause = format!("cannot look up the route to {addr} (netlink): {error}");
-                return if no_route { Ok(None) } else { Err(io::Error::new(error.kind(), cause)) };
-            }
-        };
-        let local = match message.header.kind {
-            RouteType::Unicast => false,
-            RouteType::Local => true,
-            _ => return Ok(None),
-        };
-        let (mut ifindex, mut prefsrc) = (None, None);
-        for attribute in &message.attributes {
-            match attribute {
-                RouteAttribute::Oif(index) => ifindex = Some(*index),
-                RouteAttribute::PrefSource(addr) => prefsrc = address_of(addr),
-                _ => {}
-            }
-        }
-        Ok(ifindex.map(|ifindex| NextHopInfo { ifindex, prefsrc, local }))
-    }
-
-    /// The ways to many addresses.
-    pub async fn next_hops(&self, addrs: &BTreeSet<IpAddr>) -> io::Result<BTreeMap<IpAddr, NextHopInfo>> {
-        let mut requests = futures_util::stream::iter(addrs.iter().copied())
-            .map(|addr| async move { (addr, self.next_hop(addr).await) })
-            .buffer_unordered(64);
-        let mut found = BTreeMap::new();
-        while let Some((addr, hop)) = requests.next().await {
-            if let Some(hop) = hop? {
-                found.insert(addr, hop);
-            }
-        }
-        Ok(found)
-    }
 }
 
 fn link(message: &LinkMessage) -> Link {
@@ -300,12 +231,16 @@ fn address(message: &AddressMessage) -> Option<Address> {
     Some(Address { ifindex: header.index, net, usable, universe: header.scope == AddressScope::Universe })
 }
 
-fn address_of(addr: &RouteAddress) -> Option<IpAddr> {
+pub(super) fn address_of(addr: &RouteAddress) -> Option<IpAddr> {
     match addr {
         RouteAddress::Inet(addr) => Some((*addr).into()),
         RouteAddress::Inet6(addr) => Some((*addr).into()),
         _ => None,
     }
+}
+
+pub(super) fn mtu_of(metrics: &[RouteMetric]) -> Option<u32> {
+    metrics.iter().find_map(|metric| if let RouteMetric::Mtu(mtu) = metric { Some(*mtu) } else { None })
 }
 
 fn route(message: RouteMessage, any: IpNet) -> Route {
@@ -319,11 +254,7 @@ fn route(message: RouteMessage, any: IpNet) -> Route {
             RouteAttribute::Oif(index) if message.header.kind == RouteType::Unicast => devices.push(*index),
             RouteAttribute::MultiPath(hops) => devices.extend(hops.iter().map(|hop| hop.interface_index)),
             RouteAttribute::PrefSource(addr) => prefsrc = address_of(addr),
-            RouteAttribute::Metrics(metrics) => {
-                mtu = metrics
-                    .iter()
-                    .find_map(|metric| if let RouteMetric::Mtu(mtu) = metric { Some(*mtu) } else { None });
-            }
+            RouteAttribute::Metrics(metrics) => mtu = mtu_of(metrics),
             _ => {}
         }
     }

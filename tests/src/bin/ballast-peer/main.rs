@@ -2,6 +2,7 @@
 
 mod call;
 mod crowd;
+mod path;
 mod server;
 mod stream;
 mod talk;
@@ -73,6 +74,11 @@ enum Client {
     Talk,
     /// Keep many flows busy until standard input ends.
     Crowd(crowd::Crowd),
+    /// Send datagrams that may not be fragmented, as large as the path takes, until one is answered.
+    Path {
+        #[command(flatten)]
+        target: Target,
+    },
     /// Keep a TCP connection busy until standard input ends.
     Hold {
         #[command(flatten)]
@@ -134,6 +140,7 @@ impl Client {
             }
             Self::Talk => talk::talk()?,
             Self::Crowd(crowd) => crowd.run()?,
+            Self::Path { target } => println!("{}", serde_json::to_string(&target.path())?),
             Self::Hold { target, interval_ms } => {
                 target.pin()?;
                 let (answer, stream) = target.connect();

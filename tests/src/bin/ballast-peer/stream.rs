@@ -90,7 +90,8 @@ pub(crate) fn hold(backend: Option<String>, mut stream: BufReader<TcpStream>, in
         STOP.store(true, Ordering::Relaxed);
     });
     let mut report = HoldReport { error: None, backend, rounds: 0, max_gap_ms: 0.0 };
-    while !STOP.load(Ordering::Relaxed) {
+    loop {
+        let last = STOP.load(Ordering::Relaxed);
         let start = Instant::now();
         if let Err(error) = echo_once(&mut stream, report.rounds) {
             report.error = Some(error_name(&error));
@@ -98,6 +99,9 @@ pub(crate) fn hold(backend: Option<String>, mut stream: BufReader<TcpStream>, in
         }
         report.rounds += 1;
         report.max_gap_ms = report.max_gap_ms.max(start.elapsed().as_secs_f64() * 1e3);
+        if last {
+            break;
+        }
         thread::sleep(interval);
     }
     report
