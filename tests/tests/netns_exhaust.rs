@@ -10,7 +10,7 @@ use lb_tests::{
     Agent, Cluster, Echo, Setup, TARGET, World,
     client::{Call, Crowd},
     kube::{PodSpec, Service},
-    needs_root, wait_until,
+    needs_root, scoreboard, wait_until,
 };
 use serde_json::json;
 
@@ -92,17 +92,20 @@ fn assert_recovers(row: &Row, setup: &Setup, ipv6: bool) {
     })
     .expect("room again");
     let took = start.elapsed();
-    println!(
-        "SCOREBOARD R11 {} ({}, {}): {} of {} new flows refused with TCP RST and counted, {} open ones went on, room {:.1} s \
+    scoreboard(
+        "R11",
+        &format!(
+            "{} ({}, {}): {} of {} new flows refused with TCP RST and counted, {} open ones went on, room {:.1} s \
          after the last one's end (timeout {} s)",
-        row.name,
-        if setup.xdp == "on" { "XDP" } else { "tcx" },
-        if ipv6 { "IPv6" } else { "IPv4" },
-        more.broken,
-        more.broken + more.flows,
-        held.flows,
-        took.as_secs_f64(),
-        CLOSED.as_secs()
+            row.name,
+            if setup.xdp == "on" { "XDP" } else { "tcx" },
+            if ipv6 { "IPv6" } else { "IPv4" },
+            more.broken,
+            more.broken + more.flows,
+            held.flows,
+            took.as_secs_f64(),
+            CLOSED.as_secs()
+        ),
     );
     assert!(took <= CLOSED + Duration::from_secs(1), "{}: {took:?}", row.name);
     assert!(

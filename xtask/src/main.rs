@@ -9,6 +9,7 @@ mod check;
 mod libtest;
 mod report;
 mod root;
+mod scoreboard;
 mod step;
 mod suites;
 mod tidy;
