@@ -142,7 +142,6 @@ impl ControlPlane {
             format!("--etcd-servers={ETCD}"),
             format!("--advertise-address={}", self.address.ip()),
             format!("--secure-port={API_PORT}"),
-            "--bind-address=::".to_owned(),
             format!("--service-cluster-ip-range={ipv4},{ipv6}"),
             "--allow-privileged".to_owned(),
             "--authorization-mode=Node,RBAC".to_owned(),
