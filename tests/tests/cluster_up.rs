@@ -1,9 +1,10 @@
 //! `cargo xtask cluster up | status | down`, without the building.
 
-use std::{fs, path::Path, process::Command};
+use std::{fs, path::Path, process::Command, time::Duration};
 
 use anyhow::{Context, ensure};
-use lb_tests::{needs_control_plane, owner, program, traces};
+use lb_tests::{needs_control_plane, owner, program, traces, wait_until};
+use rustix::process::{Pid, Signal};
 use serde_json::Value;
 
 /// What is left is taken down when the test fails.
@@ -31,11 +32,32 @@ impl Drop for Dir {
 #[test]
 fn up_stays_until_down() {
     needs_control_plane!();
-    if let Err(error) = program("kubectl") {
-        println!("SKIP up_stays_until_down: {error}");
-        return;
-    }
     stays().expect("up and down");
+}
+
+#[test]
+fn down_removes_what_a_killed_keeper_left() {
+    needs_control_plane!();
+    sweeps().expect("up, kill and down");
+}
+
+fn sweeps() -> anyhow::Result<()> {
+    let dir = Dir(tempfile::tempdir()?);
+    let (ok, said) = dir.run(&["up", "--nodes", "1", "--pods", "0"])?;
+    ensure!(ok, "{said}");
+    let world = dir.sheet()?.get("world").and_then(Value::as_str).map(str::to_owned).context("no world")?;
+    let pid = owner(&world).and_then(|pid| Pid::from_raw(pid.try_into().ok()?)).context("no keeper")?;
+    rustix::process::kill_process(pid, Signal::KILL)?;
+    wait_until("the end of the keeper", Duration::from_secs(10), || {
+        if owner(&world).is_none() { Ok(()) } else { Err("it runs".to_owned()) }
+    })?;
+    ensure!(!traces(&world).is_empty(), "who cleaned up?");
+    let (up, said) = dir.run(&["status"])?;
+    ensure!(!up, "{said}");
+    let (ok, said) = dir.run(&["down"])?;
+    ensure!(ok && said.contains(&world), "{said}");
+    ensure!(traces(&world).is_empty(), "{:?}", traces(&world));
+    Ok(())
 }
 
 fn stays() -> anyhow::Result<()> {

@@ -23,6 +23,8 @@ use self::{api::Api, pki::Pki};
 pub use self::{objects::Endpoint, programs::program};
 use crate::{Place, Process, World, cgroup::Cgroup, process::last_lines, wait_until, wiring::SERVICE_CIDRS};
 
+/// What is started, and kubectl for people.
+const PROGRAMS: [&str; 4] = ["etcd", "kube-apiserver", "kube-controller-manager", "kubectl"];
 const ETCD: &str = "http://127.0.0.1:2379";
 const API_PORT: u16 = 6443;
 /// Of both Service ranges the first address, the one of the Service `kubernetes`.
@@ -56,7 +58,7 @@ pub struct ControlPlane {
 impl ControlPlane {
     /// Whether what it is made of is built; an error names the command that does it.
     pub fn programs() -> anyhow::Result<()> {
-        ["etcd", "kube-apiserver", "kube-controller-manager"].into_iter().try_for_each(|name| program(name).map(drop))
+        PROGRAMS.into_iter().try_for_each(|name| program(name).map(drop))
     }
 
     /// Starts it in a namespace of its own, beside the nodes of `world`; ready for Pods when this returns.
