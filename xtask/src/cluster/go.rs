@@ -65,7 +65,8 @@ impl Go {
     /// Builds `program` and puts it into the cache at once; what was there stays in use until then.
     fn build(&self, program: &Program, cache: &Path) -> Result<()> {
         let target = program.path(cache);
-        let partial = target.with_extension(format!("{}.partial", std::process::id()));
+        // Nobody else writes it, as the cache is locked; what an interrupted build left is replaced.
+        let partial = target.with_extension("partial");
         let mut command = Command::new(&self.program);
         command.current_dir(&program.folder).env("CGO_ENABLED", "0").env("GOWORK", "off").env("GOFLAGS", "");
         command.args(["build", "-mod=readonly", "-trimpath", "-buildvcs=false", "-ldflags", &linker_flags(program)]);
