@@ -69,6 +69,12 @@ pub use wait::wait_until;
 pub use world::World;
 pub use xdp::ForeignXdp;
 
+/// Tells what a test showed of a row of the reliability scoreboard; `cargo xtask test --scoreboard` makes
+/// docs/reliability.md of it.
+pub fn scoreboard(row: &str, shown: &str) {
+    println!("SCOREBOARD {row} {shown}");
+}
+
 /// Whether this process may build a [`World`].
 pub fn is_root() -> bool {
     rustix::process::geteuid().is_root()

@@ -10,6 +10,7 @@ mod cluster;
 mod libtest;
 mod report;
 mod root;
+mod scoreboard;
 mod step;
 mod suites;
 mod tidy;

@@ -8,7 +8,7 @@ use clap::{Args, ValueEnum};
 use crate::{
     build, cluster, libtest,
     report::{Skip, Tally},
-    root,
+    root, scoreboard,
     step::{self, Mark},
     toolchain, tools,
 };
@@ -21,6 +21,9 @@ pub(crate) struct Options {
     /// The slow suites too
     #[arg(long)]
     all: bool,
+    /// Write docs/reliability.md from what the tests print, if none of them fails
+    #[arg(long)]
+    scoreboard: bool,
 }
 
 /// A tier of the pyramid, cheapest first.
@@ -58,6 +61,20 @@ impl Tier {
 
 /// Runs the tiers and returns the counts.
 pub(crate) fn run(options: Options) -> Result<Tally> {
+    // Before anything is run: it may refuse.
+    let stamp = options.scoreboard.then(scoreboard::Stamp::here).transpose()?;
+    let tally = run_tiers(options)?;
+    if let Some(stamp) = stamp {
+        if tally.failed > 0 {
+            step::print_line(Mark::Note, "docs/reliability.md is left as it was: a test failed", None);
+        } else {
+            scoreboard::write(&tally.scores, &stamp)?;
+        }
+    }
+    Ok(tally)
+}
+
+fn run_tiers(options: Options) -> Result<Tally> {
     let tiers: Vec<Tier> = options.tier.map_or_else(|| Tier::ALL.to_vec(), |tier| vec![tier]);
     let mut tally = Tally::default();
     if tiers.iter().any(|&tier| tier != Tier::Unit) {
@@ -134,6 +151,7 @@ pub(crate) fn fast(tally: &mut Tally) -> Result<()> {
 fn suite(tally: &mut Tally, name: &str, command: &mut Command) -> Result<()> {
     let outcome = step::run(name, command)?;
     libtest::count(tally, name, outcome.ok, &outcome.lines);
+    tally.scores.extend(scoreboard::scores(&outcome.lines));
     for note in libtest::notes(&outcome.lines) {
         println!("      {note}");
     }

@@ -219,13 +219,14 @@ impl Maps {
 
     /// Every counter, summed over CPUs.
     pub fn counters(&self) -> io::Result<BTreeMap<Counter, u64>> {
-        let map = self.get("LB_COUNTERS")?;
-        let mut counters = BTreeMap::new();
-        for counter in Counter::ALL {
-            let bytes = map.lookup(&u32::from(counter as u8).to_ne_bytes(), self.cpus)?.unwrap_or_default();
-            counters.insert(counter, words(&bytes).sum());
-        }
-        Ok(counters)
+        Counter::ALL.into_iter().map(|counter| Ok((counter, self.counter(counter)?))).collect()
+    }
+
+    /// A counter, summed over CPUs.
+    pub fn counter(&self, counter: Counter) -> io::Result<u64> {
+        let key = u32::from(counter as u8).to_ne_bytes();
+        let copies = self.get("LB_COUNTERS")?.lookup(&key, self.cpus)?.unwrap_or_default();
+        Ok(words(&copies).sum())
     }
 
     /// Adds to a counter that no program of ours counts.
