@@ -213,7 +213,7 @@ fn the_kernel_decides_as_the_pipeline_in_memory() {
 fn every_table_agrees_after_each_packet() {
     needs_root!();
     // Small tables: they are read whole eight million times.
-    let met = agree(ROUND, 256, 32, 1);
+    let met = agree(ROUND, 256, 64, 1);
     assert_million(&met);
     let full = met.counters.get(&Counter::ConntrackFull);
     assert!(full.is_some_and(|count| *count > 15), "conntrack was never full: {full:?}");

@@ -90,30 +90,33 @@ impl Twin {
         assert_eq!(kernel.len(), known.len(), "{}", A::FRAGMENTS);
         let fragments: BTreeMap<_, _> = kernel.into_iter().collect();
         for (key, wanted) in known.iter() {
-            let found = fragments.get(key.as_bytes()).map(|value| Fragment::read_from_bytes(value).expect("a fragment"));
+            let found =
+                fragments.get(key.as_bytes()).map(|value| Fragment::read_from_bytes(value).expect("a fragment"));
             assert_eq!(found.as_ref(), Some(wanted), "{key:?}");
         }
         flows.len()
     }
 
-    /// Whether the kernel's tables hold what a packet has changed in memory since `before`.
-    pub(crate) fn changes_agree(&self, before: &Memory) -> bool {
-        self.family_agrees(&before.v4) && self.family_agrees(&before.v6)
+    /// Whether the kernel's tables hold what memory does, of all entries that a packet has written: those that have changed
+    /// since `before`, now or in `late`. That is memory after the same packet at a time of which no entry had a stamp.
+    pub(crate) fn written_agree(&self, before: &Memory, late: &Memory) -> bool {
+        self.family_agrees(&before.v4, &late.v4) && self.family_agrees(&before.v6, &late.v6)
     }
 
-    fn family_agrees<A: Plan>(&self, before: &FamilyTables<A>) -> bool {
-        let (maps, after) = (&self.datapath.maps, A::seen(&self.memory));
-        let flows = changes(&before.conntrack.borrow(), &after.conntrack.borrow());
-        let slots = changes(&before.half_open.borrow(), &after.half_open.borrow());
-        let fragments = changes(&before.fragments.borrow(), &after.fragments.borrow());
+    fn family_agrees<A: Plan>(&self, before: &FamilyTables<A>, late: &FamilyTables<A>) -> bool {
+        let (maps, now) = (&self.datapath.maps, A::seen(&self.memory));
+        let flows = written(&before.conntrack.borrow(), &late.conntrack.borrow(), &now.conntrack.borrow());
+        let slots = written(&before.half_open.borrow(), &late.half_open.borrow(), &now.half_open.borrow());
+        let fragments = written(&before.fragments.borrow(), &late.fragments.borrow(), &now.fragments.borrow());
         let holds = |map, key: &[u8], wanted: Option<&[u8]>| maps.entry(map, key).expect(map).as_deref() == wanted;
         flows.iter().all(|(key, wanted)| maps.flow::<A>(key).expect("a flow") == *wanted)
             && slots.iter().all(|(index, wanted)| {
-                holds(A::HALF_OPEN, index.as_bytes(), wanted.as_ref().map(HalfOpen::as_bytes))
+                let free = HalfOpen::new_zeroed();
+                holds(A::HALF_OPEN, index.as_bytes(), Some(wanted.as_ref().unwrap_or(&free).as_bytes()))
             })
-            && fragments.iter().all(|(key, wanted)| {
-                holds(A::FRAGMENTS, key.as_bytes(), wanted.as_ref().map(Fragment::as_bytes))
-            })
+            && fragments
+                .iter()
+                .all(|(key, wanted)| holds(A::FRAGMENTS, key.as_bytes(), wanted.as_ref().map(Fragment::as_bytes)))
     }
 
     /// Takes entries of a family whose conntrack is nearly full from both sides, as a collector would, but without regard
@@ -132,12 +135,13 @@ impl Twin {
     }
 }
 
-/// The entries that differ, as they are now.
-fn changes<K: Ord + Copy, V: PartialEq + Copy>(
+/// The entries that have changed since `before`, now or in `late`, as they are now.
+fn written<K: Ord + Copy, V: PartialEq + Copy>(
     before: &BTreeMap<K, V>,
-    after: &BTreeMap<K, V>,
+    late: &BTreeMap<K, V>,
+    now: &BTreeMap<K, V>,
 ) -> BTreeMap<K, Option<V>> {
-    let gone = before.keys().filter(|key| !after.contains_key(key)).map(|key| (*key, None));
-    let changed = after.iter().filter(|(key, value)| before.get(key) != Some(value));
-    gone.chain(changed.map(|(key, value)| (*key, Some(*value)))).collect()
+    let keys = before.keys().chain(late.keys()).chain(now.keys());
+    let changed = keys.filter(|key| before.get(key) != late.get(key) || before.get(key) != now.get(key));
+    changed.map(|key| (*key, now.get(key).copied())).collect()
 }
