@@ -1,6 +1,6 @@
 //! The tables of both sides, compared.
 
-use std::collections::BTreeMap;
+use std::{cmp::Ordering, collections::BTreeMap};
 
 use lb_common::{
     fragment::Fragment,
@@ -140,8 +140,26 @@ fn written<K: Ord + Copy, V: PartialEq + Copy>(
     before: &BTreeMap<K, V>,
     late: &BTreeMap<K, V>,
     now: &BTreeMap<K, V>,
-) -> BTreeMap<K, Option<V>> {
-    let keys = before.keys().chain(late.keys()).chain(now.keys());
-    let changed = keys.filter(|key| before.get(key) != late.get(key) || before.get(key) != now.get(key));
-    changed.map(|key| (*key, now.get(key).copied())).collect()
+) -> Vec<(K, Option<V>)> {
+    let keys = differing(before, late).into_iter().chain(differing(before, now));
+    keys.map(|key| (key, now.get(&key).copied())).collect()
+}
+
+/// The keys whose entries differ: one walk over both.
+fn differing<K: Ord + Copy, V: PartialEq>(one: &BTreeMap<K, V>, other: &BTreeMap<K, V>) -> Vec<K> {
+    let (mut left, mut right) = (one.iter().peekable(), other.iter().peekable());
+    let mut keys = Vec::new();
+    loop {
+        let order = match (left.peek(), right.peek()) {
+            (None, None) => return keys,
+            (Some(_), None) => Ordering::Less,
+            (None, Some(_)) => Ordering::Greater,
+            (Some((left, _)), Some((right, _))) => left.cmp(right),
+        };
+        let found = if order == Ordering::Greater { None } else { left.next() };
+        let wanted = if order == Ordering::Less { None } else { right.next() };
+        if found != wanted {
+            keys.extend(found.or(wanted).map(|(key, _)| *key));
+        }
+    }
 }
