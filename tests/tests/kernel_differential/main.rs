@@ -84,6 +84,7 @@ struct Met {
     compared: usize,
     /// Packets during which the clock moved.
     moved: usize,
+    agreed: usize,
     flows: usize,
     faults: Faults,
     counters: BTreeMap<Counter, u64>,
@@ -97,6 +98,7 @@ impl Met {
         self.refused += other.refused;
         self.compared += other.compared;
         self.moved += other.moved;
+        self.agreed += other.agreed;
         self.flows += other.flows;
         self.faults.add(other.faults);
         for (counter, count) in other.counters {
@@ -162,6 +164,7 @@ fn round(seed: u64, packets: usize, setup: Setup, every: usize) -> Met {
     met.flows = twin.compare();
     twin.compare_rest();
     met.moved = twin.moved;
+    met.agreed = twin.agreed;
     met.faults = twin.faults;
     met.counters = twin.memory.counters.take();
     met
@@ -250,17 +253,18 @@ fn agree(packets: usize, conntrack: u32, half_open: u32, every: usize) -> Met {
     let Met { refused, compared, moved, flows, faults, .. } = &met;
     let (all, noise) = (met.count(|_, _| true), met.count(|_, made| made == Made::Noise));
     let mutated = met.count(|_, made| made == Made::Mutated);
-    let Faults { aborted, checksums, longer } = faults;
+    let Faults { aborted, failed, checksums, longer } = faults;
+    let differences = all - met.agreed;
     let seconds = began.elapsed().as_secs_f64();
     println!(
         "NOTE {all} packets, {mutated} mutated, {noise} of noise, {refused} not taken, tables compared {compared} times, \
          {flows} entries at the end, {moved} packets met a tick, in {seconds:.1} s"
     );
     println!("{:?}", met.counters);
-    // A difference or a failed test run has ended the test before this.
+    // A difference ends the test before this: the sides would not be comparable afterwards.
     println!(
         "SCOREBOARD R7 {} programs, {all} packets ({mutated} mutated, {noise} of noise), tables compared {compared} times: \
-         0 differences, 0 failed test runs, {aborted} aborted, {checksums} wrong checksums, {longer} longer than their \
+         {differences} differences, {failed} failed test runs, {aborted} aborted, {checksums} wrong checksums, {longer} longer than their \
          frames",
         PROGRAMS.len()
     );

@@ -7,6 +7,8 @@ use lb_common::{checksum::Sum, testing::l4_checksum_is_right, verdict::Action};
 pub(crate) struct Faults {
     /// `XDP_ABORTED`.
     pub(crate) aborted: usize,
+    /// Test runs that failed though the frame is one they take.
+    pub(crate) failed: usize,
     /// Frames that were changed and have a wrong checksum now.
     pub(crate) checksums: usize,
     /// Packets that are longer than their frames now.
@@ -16,6 +18,7 @@ pub(crate) struct Faults {
 impl Faults {
     pub(crate) fn add(&mut self, other: Self) {
         self.aborted += other.aborted;
+        self.failed += other.failed;
         self.checksums += other.checksums;
         self.longer += other.longer;
     }

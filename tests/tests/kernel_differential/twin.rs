@@ -117,6 +117,8 @@ pub(crate) struct Twin {
     clock: u32,
     /// Packets during which it moved.
     pub(crate) moved: usize,
+    /// Packets about which both sides agreed.
+    pub(crate) agreed: usize,
     pub(crate) faults: Faults,
 }
 
@@ -132,6 +134,7 @@ impl Twin {
             image: Image::default(),
             clock: 0,
             moved: 0,
+            agreed: 0,
             faults: Faults::default(),
         };
         let capacity = usize::try_from(setup.conntrack).expect("small");
@@ -255,13 +258,18 @@ impl Twin {
                 );
                 return (Run::Refused, frame.to_vec());
             }
-            Err(error) => panic!("{name}: {error:?} for {frame:02x?}"),
+            Err(error) => {
+                eprintln!("{name}: {error:?} for {frame:02x?}");
+                self.faults.failed += 1;
+                return (Run::Refused, frame.to_vec());
+            }
         };
         out.truncate(usize::try_from(result.data_size_out).expect("small"));
         self.look_at_clock();
         let kernel = (result.return_value, out);
         let verdict = self.follow(program, frame, &kernel, before);
         self.memory.count(verdict.counter);
+        self.agreed += 1;
         let found = faults(name, result.return_value, verdict.action, frame, &kernel.1);
         if found != Faults::default() {
             eprintln!("{name}: {:?}: {found:?}: {frame:02x?} became {:02x?}", verdict.counter, kernel.1);
