@@ -23,6 +23,8 @@ pub struct Model {
     pub pods: BTreeMap<ObjectName, Pod>,
     /// Namespaces that have a document or any object.
     pub namespaces: BTreeSet<String>,
+    /// Ranges of the cluster's `ServiceCIDR` objects, by name.
+    pub service_cidrs: BTreeMap<String, Vec<IpNet>>,
 }
 
 /// `namespace/name`.
