@@ -135,7 +135,7 @@ pub(super) struct Run {
     pub(super) config: Option<PathBuf>,
     /// Where allocated addresses and ports are kept, for all nodes of the documents
     /// [default: /var/lib/ballast/allocations/<hash of PATH>.json]
-    #[arg(long, value_name = "PATH", requires = "file")]
+    #[arg(long, value_name = "PATH", requires = "file", conflicts_with_all = ["kubeconfig", "master"])]
     pub(super) allocations: Option<PathBuf>,
     #[arg(
         long,
@@ -145,7 +145,7 @@ pub(super) struct Run {
     )]
     pub(super) service_cidr: Vec<IpNet>,
     /// Range of nodePorts that are given out with -f [default: 30000-32767]
-    #[arg(long, value_name = "FIRST-LAST", value_parser = port_range, requires = "file")]
+    #[arg(long, value_name = "FIRST-LAST", value_parser = port_range, requires = "file", conflicts_with_all = ["kubeconfig", "master"])]
     pub(super) node_port_range: Option<RangeInclusive<u16>>,
 }
 
