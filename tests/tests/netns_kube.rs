@@ -192,3 +192,30 @@ fn a_cluster_that_does_not_answer_yet_deletes_nothing() {
     kube.api.refuse("list", "endpointslices", None);
     kube.wait_call(VIPS[0], &kube.pod(3));
 }
+
+#[test]
+fn after_a_reboot_a_snapshot_serves_until_the_api_answers() {
+    needs_root!();
+    let kube = Kube::new();
+    kube.serve(&[2]);
+    let mut agent = kube.agent(&Setup::tcx(true));
+    kube.wait_call(VIPS[0], &kube.pod(2));
+    agent.stop().expect("stopped");
+    // A reboot takes what was pinned, and nothing of the disk: the snapshot was written on stop.
+    let snapshot = kube.world.node(0).state_dir().join("snapshot");
+    let saved = std::fs::read(&snapshot).expect("a snapshot");
+    agent.cleanup().expect("cleaned");
+    assert!(kube.call(VIPS[0]).is_err(), "nothing is served");
+    std::fs::create_dir_all(kube.world.node(0).state_dir()).expect("a directory");
+    std::fs::write(&snapshot, &saved).expect("written");
+    kube.api.away(true);
+    agent.launch().expect("launched");
+    kube.wait_call(VIPS[0], &kube.pod(2));
+    let status = agent.status().expect("a status");
+    assert!(status.stale_seconds.is_some(), "{status:?}");
+    assert!(status.problems.iter().any(|problem| problem.object == "source"), "{:?}", status.problems);
+    kube.serve(&[3]);
+    kube.api.away(false);
+    kube.wait_call(VIPS[0], &kube.pod(3));
+    assert_eq!(agent.status().expect("a status").stale_seconds, None);
+}

@@ -6,7 +6,7 @@ use anyhow::Context as _;
 use ipnet::IpNet;
 use tokio::sync::mpsc;
 
-use super::{RunOptions, loader::Loader};
+use super::{RunOptions, loader::Loader, snapshot};
 use crate::{
     convert::Severity,
     file_source::{self, Finding, LoadError, Watch},
@@ -47,7 +47,13 @@ pub(super) struct Input {
 
 enum From {
     Documents(Documents),
-    Cluster(source::Source),
+    Cluster(Cluster),
+}
+
+struct Cluster {
+    source: source::Source,
+    /// The model is of a snapshot of that time, in seconds since 1970.
+    snapshot: Option<u64>,
 }
 
 struct Documents {
@@ -72,7 +78,7 @@ impl Input {
                     service_cidrs: service_cidrs.is_none(),
                     timing: Timing::default(),
                 };
-                From::Cluster(source::Source::start(options).await?)
+                From::Cluster(Cluster { source: source::Source::start(options).await?, snapshot: None })
             }
         };
         Ok(Self { from, first: true })
@@ -82,16 +88,43 @@ impl Input {
     pub(super) async fn next(&mut self, model: &mut Model) -> anyhow::Result<bool> {
         match &mut self.from {
             From::Documents(documents) => documents.next(model).await,
-            From::Cluster(source) => Ok(source.changed(model).await),
+            From::Cluster(cluster) => {
+                let changed = cluster.source.changed(model).await;
+                if cluster.source.is_complete() {
+                    cluster.snapshot = None;
+                }
+                Ok(changed)
+            }
         }
     }
 
-    /// Whether the model is whole.
+    /// Whether the model is whole, be it of a snapshot.
     pub(super) const fn is_ready(&self) -> bool {
         match &self.from {
             From::Documents(_) => true,
-            From::Cluster(source) => source.is_complete(),
+            From::Cluster(cluster) => cluster.source.is_complete() || cluster.snapshot.is_some(),
         }
+    }
+
+    /// The model is of a snapshot until all is listed.
+    pub(super) const fn set_snapshot(&mut self, saved_seconds: u64) {
+        if let From::Cluster(cluster) = &mut self.from {
+            cluster.snapshot = Some(saved_seconds);
+        }
+    }
+
+    /// Age of the snapshot that the model is of.
+    pub(super) fn stale_seconds(&self) -> Option<u64> {
+        match &self.from {
+            From::Documents(_) => None,
+            // A clock that was set back makes no age.
+            From::Cluster(cluster) => cluster.snapshot.map(|saved| snapshot::now().saturating_sub(saved)),
+        }
+    }
+
+    /// Whether a snapshot is to be kept of the model.
+    pub(super) const fn is_of_cluster(&self) -> bool {
+        matches!(&self.from, From::Cluster(cluster) if cluster.source.is_complete())
     }
 
     /// Whether this is asked for the first time.
@@ -112,7 +145,7 @@ impl Input {
     pub(super) fn words(&self) -> String {
         match &self.from {
             From::Documents(documents) => documents.words.clone(),
-            From::Cluster(source) => source.words(),
+            From::Cluster(cluster) => cluster.source.words(),
         }
     }
 
@@ -120,7 +153,7 @@ impl Input {
     pub(super) fn watches(&self) -> Vec<WatchStatus> {
         match &self.from {
             From::Documents(_) => Vec::new(),
-            From::Cluster(source) => source.status(),
+            From::Cluster(cluster) => cluster.source.status(),
         }
     }
 
@@ -128,15 +161,28 @@ impl Input {
     pub(super) fn problems(&self, severity: Severity) -> Vec<Problem> {
         match &self.from {
             From::Documents(documents) => documents.problems(severity),
-            From::Cluster(source) => {
-                let waiting = (severity == Severity::Error && !source.is_complete()).then(|| Problem {
-                    object: "source".to_owned(),
-                    cause: "the cluster's objects have not all been listed since the agent started".to_owned(),
-                    fix: "see the watches; until then the tables stay as they are".to_owned(),
-                });
-                waiting.into_iter().chain(source.problems(severity)).collect()
+            From::Cluster(cluster) => {
+                let waiting = (severity == Severity::Error && !cluster.source.is_complete()).then(|| cluster.waiting());
+                waiting.into_iter().chain(cluster.source.problems(severity)).collect()
             }
         }
+    }
+}
+
+impl Cluster {
+    fn waiting(&self) -> Problem {
+        let (cause, fix) = if self.snapshot.is_some() {
+            (
+                "what is served is of a snapshot: the cluster's objects have not all been listed since the agent started",
+                "see the watches",
+            )
+        } else {
+            (
+                "the cluster's objects have not all been listed since the agent started",
+                "see the watches; until then the tables stay as they are",
+            )
+        };
+        Problem { object: "source".to_owned(), cause: cause.to_owned(), fix: fix.to_owned() }
     }
 }
 

@@ -12,6 +12,7 @@ mod input;
 mod loader;
 mod network;
 mod orphans;
+mod snapshot;
 mod status;
 mod takeover;
 
@@ -93,6 +94,7 @@ struct Agent {
     input: Input,
     /// The last state of the source that is whole.
     model: Model,
+    snapshots: snapshot::Writer,
     /// The first state is in the maps, or an earlier agent's still is: hooks are attached.
     attached: bool,
     /// Why the maps are not what they should be.
@@ -140,6 +142,7 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
                 rest_until = Instant::now() + begin.elapsed().clamp(SHORTEST_REST, LONGEST_REST);
             },
             () = sleep_until(rest_until), if resting => {}
+            () = agent.snapshots.due() => agent.snapshots.start(&agent.model),
             Some(_) = events.recv() => agent.network_changed().await,
             _ = list.tick() => {
                 agent.network_changed().await;
@@ -159,6 +162,7 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
             }
         }
     }
+    agent.snapshots.finish(&agent.model).await;
     tracing::info!("stopping; programs, maps and flows stay (`ballast cleanup` removes them)");
     Ok(())
 }
@@ -180,6 +184,7 @@ impl Agent {
         let seconds = options.config.takeover_seconds;
         let network = Network::open(&options).await?;
         let collection = Collection::new(&datapath.maps);
+        let snapshots = snapshot::Writer::new(snapshot::file(&options.state_dir), options.node.clone());
         let mut agent = Self {
             clock_ticks,
             takeover: Takeover::begin(taking_over, seed == 0, clock, seconds),
@@ -192,6 +197,7 @@ impl Agent {
             network,
             input,
             model,
+            snapshots,
             attached: false,
             sync_error: None,
             start_problems: problem.into_iter().collect(),
@@ -205,13 +211,36 @@ impl Agent {
         } else if agent.engine.is_filled() {
             tracing::info!("forwarding goes on as an earlier agent left it, until the cluster's objects are here");
             agent.attach();
+        } else {
+            agent.take_snapshot().await;
         }
         Ok(agent)
+    }
+
+    /// Nothing is pinned and the cluster does not answer yet, as after a reboot: what was last known is better than nothing.
+    async fn take_snapshot(&mut self) {
+        let (found, problems) = snapshot::read(&snapshot::file(&self.options.state_dir), &self.options.node);
+        for problem in &problems {
+            tracing::warn!("{}: {}", problem.object, problem.cause);
+        }
+        self.start_problems.extend(problems);
+        if let Some(snapshot) = found {
+            tracing::warn!(
+                "serving the snapshot of {} s ago until the cluster's objects are here",
+                snapshot::now().saturating_sub(snapshot.saved_seconds)
+            );
+            self.model = snapshot.model;
+            self.input.set_snapshot(snapshot.saved_seconds);
+            self.source_changed().await;
+        }
     }
 
     /// The source has another state, which is whole.
     async fn source_changed(&mut self) {
         self.program().await;
+        if self.input.is_of_cluster() {
+            self.snapshots.mark();
+        }
         if !self.attached {
             // Tables before hooks: the first packet a program sees finds everything.
             self.attach();

@@ -67,6 +67,7 @@ impl Agent {
     pub(super) fn problems(&self) -> Vec<Problem> {
         let mut problems = self.input.problems(Severity::Error);
         problems.extend(self.sync_error.clone());
+        problems.extend(self.snapshots.problem().cloned());
         problems.extend(self.start_problems.iter().cloned());
         problems.extend(self.options.notes.not_yet.iter().cloned());
         problems.extend(self.engine.desired.problems.iter().cloned());
@@ -102,6 +103,7 @@ impl Agent {
             agent_pid: Some(std::process::id()),
             source: self.input.words(),
             watches: self.input.watches(),
+            stale_seconds: self.input.stale_seconds(),
             detector: if cidrs.is_empty() { "none".to_owned() } else { format!("NodeCIDR {}", cidrs.join(",")) },
             socket_hooks: self.socket_hooks.clone(),
             takeover_seconds: self.takeover_seconds(),

@@ -27,9 +27,11 @@ pub(super) async fn accept(listener: TcpListener, shared: Arc<Shared>) -> io::Re
                 store.away || store.departures != departures
             });
             tokio::select! {
+                // First, so that a server that is away answers nothing.
+                biased;
+                _ = left => {}
                 // The client went away.
                 _ = serve(stream, &shared) => {}
-                _ = left => {}
             }
         });
     }
