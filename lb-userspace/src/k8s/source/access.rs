@@ -3,7 +3,6 @@
 
 use std::{
     env,
-    net::SocketAddr,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -18,6 +17,7 @@ use kube::{
     client::{Body, ConfigExt as _},
     config::{KubeConfigOptions, Kubeconfig},
 };
+use serde_json::json;
 use tokio::sync::Mutex;
 use tower::{BoxError, ServiceBuilder};
 
@@ -29,7 +29,7 @@ const KEEPALIVE_PROBE: Duration = Duration::from_secs(3);
 const CONNECT: Duration = Duration::from_secs(5);
 /// The name that every API server's certificate has, whatever its address is.
 const TLS_NAME: &str = "kubernetes.default.svc";
-const SERVICE_ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount/token";
+const SERVICE_ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 
 /// How the API server is found.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,9 +43,11 @@ pub enum Access {
     },
     /// By its URL alone.
     Master(String),
-    /// As a pod: the service account's token and CA. `master` replaces what the environment says; both are tried before
-    /// the servers that are remembered in `servers`.
+    /// As a pod: the service account's token and CA. `master` replaces what the environment says; it is tried before the
+    /// servers that are remembered in `servers`.
     InCluster {
+        /// Folder of the service account, with `token` and `ca.crt`.
+        account: PathBuf,
         /// URL, if given.
         master: Option<String>,
         /// Where the servers' addresses are kept.
@@ -93,12 +95,13 @@ impl Access {
     pub fn find(kubeconfig: Option<PathBuf>, master: Option<String>, state_dir: &Path) -> Result<Self, AccessError> {
         let given = kubeconfig.filter(|path| !path.as_os_str().is_empty());
         let master = master.filter(|url| !url.is_empty());
-        let in_pod = Path::new(SERVICE_ACCOUNT).exists();
+        let account = PathBuf::from(SERVICE_ACCOUNT);
+        let in_pod = account.join("token").exists();
         let from_environment = || env::var_os("KUBECONFIG").filter(|path| !path.is_empty()).map(PathBuf::from);
         let path = given.or_else(|| if in_pod || master.is_some() { None } else { from_environment() });
         match (path, master) {
             (Some(path), master) => Ok(Self::Kubeconfig { path, master }),
-            (None, master) if in_pod => Ok(Self::InCluster { master, servers: servers::file(state_dir) }),
+            (None, master) if in_pod => Ok(Self::InCluster { account, master, servers: servers::file(state_dir) }),
             (None, Some(url)) => Ok(Self::Master(url)),
             (None, None) => Err(AccessError::Nothing),
         }
@@ -128,18 +131,17 @@ impl Access {
                 Ok(vec![config])
             }
             Self::Master(url) => Ok(vec![Config::new(uri(url)?)]),
-            Self::InCluster { master, servers } => {
-                let base = Config::incluster_dns().map_err(|error| AccessError::ServiceAccount(chain(&error)))?;
+            Self::InCluster { account, master, servers } => {
+                let mut configs = Vec::new();
                 let first = match master {
                     Some(url) => Some(uri(url)?),
                     None => environment(),
                 };
-                let mut configs: Vec<Config> = Vec::new();
-                configs.extend(first.map(|cluster_url| with(&base, cluster_url)));
+                if let Some(server) = first {
+                    configs.push(of_account(account, &server.to_string(), None).await?);
+                }
                 for server in servers::read(servers) {
-                    let mut config = with(&base, server_uri(server)?);
-                    config.tls_server_name = Some(TLS_NAME.to_owned());
-                    configs.push(config);
+                    configs.push(of_account(account, &format!("https://{server}"), Some(TLS_NAME)).await?);
                 }
                 if configs.is_empty() { Err(AccessError::Environment) } else { Ok(configs) }
             }
@@ -147,10 +149,20 @@ impl Access {
     }
 }
 
-fn with(base: &Config, cluster_url: Uri) -> Config {
-    let mut config = base.clone();
-    config.cluster_url = cluster_url;
-    config
+/// A service account is a kubeconfig that nobody wrote.
+async fn of_account(account: &Path, server: &str, tls_name: Option<&str>) -> Result<Config, AccessError> {
+    let wrong = |error: &dyn std::error::Error| AccessError::ServiceAccount(chain(error));
+    let kubeconfig = json!({
+        "current-context": "pod",
+        "contexts": [{"name": "pod", "context": {"cluster": "pod", "user": "pod"}}],
+        "clusters": [{"name": "pod", "cluster": {
+            "server": server, "certificate-authority": account.join("ca.crt"), "tls-server-name": tls_name,
+        }}],
+        "users": [{"name": "pod", "user": {"tokenFile": account.join("token")}}],
+    });
+    let kubeconfig: Kubeconfig = serde_json::from_value(kubeconfig).map_err(|error| wrong(&error))?;
+    let options = KubeConfigOptions::default();
+    Config::from_custom_kubeconfig(kubeconfig, &options).await.map_err(|error| wrong(&error))
 }
 
 /// What a kubelet tells a pod.
@@ -159,10 +171,6 @@ fn environment() -> Option<Uri> {
     let port: u16 = env::var("KUBERNETES_SERVICE_PORT").ok()?.parse().ok()?;
     let host = if host.contains(':') { format!("[{host}]") } else { host };
     format!("https://{host}:{port}").parse().ok()
-}
-
-fn server_uri(server: SocketAddr) -> Result<Uri, AccessError> {
-    uri(&format!("https://{server}"))
 }
 
 fn uri(url: &str) -> Result<Uri, AccessError> {
@@ -275,4 +283,85 @@ fn build(config: Config) -> Result<Client, kube::Error> {
         .map_err(BoxError::from)
         .service(http);
     Ok(Client::new(service, config.default_namespace))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    /// A certificate authority nobody has the key of.
+    const CA: &str = "-----BEGIN CERTIFICATE-----\n\
+        MIIBdDCCARugAwIBAgIUR06LShlzDIYrCwYgxjV0ZH4MmJQwCgYIKoZIzj0EAwIw\n\
+        DzENMAsGA1UEAwwEdGVzdDAgFw0yNjExMjYwMjE0NTFaGA8yMTI2MTEwMjAyMTQ1\n\
+        MVowDzENMAsGA1UEAwwEdGVzdDBZMBMGByqGSM49AgEGCCqGSM49AwEHA0IABIKU\n\
+        SmDYGoOIMLXUMz0gUfQ920q8zO6PiDhm2fG+k2oKPo1jviKHB92Q7wpSJPtmP7xU\n\
+        7KSFvH3riHajrOw4vUKjUzBRMB0GA1UdDgQWBBTPPGRbR6fmvjZUdPAxBcrTelRF\n\
+        hjAfBgNVHSMEGDAWgBTPPGRbR6fmvjZUdPAxBcrTelRFhjAPBgNVHRMBAf8EBTAD\n\
+        AQH/MAoGCCqGSM49BAMCA0cAMEQCIGmnYRv1PvRKuca5djJSw8o+XhFvpGA6A8Gh\n\
+        9N1MXn2uAiA7x/BAns6P+c1xi7I/OrnPJ+OASU5vCSMS1cRhlp2vMw==\n\
+        -----END CERTIFICATE-----";
+
+    fn account() -> tempfile::TempDir {
+        let directory = tempfile::tempdir().expect("a directory");
+        fs::write(directory.path().join("token"), "secret").expect("written");
+        fs::write(directory.path().join("ca.crt"), CA).expect("written");
+        directory
+    }
+
+    fn in_cluster(directory: &Path, master: Option<&str>) -> Access {
+        let servers = servers::file(directory);
+        Access::InCluster { account: directory.to_owned(), master: master.map(str::to_owned), servers }
+    }
+
+    #[tokio::test]
+    async fn a_pod_fails_over_to_the_servers_it_remembers() {
+        let directory = account();
+        let remembered = ["192.0.2.1:6443", "[2001:db8::1]:6443"].map(|server| server.parse().expect("an address"));
+        servers::keep(&servers::file(directory.path()), &remembered.into()).expect("kept");
+        let access = in_cluster(directory.path(), Some("https://192.0.2.9"));
+        let configs = access.configs().await.expect("ways");
+        let names: Vec<_> = configs.iter().map(|config| config.tls_server_name.as_deref()).collect();
+        assert_eq!(names, [None, Some(TLS_NAME), Some(TLS_NAME)]);
+        let connection = Connection::open(access).await.expect("opened");
+        let mut tried = Vec::new();
+        for _ in 0..4 {
+            let current = connection.client().await.expect("a client");
+            tried.push(current.server.clone());
+            // The watches fail together; that counts once.
+            connection.give_up(&current, true).await;
+            connection.give_up(&current, true).await;
+        }
+        let expected =
+            ["https://192.0.2.9", "https://192.0.2.1:6443", "https://[2001:db8::1]:6443", "https://192.0.2.9"];
+        assert_eq!(tried, expected);
+        // Refused credentials are read anew and tried at the same server.
+        let current = connection.client().await.expect("a client");
+        connection.give_up(&current, false).await;
+        assert_eq!(connection.client().await.expect("a client").server, current.server);
+    }
+
+    #[tokio::test]
+    async fn an_incomplete_service_account_is_told() {
+        let directory = account();
+        fs::remove_file(directory.path().join("ca.crt")).expect("removed");
+        let error = Connection::open(in_cluster(directory.path(), Some("https://192.0.2.9"))).await.err();
+        let error = error.expect("refused").to_string();
+        assert!(error.starts_with("service account: "), "{error}");
+        let directory = account();
+        fs::remove_file(directory.path().join("token")).expect("removed");
+        let connection =
+            Connection::open(in_cluster(directory.path(), Some("https://192.0.2.9"))).await.expect("opened");
+        let failure = connection.client().await.expect_err("refused");
+        assert!(matches!(failure.cause, super::super::failure::Cause::Setup(_)), "{failure:?}");
+    }
+
+    #[test]
+    fn urls_are_as_client_go_takes_them() {
+        let words = |url: &str| uri(url).map(|uri| uri.to_string()).map_err(|error| error.to_string());
+        assert_eq!(words("192.0.2.1:6443"), Ok("https://192.0.2.1:6443/".to_owned()));
+        assert_eq!(words("http://localhost:8080"), Ok("http://localhost:8080/".to_owned()));
+        assert!(words("ftp://a").is_err_and(|error| error.contains("--master ftp://a")));
+    }
 }
