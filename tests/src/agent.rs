@@ -62,18 +62,20 @@ impl Agent {
         Self::start_on(world, node, setup, source)
     }
 
-    /// Starts the agent of `node` on the API server at a URL, and waits until it answers.
-    pub fn start_on_api(world: &World, node: &Node, setup: &Setup, url: &str) -> anyhow::Result<Self> {
-        Self::start_on(world, node, setup, ["--master".into(), url.into()].into())
-    }
-
-    fn start_on(world: &World, node: &Node, setup: &Setup, source: Vec<OsString>) -> anyhow::Result<Self> {
+    /// Starts the agent of `node` with these arguments for its source, such as `--kubeconfig` and a path, and waits until it
+    /// answers.
+    pub fn start_on(
+        world: &World,
+        node: &Node,
+        setup: &Setup,
+        source: impl IntoIterator<Item = impl Into<OsString>>,
+    ) -> anyhow::Result<Self> {
         let config = world.directory().join(format!("{}-config.yaml", node.name()));
         fs::write(&config, setup.text()).with_context(|| format!("cannot write {}", config.display()))?;
         let mut agent = Self {
             place: node.place().clone(),
             process: None,
-            source,
+            source: source.into_iter().map(Into::into).collect(),
             config,
             state_dir: node.state_dir(),
             bpffs: node.bpffs(),

@@ -66,7 +66,7 @@ impl Kube {
     }
 
     fn agent(&self, setup: &Setup) -> Agent {
-        Agent::start_on_api(&self.world, self.world.node(0), setup, &self.api.url()).expect("an agent")
+        Agent::start_on(&self.world, self.world.node(0), setup, ["--master", &self.api.url()]).expect("an agent")
     }
 
     /// Who answers a connection from a pod of node 1.
