@@ -19,7 +19,7 @@ const FEW: u64 = 300;
 const MANY: u64 = 10_000;
 const RESOURCES: [&str; 4] = ["services", "endpointslices", "nodes", "servicecidrs"];
 
-/// A sequence of numbers that is the same for a seed everywhere (SplitMix64).
+/// A sequence of numbers that is the same for a seed everywhere (`SplitMix64`).
 struct Random(u64);
 
 impl Random {

@@ -107,9 +107,9 @@ impl Input {
     }
 
     /// The model is of a snapshot until all is listed.
-    pub(super) const fn set_snapshot(&mut self, saved_seconds: u64) {
+    pub(super) const fn set_snapshot(&mut self, at_seconds: u64) {
         if let From::Cluster(cluster) = &mut self.from {
-            cluster.snapshot = Some(saved_seconds);
+            cluster.snapshot = Some(at_seconds);
         }
     }
 

@@ -12,6 +12,7 @@ mod input;
 mod loader;
 mod network;
 mod orphans;
+mod settings;
 mod snapshot;
 mod status;
 mod takeover;
@@ -20,10 +21,7 @@ use std::{path::PathBuf, time::Duration};
 
 use anyhow::{Context as _, bail};
 use ipnet::IpNet;
-use lb_common::{
-    half_open::slots,
-    settings::{Setting, snat_ports},
-};
+use lb_common::settings::Setting;
 use tokio::{
     signal::unix::{SignalKind, signal},
     time::{Instant, MissedTickBehavior, interval_at, sleep_until},
@@ -227,10 +225,10 @@ impl Agent {
         if let Some(snapshot) = found {
             tracing::warn!(
                 "serving the snapshot of {} s ago until the cluster's objects are here",
-                snapshot::now().saturating_sub(snapshot.saved_seconds)
+                snapshot::now().saturating_sub(snapshot.at_seconds)
             );
             self.model = snapshot.model;
-            self.input.set_snapshot(snapshot.saved_seconds);
+            self.input.set_snapshot(snapshot.at_seconds);
             self.source_changed().await;
         }
     }
@@ -315,25 +313,6 @@ impl Agent {
             Some(given) => given.to_vec(),
             None => self.model.service_cidrs.values().flatten().copied().collect(),
         }
-    }
-
-    fn settings(&self) -> Vec<(Setting, u64)> {
-        let (first, last) = self.options.config.snat_ports.clone().into_inner();
-        let mut settings = vec![
-            (Setting::NetnsCookie, self.netns_cookie),
-            (Setting::SnatPorts, snat_ports(first, last)),
-            (Setting::HashSeed, self.hash_seed),
-            (Setting::TicksPerSecond, u64::from(self.clock_ticks)),
-            (Setting::HalfOpenSlots, u64::from(slots(self.options.config.maps.conntrack))),
-            (Setting::Takeover, self.takeover.word),
-        ];
-        settings.extend(self.network.uplink_words());
-        if let Some(host) = self.network.host_device() {
-            let [a, b, c, d, e, f] = host.mac;
-            settings.push((Setting::HostDevice, u64::from(host.ifindex)));
-            settings.push((Setting::HostMac, u64::from_le_bytes([a, b, c, d, e, f, 0, 0])));
-        }
-        settings
     }
 
     fn attach_sockets(&mut self) {

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! ballast-snapshot 1 <sha256 of the rest, hex>\n
-//! {"node": ..., "savedSeconds": ..., "services": [[name, service], ...], ...}
+//! {"node": ..., "atSeconds": ..., "services": [[name, service], ...], ...}
 //! ```
 
 use std::{
@@ -29,9 +29,9 @@ const EVERY: Duration = Duration::from_secs(30);
 /// What is saved.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Saved<'a> {
+struct Written<'a> {
     node: &'a str,
-    saved_seconds: u64,
+    at_seconds: u64,
     services: Vec<(&'a ObjectName, &'a Service)>,
     slices: Vec<(&'a ObjectName, &'a EndpointSlice)>,
     nodes: Vec<(&'a String, &'a Node)>,
@@ -43,7 +43,7 @@ struct Saved<'a> {
 #[serde(rename_all = "camelCase")]
 struct Read {
     node: String,
-    saved_seconds: u64,
+    at_seconds: u64,
     services: Vec<(ObjectName, Service)>,
     slices: Vec<(ObjectName, EndpointSlice)>,
     nodes: Vec<(String, Node)>,
@@ -55,7 +55,7 @@ struct Read {
 pub(super) struct Snapshot {
     pub(super) model: Model,
     /// When, in seconds since 1970.
-    pub(super) saved_seconds: u64,
+    pub(super) at_seconds: u64,
 }
 
 /// Where it is.
@@ -114,7 +114,7 @@ fn parse(bytes: &[u8], node: &str) -> Result<Snapshot, String> {
         service_cidrs: read.service_cidrs.into_iter().collect(),
         ..Model::default()
     };
-    Ok(Snapshot { model, saved_seconds: read.saved_seconds })
+    Ok(Snapshot { model, at_seconds: read.at_seconds })
 }
 
 fn head_of(body: &[u8]) -> String {
@@ -122,9 +122,9 @@ fn head_of(body: &[u8]) -> String {
 }
 
 fn body(model: &Model, node: &str) -> serde_json::Result<Vec<u8>> {
-    serde_json::to_vec(&Saved {
+    serde_json::to_vec(&Written {
         node,
-        saved_seconds: now(),
+        at_seconds: now(),
         services: model.services.iter().collect(),
         slices: model.slices.iter().collect(),
         nodes: model.nodes.iter().collect(),

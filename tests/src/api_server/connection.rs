@@ -91,7 +91,9 @@ async fn serve(mut stream: TcpStream, shared: &Shared) -> io::Result<()> {
                 .await?;
             continue;
         };
-        let items = if fault == Fault::Empty { Vec::new() } else { items };
+        // A list of nothing, not one that lacks a page.
+        let empty = fault == Fault::Empty && parameter("continue").is_none();
+        let (items, next) = if empty { (Vec::new(), String::new()) } else { (items, next) };
         let metadata = json!({"resourceVersion": version.to_string(), "continue": next});
         let mut body = json!({"kind": "List", "metadata": metadata, "items": items}).to_string();
         if fault == Fault::Truncated {
@@ -174,7 +176,7 @@ async fn follow(
                 Ok(events) => {
                     let again = if store.duplicated { events.clone() } else { Vec::new() };
                     after = events.last().map_or(after, |(version, _)| *version);
-                    lines.extend(events.into_iter().chain(again).map(|(_, event)| event));
+                    lines.extend(events.into_iter().chain(again.into_iter().rev()).map(|(_, event)| event));
                 }
             }
             if bookmarks != store.bookmarks && !store.is_held(resource) {

@@ -121,7 +121,7 @@ impl ApiServer {
         self.shared.change(|store| store.hold(resource, held));
     }
 
-    /// Sends every event twice, the second time after those that came with it.
+    /// Sends every event twice, the second time after those that came with it and in the reverse order.
     pub fn duplicate(&self, duplicated: bool) {
         self.shared.change(|store| store.duplicated = duplicated);
     }

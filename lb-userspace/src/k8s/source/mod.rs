@@ -13,6 +13,7 @@ mod pace;
 mod servers;
 mod status;
 mod watch;
+mod wire;
 
 use std::{collections::BTreeSet, net::SocketAddr, path::PathBuf, sync::Arc};
 
