@@ -13,12 +13,12 @@ use serde_json::{Value, json};
 
 fn server() -> ApiServer {
     let api = ApiServer::start(TcpListener::bind("127.0.0.1:0").expect("a listener")).expect("a server");
-    api.put(service("web", 80.into()));
+    api.put(service("web", 80));
     api
 }
 
-fn service(name: &str, port: Value) -> Value {
-    let ip = "10.96.0.10";
+fn service(name: &str, port: impl Into<Value>) -> Value {
+    let (ip, port) = ("10.96.0.10", port.into());
     json!({
         "apiVersion": "v1", "kind": "Service", "metadata": {"name": name, "namespace": "default"},
         "spec": {"clusterIP": ip, "clusterIPs": [ip], "ipFamilies": ["IPv4"], "ports": [{"port": port}], "future": [1]},
@@ -96,6 +96,53 @@ async fn each_error_names_its_cause_and_ends() {
 }
 
 #[tokio::test]
+async fn each_missing_right_is_named_with_its_rule() {
+    for (group, resource) in
+        [("", "services"), ("discovery.k8s.io", "endpointslices"), ("", "nodes"), ("networking.k8s.io", "servicecidrs")]
+    {
+        for verb in ["list", "watch"] {
+            let api = server();
+            api.refuse(verb, resource, Some(Fault::Answer(403, None)));
+            let mut source = start(Access::Master(api.url())).await.expect("started");
+            let mut model = Model::default();
+            let told = |source: &Source, _: &Model| of(source, resource).is_some();
+            until(&mut source, &mut model, &format!("{verb} {resource}"), told).await;
+            let problem = of(&source, resource).expect("told");
+            assert!(problem.cause.starts_with(&format!("may not {verb} {resource} (403)")), "{problem:?}");
+            let rule = format!(r#"{{apiGroups: ["{group}"], resources: [{resource}], verbs: [list, watch]}}"#);
+            assert_eq!(problem.fix, format!("add the rule {rule} to the ClusterRole"));
+            // Without the right to list, nothing is known; ServiceCIDRs are not needed.
+            let waits = verb == "list" && resource != "servicecidrs";
+            if !waits {
+                until(&mut source, &mut model, "complete", |source, _| source.is_complete()).await;
+            }
+            assert_eq!(source.is_complete(), !waits, "{verb} {resource}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn large_objects_are_read() {
+    let api = server();
+    let mut source = start(Access::Master(api.url())).await.expect("started");
+    let mut model = Model::default();
+    until(&mut source, &mut model, "complete", |source, _| source.is_complete()).await;
+    let endpoint = |index: u32| json!({"addresses": [std::net::Ipv4Addr::from_bits(0x0af4_0000 + index)]});
+    let endpoints: Vec<_> = (1..=5_000).map(endpoint).collect();
+    let annotations = json!({"note": "x".repeat(3 << 19)});
+    let labels = json!({"kubernetes.io/service-name": "web"});
+    let metadata = json!({"name": "web-1", "namespace": "default", "labels": labels, "annotations": annotations});
+    let ports = json!([{"name": "", "protocol": "TCP", "port": 8080}]);
+    api.put(json!({
+        "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4", "metadata": metadata,
+        "ports": ports, "endpoints": endpoints,
+    }));
+    let all = |_: &Source, model: &Model| model.slices.values().any(|slice| slice.endpoints.len() == 5_000);
+    until(&mut source, &mut model, "5,000 endpoints in 1.5 MiB and more", all).await;
+    assert_eq!(source.problems(Severity::Error), []);
+}
+
+#[tokio::test]
 async fn a_cluster_without_service_cidrs_is_served_and_told_so() {
     for (code, severity) in [(404, Severity::Warning), (403, Severity::Error)] {
         let api = server();
@@ -117,8 +164,8 @@ async fn a_cluster_without_service_cidrs_is_served_and_told_so() {
 #[tokio::test]
 async fn one_bad_object_blocks_no_other_and_keeps_its_last_good_version() {
     let api = server();
-    api.put(service("bad", "eighty".into()));
-    api.put(service("worse", 0.into()));
+    api.put(service("bad", "eighty"));
+    api.put(service("worse", 0));
     let mut source = start(Access::Master(api.url())).await.expect("started");
     let mut model = Model::default();
     until(&mut source, &mut model, "complete", |source, _| source.is_complete()).await;
@@ -128,12 +175,12 @@ async fn one_bad_object_blocks_no_other_and_keeps_its_last_good_version() {
     assert_eq!(named, ["Service default/bad", "Service default/worse"]);
     assert!(problems.iter().all(|problem| problem.cause.starts_with("spec.ports[0].port: ")), "{problems:?}");
     // Changed for the worse: the good version stays. Corrected or deleted: the finding goes.
-    api.put(service("web", 70_000.into()));
+    api.put(service("web", 70_000));
     let kept =
         |source: &Source, model: &Model| source.problems(Severity::Error).len() == 3 && model.services.len() == 1;
     until(&mut source, &mut model, "kept", kept).await;
-    api.put(service("web", 81.into()));
-    api.put(service("bad", 82.into()));
+    api.put(service("web", 81));
+    api.put(service("bad", 82));
     api.delete("services", "default", "worse");
     let well =
         |source: &Source, model: &Model| source.problems(Severity::Error).is_empty() && model.services.len() == 2;

@@ -204,8 +204,7 @@ impl Checker {
                 Some(index) => self.seen.insert(resource, index),
                 None => {
                     return Err(format!(
-                        "{resource}: {state:?} is no state after the one seen last, {:?}",
-                        all.get(from)
+                        "{resource}: {state:?} is no state after number {from}, the one seen last, of {all:?}"
                     ));
                 }
             };

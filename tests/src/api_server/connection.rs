@@ -91,9 +91,9 @@ async fn serve(mut stream: TcpStream, shared: &Shared) -> io::Result<()> {
                 .await?;
             continue;
         };
-        // A list of nothing, not one that lacks a page.
+        // As of a server that has read nothing yet: no objects, at the first version. Not one that lacks a page.
         let empty = fault == Fault::Empty && parameter("continue").is_none();
-        let (items, next) = if empty { (Vec::new(), String::new()) } else { (items, next) };
+        let (items, version, next) = if empty { (Vec::new(), 1, String::new()) } else { (items, version, next) };
         let metadata = json!({"resourceVersion": version.to_string(), "continue": next});
         let mut body = json!({"kind": "List", "metadata": metadata, "items": items}).to_string();
         if fault == Fault::Truncated {

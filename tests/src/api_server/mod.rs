@@ -27,7 +27,7 @@ pub enum Fault {
     Close,
     /// Half of the list.
     Truncated,
-    /// A list without items.
+    /// A list without items, as of the first version.
     Empty,
     /// Nothing: the request goes well, and one that comes later does not.
     None,
