@@ -115,6 +115,7 @@ fn what_the_api_says_is_served_and_stays_so_without_it() {
     assert!(status.source.contains(&kube.api.url()), "{}", status.source);
     assert_eq!(status.watches.len(), 4);
     assert!(status.watches.iter().all(|watch| watch.synced), "{:?}", status.watches);
+    assert_eq!(status.warnings, []);
     assert_eq!(status.detector, format!("NodeCIDR {}", kube.world.node(0).pod_cidrs().join(",")));
 
     // A change, another kind of change, and a Service that another proxy serves.
@@ -144,6 +145,8 @@ fn what_the_api_says_is_served_and_stays_so_without_it() {
     assert_eq!(kube.call(VIPS[1]).expect("an answer"), kube.pod(3));
     let status = agent.status().expect("a status");
     assert!(status.problems.iter().any(|problem| problem.object == "source"), "{:?}", status.problems);
+    // What was last saved is shown, at most 30 s old: it is from the start of this test.
+    agent.wait_service("web", 2).expect("shown");
 
     // What changed meanwhile is there soon after it is back.
     kube.serve(&[2]);

@@ -179,7 +179,7 @@ impl Cluster {
         } else {
             (
                 "the cluster's objects have not all been listed since the agent started",
-                "see the watches; until then the tables stay as they are",
+                "see the watches; until then the tables stay as they are, and Services are shown as last saved",
             )
         };
         Problem { object: "source".to_owned(), cause: cause.to_owned(), fix: fix.to_owned() }

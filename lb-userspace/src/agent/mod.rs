@@ -209,10 +209,20 @@ impl Agent {
         } else if agent.engine.is_filled() {
             tracing::info!("forwarding goes on as an earlier agent left it, until the cluster's objects are here");
             agent.attach();
+            agent.show_snapshot();
         } else {
             agent.take_snapshot().await;
         }
         Ok(agent)
+    }
+
+    /// What is pinned may be newer than the snapshot: that is only what the commands show until the objects are here.
+    fn show_snapshot(&mut self) {
+        if let (Some(snapshot), _) = snapshot::read(&snapshot::file(&self.options.state_dir), &self.options.node) {
+            self.model = snapshot.model;
+            let node = self.node();
+            self.engine.compute(&self.model, &node);
+        }
     }
 
     /// Nothing is pinned and the cluster does not answer yet, as after a reboot: what was last known is better than nothing.

@@ -50,7 +50,11 @@ impl Agent {
         let without_documents = self.options.notes.no_effect.iter().chain(self.network.warnings());
         let silent = self.network.silent_neighbours().await;
         let network = without_documents.chain(&self.takeover.warning).cloned().chain(silent);
-        network.chain(self.input.problems(Severity::Warning)).chain(self.without_ranges()).collect()
+        network
+            .chain(self.input.problems(Severity::Warning))
+            .chain(self.without_ranges())
+            .chain(self.without_node())
+            .collect()
     }
 
     /// Rule 2.3.7 of the semantics needs to know them.
@@ -60,6 +64,16 @@ impl Agent {
             cause: "unknown: packets to their addresses that no Service has are passed on instead of dropped"
                 .to_owned(),
             fix: "give --service-cidr, or let the agent list ServiceCIDR objects (Kubernetes 1.33 or newer)".to_owned(),
+        })
+    }
+
+    /// The Node tells which pods are this node's, and documents may do without.
+    fn without_node(&self) -> Option<Problem> {
+        let known = self.model.nodes.contains_key(&self.options.node);
+        (self.input.is_of_cluster() && !known).then(|| Problem {
+            object: format!("Node {}", self.options.node),
+            cause: "the cluster has no Node of this name: its pod ranges are unknown".to_owned(),
+            fix: "give its name with --hostname-override".to_owned(),
         })
     }
 
