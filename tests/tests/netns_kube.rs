@@ -175,6 +175,7 @@ fn a_cluster_that_does_not_answer_yet_deletes_nothing() {
     let mut agent = kube.agent(&Setup::tcx(true));
     kube.wait_call(VIPS[0], &kube.pod(2));
     agent.stop().expect("stopped");
+    std::fs::remove_file(kube.world.node(0).state_dir().join("snapshot")).expect("removed");
     // Services are listed, slices are refused: half of the truth is none.
     kube.api.refuse("list", "endpointslices", Some(Fault::Answer(403, None)));
     agent.launch().expect("launched");
@@ -188,6 +189,19 @@ fn a_cluster_that_does_not_answer_yet_deletes_nothing() {
     assert!(problem.cause.contains("403"), "{problem:?}");
     let rule = r#"{apiGroups: ["discovery.k8s.io"], resources: [endpointslices], verbs: [list, watch]}"#;
     assert!(problem.fix.contains(rule), "{problem:?}");
+    // A change of the network is no reason to write tables either.
+    kube.world
+        .node(0)
+        .place()
+        .namespace()
+        .ip("link add late0 type veth peer name late1\nlink set late0 up\nlink set late1 up\n")
+        .expect("a link");
+    wait_until("the link to be seen", Duration::from_secs(10), || {
+        let status = agent.status().map_err(|error| format!("{error:#}"))?;
+        let seen = status.devices.iter().any(|device| device.name == "late0");
+        if seen { Ok(()) } else { Err(format!("{:?}", status.devices)) }
+    })
+    .expect("seen");
     assert_eq!(kube.call(VIPS[0]).expect("an answer"), kube.pod(2));
     let told = agent.stderr().matches("watch of endpointslices").count();
     assert_eq!(told, 1, "told once: {}", agent.stderr());
