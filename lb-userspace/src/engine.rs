@@ -64,6 +64,11 @@ impl Engine {
         &self.mirror
     }
 
+    /// Whether the kernel's tables hold anything.
+    pub fn is_filled(&self) -> bool {
+        self.mirror != Image::default()
+    }
+
     /// The numbers.
     pub const fn ids(&self) -> &Ids {
         &self.ids

@@ -19,8 +19,14 @@ pub struct Status {
     pub node: String,
     /// Pid of the running agent; absent when the state was read from the pins.
     pub agent_pid: Option<u32>,
-    /// The source: a path.
+    /// The source: a path, or the API server.
     pub source: String,
+    /// The watches at the API server; none with documents.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub watches: Vec<WatchStatus>,
+    /// What is served is of a snapshot of that age, until the cluster's objects are listed; absent otherwise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stale_seconds: Option<u64>,
     /// Local-traffic detector in words, for example `NodeCIDR 10.244.1.0/24,fd00:10:244:1::/64` or `none`.
     pub detector: String,
     /// Socket hooks: attached or why not.
@@ -50,6 +56,24 @@ pub struct Status {
     pub warnings: Vec<Problem>,
     /// Fields that are not honoured yet, by Service `namespace/name` (exit code 3 as well).
     pub not_honoured: BTreeMap<String, Vec<String>>,
+}
+
+/// The watch of one kind of objects at the API server.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct WatchStatus {
+    /// As RBAC writes it: `services`.
+    pub resource: String,
+    /// Listed, and followed since.
+    pub synced: bool,
+    /// For so long.
+    pub since_seconds: u64,
+    /// Age of the last sign of the server: an event, a bookmark or a list; absent before the first.
+    pub last_event_seconds: Option<u64>,
+    /// The last error, also one that is over.
+    pub last_error: Option<String>,
+    /// Its age.
+    pub last_error_seconds: Option<u64>,
 }
 
 /// A hook's state.

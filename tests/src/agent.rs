@@ -1,6 +1,6 @@
 //! A running `ballast run` of a node.
 
-use std::{fs, net::IpAddr, path::PathBuf, process::Command, time::Duration};
+use std::{ffi::OsString, fs, net::IpAddr, path::PathBuf, process::Command, time::Duration};
 
 use anyhow::{Context, bail};
 use lb_userspace::report::{ServiceRow, Status};
@@ -45,28 +45,41 @@ impl Setup {
 pub struct Agent {
     place: Place,
     process: Option<Process>,
-    manifests: PathBuf,
+    /// The arguments that say where its objects come from.
+    source: Vec<OsString>,
     config: PathBuf,
     state_dir: PathBuf,
     bpffs: PathBuf,
     cgroup: PathBuf,
-    allocations: PathBuf,
 }
 
 impl Agent {
     /// Starts the agent of `node` on the world's manifest folder, and waits until it answers.
     pub fn start(world: &World, node: &Node, setup: &Setup) -> anyhow::Result<Self> {
+        let allocations = world.directory().join("allocations.json");
+        let mut source: Vec<OsString> = ["-f".into(), world.manifests().into(), "--service-cidr".into()].into();
+        source.extend([SERVICE_CIDRS.join(",").into(), "--allocations".into(), allocations.into()]);
+        Self::start_on(world, node, setup, source)
+    }
+
+    /// Starts the agent of `node` with these arguments for its source, such as `--kubeconfig` and a path, and waits until it
+    /// answers.
+    pub fn start_on(
+        world: &World,
+        node: &Node,
+        setup: &Setup,
+        source: impl IntoIterator<Item = impl Into<OsString>>,
+    ) -> anyhow::Result<Self> {
         let config = world.directory().join(format!("{}-config.yaml", node.name()));
         fs::write(&config, setup.text()).with_context(|| format!("cannot write {}", config.display()))?;
         let mut agent = Self {
             place: node.place().clone(),
             process: None,
-            manifests: world.manifests(),
+            source: source.into_iter().map(Into::into).collect(),
             config,
             state_dir: node.state_dir(),
             bpffs: node.bpffs(),
             cgroup: node.cgroup().to_owned(),
-            allocations: world.directory().join("allocations.json"),
         };
         agent.launch()?;
         Ok(agent)
@@ -80,9 +93,8 @@ impl Agent {
     /// Starts it again after [`kill`](Self::kill) or [`stop`](Self::stop), and waits until it answers.
     pub fn launch(&mut self) -> anyhow::Result<()> {
         let mut command = self.place.command(binary("ballast")?)?;
-        command.arg("run").arg("-f").arg(&self.manifests);
-        command.args(["--node", self.place.name(), "--service-cidr", &SERVICE_CIDRS.join(",")]);
-        command.arg("--config").arg(&self.config).arg("--allocations").arg(&self.allocations);
+        command.arg("run").args(&self.source).args(["--hostname-override", self.place.name()]);
+        command.arg("--config").arg(&self.config);
         self.where_it_lives(&mut command);
         let label = format!("agent of {}", self.place.name());
         let process = self.process.insert(Process::spawn(&label, command)?);

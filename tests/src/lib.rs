@@ -9,6 +9,7 @@
 //!   its namespace *and* in its node's own cgroup, since socket hooks look at the cgroup and not at the namespace;
 //! * [`client`] opens connections from a place and tells what they saw; [`Echo`] is the server behind a pod;
 //! * [`kube`] writes the folder of Kubernetes documents the agents read; [`Agent`] is a running `ballast run`;
+//! * [`api_server`] is a Kubernetes API server that lists and watches, and misbehaves on request;
 //! * [`inject`] puts packets on a wire that no kernel would send;
 //! * [`ControlPlane`] is a real etcd, kube-apiserver and kube-controller-manager in the world;
 //! * [`Cluster`] is all of this with a Service over four pods;
@@ -18,6 +19,7 @@
 //! Everything needs root; a test starts with [`needs_root!`](crate::needs_root).
 
 mod agent;
+pub mod api_server;
 mod bpffs;
 mod builder;
 mod cgroup;

@@ -12,7 +12,17 @@ use crate::{
 };
 
 /// Files of ours in the state directory. Allocations are shared by all nodes of a folder and stay.
-const FILES: [&str; 4] = ["ids.json", "ids.json.new", "control.sock", "lock"];
+const FILES: [&str; 9] = [
+    "ids.json",
+    "ids.json.new",
+    "api-servers.json",
+    "api-servers.json.new",
+    "snapshot",
+    "snapshot.new",
+    "snapshot.previous",
+    "control.sock",
+    "lock",
+];
 
 /// Removes everything an agent made and nothing else; says what, one line each.
 pub async fn cleanup(options: CleanupOptions) -> anyhow::Result<Vec<String>> {

@@ -1,42 +1,40 @@
 //! The agent: one event loop between the source, the network and the maps.
 //!
 //! ```text
-//! documents changed --+
-//! links, routes ------+-> Agent -> Engine -> maps
-//! a command ----------+         -> hooks on devices, routes into ballast0
+//! documents or API objects changed --+
+//! links, routes ---------------------+-> Agent -> Engine -> maps
+//! a command -------------------------+         -> hooks on devices, routes into ballast0
 //! ```
 
 mod cleanup;
 mod collect;
+mod input;
 mod loader;
 mod network;
 mod orphans;
+mod settings;
+mod snapshot;
 mod status;
 mod takeover;
 
-use std::{ops::RangeInclusive, path::PathBuf, time::Duration};
+use std::{path::PathBuf, time::Duration};
 
 use anyhow::{Context as _, bail};
 use ipnet::IpNet;
-use lb_common::{
-    half_open::slots,
-    settings::{Setting, snat_ports},
-};
+use lb_common::settings::Setting;
 use tokio::{
     signal::unix::{SignalKind, signal},
-    sync::mpsc,
     time::{Instant, MissedTickBehavior, interval_at, sleep_until},
 };
 
-pub use self::cleanup::cleanup;
-use self::{collect::Collection, loader::Loader, network::Network, orphans::Orphans, takeover::Takeover};
+pub use self::{cleanup::cleanup, input::SourceOptions};
+use self::{collect::Collection, input::Input, network::Network, orphans::Orphans, takeover::Takeover};
 use crate::{
     bpf::{self, Datapath},
     config::{Config, Notes},
     control::{self, Request, Response},
     desired::NodeContext,
     engine::Engine,
-    file_source::{self, Finding, Watch},
     gc::Clock,
     lock::InstanceLock,
     memory,
@@ -47,12 +45,16 @@ use crate::{
 
 /// How often the network is listed even if no event came.
 const LIST_EVERY: Duration = Duration::from_secs(30);
+/// Between two rounds that changes of the source lead to: as long as the last one took, so that no stream of changes takes
+/// more than half of a core. What comes meanwhile is in the next round, whole.
+const SHORTEST_REST: Duration = Duration::from_millis(2);
+const LONGEST_REST: Duration = Duration::from_millis(200);
 
 /// What `ballast run` was asked for.
 #[derive(Clone, Debug)]
 pub struct RunOptions {
-    /// File, folder, or `-`.
-    pub path: PathBuf,
+    /// Where the objects come from.
+    pub source: SourceOptions,
     /// Name of this node.
     pub node: String,
     /// The configuration, already read and checked.
@@ -65,12 +67,6 @@ pub struct RunOptions {
     pub bpffs: PathBuf,
     /// The cgroup2 whose processes are served; the root of the cgroup2 mount if absent.
     pub cgroup: Option<PathBuf>,
-    /// The allocation file, if not the default one.
-    pub allocations: Option<PathBuf>,
-    /// Service CIDRs.
-    pub service_cidrs: Vec<IpNet>,
-    /// nodePort range.
-    pub node_port_range: RangeInclusive<u16>,
 }
 
 /// What `ballast cleanup` was asked for.
@@ -93,11 +89,12 @@ struct Agent {
     datapath: Datapath,
     engine: Engine,
     network: Network,
-    /// The last documents that could be read.
+    input: Input,
+    /// The last state of the source that is whole.
     model: Model,
-    findings: Vec<Finding>,
-    /// Why the documents cannot be read now.
-    source_error: Option<Problem>,
+    snapshots: snapshot::Writer,
+    /// The first state is in the maps, or an earlier agent's still is: hooks are attached.
+    attached: bool,
     /// Why the maps are not what they should be.
     sync_error: Option<Problem>,
     /// Found once, at start.
@@ -121,35 +118,33 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt())?;
 
     // The watches before the first reads: no change falls between them.
-    let (_watch, mut ticks) = watch(&options)?;
     let mut events = net::events::watch().context("cannot watch the network")?;
-    let mut loader = Loader::new(source_options(&options));
-    loader.start();
-    let loaded = loader.finished().await?.context("no documents to begin with")?;
-    report(&loaded.findings);
-    let mut agent = Agent::start(options, loaded).await?;
+    let mut model = Model::default();
+    let input = Input::open(&options, &mut model).await?;
+    let mut agent = Agent::start(options, input, model).await?;
     let server = control::Server::bind(&agent.options.state_dir)
         .with_context(|| format!("cannot open the control socket in {}", agent.options.state_dir.display()))?;
     let mut requests = server.serve();
     let mut list = interval_at(Instant::now() + LIST_EVERY, LIST_EVERY);
     list.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    tracing::info!("ready: {} Services, {} frontends", agent.model.services.len(), agent.frontends());
+    let mut rest_until = Instant::now();
     loop {
+        agent.tell_ready();
+        let resting = Instant::now() < rest_until;
         tokio::select! {
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
-            Some(()) = ticks.recv() => loader.start(),
-            loaded = loader.finished() => match loaded? {
-                Ok(loaded) => agent.documents(loaded).await,
-                Err(error) => agent.unreadable(&error),
+            changed = agent.input.next(&mut agent.model), if !resting => if changed? {
+                let begin = Instant::now();
+                agent.source_changed().await;
+                rest_until = Instant::now() + begin.elapsed().clamp(SHORTEST_REST, LONGEST_REST);
             },
+            () = sleep_until(rest_until), if resting => {}
+            () = agent.snapshots.due() => agent.snapshots.start(&agent.model),
             Some(_) = events.recv() => agent.network_changed().await,
             _ = list.tick() => {
                 agent.network_changed().await;
-                // No change of the documents tells that a lock was released or an allocation file restored.
-                if agent.source_error.is_some() {
-                    loader.start();
-                }
+                agent.input.retry();
             }
             () = sleep_until(agent.collection.due()) => {
                 if agent.collect().await {
@@ -165,32 +160,13 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
             }
         }
     }
+    agent.snapshots.finish(&agent.model).await;
     tracing::info!("stopping; programs, maps and flows stay (`ballast cleanup` removes them)");
     Ok(())
 }
 
-fn source_options(options: &RunOptions) -> file_source::Options {
-    file_source::Options {
-        path: options.path.clone(),
-        service_cidrs: options.service_cidrs.clone(),
-        node_port_range: options.node_port_range.clone(),
-        allocations: options.allocations.clone(),
-        write_allocations: true,
-    }
-}
-
-fn watch(options: &RunOptions) -> anyhow::Result<(Option<Watch>, mpsc::Receiver<()>)> {
-    if options.path.as_os_str() == "-" {
-        // Standard input is read once; the sender is gone, so the loop never hears of a change.
-        return Ok((None, mpsc::channel(1).1));
-    }
-    let (watch, ticks) = Watch::new(&options.path)
-        .with_context(|| format!("cannot watch {}; give a file or folder that exists", options.path.display()))?;
-    Ok((Some(watch), ticks))
-}
-
 impl Agent {
-    async fn start(options: RunOptions, loaded: file_source::Loaded) -> anyhow::Result<Self> {
+    async fn start(options: RunOptions, input: Input, model: Model) -> anyhow::Result<Self> {
         bpf::check_bpffs(&options.bpffs)?;
         let pins = InstanceLock::take_pins(&options.bpffs)?;
         let mut datapath = Datapath::open(&options.bpffs, &options.config.maps)?;
@@ -206,6 +182,7 @@ impl Agent {
         let seconds = options.config.takeover_seconds;
         let network = Network::open(&options).await?;
         let collection = Collection::new(&datapath.maps);
+        let snapshots = snapshot::Writer::new(snapshot::file(&options.state_dir), options.node.clone());
         let mut agent = Self {
             clock_ticks,
             takeover: Takeover::begin(taking_over, seed == 0, clock, seconds),
@@ -216,57 +193,97 @@ impl Agent {
             datapath,
             engine,
             network,
-            model: loaded.model,
-            findings: loaded.findings,
-            source_error: None,
+            input,
+            model,
+            snapshots,
+            attached: false,
             sync_error: None,
             start_problems: problem.into_iter().collect(),
             socket_hooks: HookStatus::default(),
             orphans: Orphans::open(),
             collection,
         };
-        // Tables before hooks: the first packet a program sees finds everything.
         agent.network.list(&agent.options).await;
-        agent.program().await;
-        agent.attach_sockets();
-        agent.network.attach(&mut agent.datapath);
-        memory::give_back();
+        if agent.input.is_ready() {
+            agent.source_changed().await;
+        } else if agent.engine.is_filled() {
+            tracing::info!("forwarding goes on as an earlier agent left it, until the cluster's objects are here");
+            agent.attach();
+            agent.show_snapshot();
+        } else {
+            agent.take_snapshot().await;
+        }
         Ok(agent)
     }
 
-    /// New documents.
-    async fn documents(&mut self, loaded: file_source::Loaded) {
-        self.model = loaded.model;
-        self.findings = loaded.findings;
-        self.source_error = None;
-        report(&self.findings);
+    /// What is pinned may be newer than the snapshot: that is only what the commands show until the objects are here.
+    fn show_snapshot(&mut self) {
+        if let (Some(snapshot), _) = snapshot::read(&snapshot::file(&self.options.state_dir), &self.options.node) {
+            self.model = snapshot.model;
+            let node = self.node();
+            self.engine.compute(&self.model, &node);
+        }
+    }
+
+    /// Nothing is pinned and the cluster does not answer yet, as after a reboot: what was last known is better than nothing.
+    async fn take_snapshot(&mut self) {
+        let (found, problems) = snapshot::read(&snapshot::file(&self.options.state_dir), &self.options.node);
+        for problem in &problems {
+            tracing::warn!("{}: {}", problem.object, problem.cause);
+        }
+        self.start_problems.extend(problems);
+        if let Some(snapshot) = found {
+            tracing::warn!(
+                "serving the snapshot of {} s ago until the cluster's objects are here",
+                snapshot::now().saturating_sub(snapshot.at_seconds)
+            );
+            self.model = snapshot.model;
+            self.input.set_snapshot(snapshot.at_seconds);
+            self.source_changed().await;
+        }
+    }
+
+    /// The source has another state, which is whole.
+    async fn source_changed(&mut self) {
         self.program().await;
+        if self.input.is_of_cluster() {
+            self.snapshots.mark();
+        }
+        if !self.attached {
+            // Tables before hooks: the first packet a program sees finds everything.
+            self.attach();
+        }
         memory::give_back();
     }
 
-    /// The documents cannot be read: the last good ones stay.
-    fn unreadable(&mut self, error: &file_source::LoadError) {
-        let problem = Problem {
-            object: format!("source {}", self.options.path.display()),
-            cause: error.to_string(),
-            fix: "correct it; until then the last good state stays".to_owned(),
-        };
-        if self.source_error.as_ref() != Some(&problem) {
-            tracing::error!("{error}; the last good state stays");
+    /// Says once that everything is in place.
+    fn tell_ready(&mut self) {
+        if self.input.is_ready() && self.input.is_first() {
+            tracing::info!("ready: {} Services, {} frontends", self.model.services.len(), self.frontends());
         }
-        self.source_error = Some(problem);
+    }
+
+    fn attach(&mut self) {
+        self.attach_sockets();
+        self.network.attach(&mut self.datapath);
+        self.attached = true;
     }
 
     /// Links, addresses or routes may have changed.
     async fn network_changed(&mut self) {
         self.network.list(&self.options).await;
         // A new interface first: what it carries until then passes untranslated, and the tables are there already.
-        self.network.attach(&mut self.datapath);
+        if self.attached {
+            self.network.attach(&mut self.datapath);
+        }
         self.program().await;
     }
 
-    /// Makes the maps and routes what documents and network ask for.
+    /// Makes the maps and routes what source and network ask for. Until the source is whole they stay as they are.
     async fn program(&mut self) {
+        if !self.input.is_ready() {
+            return;
+        }
         let node = self.node();
         let backends = self.engine.compute(&self.model, &node);
         self.network.resolve(&backends).await;
@@ -295,28 +312,17 @@ impl Agent {
             name: self.options.node.clone(),
             node_port_addrs: self.network.node_port_addresses(&self.options, self.model.nodes.get(&self.options.node)),
             local_addrs: self.network.local_addresses(),
-            service_cidrs: self.options.service_cidrs.clone(),
+            service_cidrs: self.service_cidrs(),
             detect_node_cidr: self.options.config.detects_node_cidr(),
         }
     }
 
-    fn settings(&self) -> Vec<(Setting, u64)> {
-        let (first, last) = self.options.config.snat_ports.clone().into_inner();
-        let mut settings = vec![
-            (Setting::NetnsCookie, self.netns_cookie),
-            (Setting::SnatPorts, snat_ports(first, last)),
-            (Setting::HashSeed, self.hash_seed),
-            (Setting::TicksPerSecond, u64::from(self.clock_ticks)),
-            (Setting::HalfOpenSlots, u64::from(slots(self.options.config.maps.conntrack))),
-            (Setting::Takeover, self.takeover.word),
-        ];
-        settings.extend(self.network.uplink_words());
-        if let Some(host) = self.network.host_device() {
-            let [a, b, c, d, e, f] = host.mac;
-            settings.push((Setting::HostDevice, u64::from(host.ifindex)));
-            settings.push((Setting::HostMac, u64::from_le_bytes([a, b, c, d, e, f, 0, 0])));
+    /// What was given; else what the cluster says, which may be nothing.
+    fn service_cidrs(&self) -> Vec<IpNet> {
+        match self.options.source.service_cidrs() {
+            Some(given) => given.to_vec(),
+            None => self.model.service_cidrs.values().flatten().copied().collect(),
         }
-        settings
     }
 
     fn attach_sockets(&mut self) {
@@ -358,12 +364,6 @@ impl Agent {
             Request::Services => Response::Services(self.service_rows()),
             Request::Describe { namespace, name } => self.describe(namespace, name),
         }
-    }
-}
-
-fn report(findings: &[Finding]) {
-    for finding in findings {
-        tracing::warn!("{finding}");
     }
 }
 

@@ -3,9 +3,9 @@
 use super::Agent;
 use crate::{
     control::Response,
+    convert::Severity,
     describe::{self, ServiceNumbers},
     desired::{BackendAddr, ServiceKey},
-    file_source::Severity,
     gc::{Clock, Survey},
     ids::BackendKey,
     model::ObjectName,
@@ -45,23 +45,43 @@ impl Agent {
         numbers::of_service(&self.datapath.maps, service, key.family, backends, surveys)
     }
 
-    fn findings(&self, severity: Severity) -> impl Iterator<Item = Problem> {
-        self.findings.iter().filter(move |finding| finding.severity == severity).map(Problem::from)
-    }
-
     /// What may not be as meant.
     async fn warnings(&self) -> Vec<Problem> {
         let without_documents = self.options.notes.no_effect.iter().chain(self.network.warnings());
         let silent = self.network.silent_neighbours().await;
         let network = without_documents.chain(&self.takeover.warning).cloned().chain(silent);
-        network.chain(self.findings(Severity::Warning)).collect()
+        network
+            .chain(self.input.problems(Severity::Warning))
+            .chain(self.without_ranges())
+            .chain(self.without_node())
+            .collect()
+    }
+
+    /// Rule 2.3.7 of the semantics needs to know them.
+    fn without_ranges(&self) -> Option<Problem> {
+        (self.input.is_ready() && self.service_cidrs().is_empty()).then(|| Problem {
+            object: "Service CIDRs".to_owned(),
+            cause: "unknown: packets to their addresses that no Service has are passed on instead of dropped"
+                .to_owned(),
+            fix: "give --service-cidr, or let the agent list ServiceCIDR objects (Kubernetes 1.33 or newer)".to_owned(),
+        })
+    }
+
+    /// The Node tells which pods are this node's, and documents may do without.
+    fn without_node(&self) -> Option<Problem> {
+        let known = self.model.nodes.contains_key(&self.options.node);
+        (self.input.is_of_cluster() && !known).then(|| Problem {
+            object: format!("Node {}", self.options.node),
+            cause: "the cluster has no Node of this name: its pod ranges are unknown".to_owned(),
+            fix: "give its name with --hostname-override".to_owned(),
+        })
     }
 
     /// Everything that is not as asked.
     pub(super) fn problems(&self) -> Vec<Problem> {
-        let mut problems: Vec<Problem> = self.findings(Severity::Error).collect();
-        problems.extend(self.source_error.clone());
+        let mut problems = self.input.problems(Severity::Error);
         problems.extend(self.sync_error.clone());
+        problems.extend(self.snapshots.problem().cloned());
         problems.extend(self.start_problems.iter().cloned());
         problems.extend(self.options.notes.not_yet.iter().cloned());
         problems.extend(self.engine.desired.problems.iter().cloned());
@@ -95,7 +115,9 @@ impl Agent {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             node: self.options.node.clone(),
             agent_pid: Some(std::process::id()),
-            source: self.options.path.display().to_string(),
+            source: self.input.words(),
+            watches: self.input.watches(),
+            stale_seconds: self.input.stale_seconds(),
             detector: if cidrs.is_empty() { "none".to_owned() } else { format!("NodeCIDR {}", cidrs.join(",")) },
             socket_hooks: self.socket_hooks.clone(),
             takeover_seconds: self.takeover_seconds(),

@@ -36,7 +36,7 @@ pub(super) struct Global {
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
-    /// Serve the Services of a file or folder of Kubernetes documents on this node
+    /// Serve Services on this node: those of a cluster, or of a file or folder of Kubernetes documents
     Run(Box<Run>),
     /// Show the agent's devices, tables, counters and problems
     Status,
@@ -106,12 +106,26 @@ pub(super) enum ConntrackCommand {
 
 #[derive(Debug, Args)]
 pub(super) struct Run {
-    /// File, folder or - for standard input: Service, Pod, Node, Namespace, Endpoints, EndpointSlice documents
-    #[arg(short, long = "filename", value_name = "PATH")]
-    pub(super) file: PathBuf,
+    /// File, folder or - for standard input: Service, Pod, Node, Namespace, Endpoints, EndpointSlice documents. Without it
+    /// the objects are a cluster's
+    #[arg(short, long = "filename", value_name = "PATH", conflicts_with_all = ["kubeconfig", "master"])]
+    pub(super) file: Option<PathBuf>,
     #[arg(
         long,
-        alias = "hostname-override",
+        value_name = "FILE",
+        help = "How to reach the cluster's API server [default: clientConnection.kubeconfig, the service account of a pod, \
+                $KUBECONFIG]"
+    )]
+    pub(super) kubeconfig: Option<PathBuf>,
+    #[arg(
+        long,
+        value_name = "URL",
+        help = "URL of the API server, instead of the kubeconfig's or $KUBERNETES_SERVICE_HOST"
+    )]
+    pub(super) master: Option<String>,
+    #[arg(
+        long,
+        visible_alias = "hostname-override",
         value_name = "NAME",
         help = "Name of this node [default: hostnameOverride, $NODE_NAME, the host name]"
     )]
@@ -121,14 +135,18 @@ pub(super) struct Run {
     pub(super) config: Option<PathBuf>,
     /// Where allocated addresses and ports are kept, for all nodes of the documents
     /// [default: /var/lib/ballast/allocations/<hash of PATH>.json]
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "PATH", requires = "file", conflicts_with_all = ["kubeconfig", "master"])]
     pub(super) allocations: Option<PathBuf>,
-    /// Ranges of cluster IPs
-    #[arg(long, value_name = "CIDR", value_delimiter = ',', default_value = "10.96.0.0/16,fd00:10:96::/112")]
+    #[arg(
+        long,
+        value_name = "CIDR",
+        value_delimiter = ',',
+        help = "Ranges of cluster IPs [default: the cluster's ServiceCIDR objects; with -f 10.96.0.0/16,fd00:10:96::/112]"
+    )]
     pub(super) service_cidr: Vec<IpNet>,
-    /// Range of nodePorts
-    #[arg(long, value_name = "FIRST-LAST", value_parser = port_range, default_value = "30000-32767")]
-    pub(super) node_port_range: RangeInclusive<u16>,
+    /// Range of nodePorts that are given out with -f [default: 30000-32767]
+    #[arg(long, value_name = "FIRST-LAST", value_parser = port_range, requires = "file", conflicts_with_all = ["kubeconfig", "master"])]
+    pub(super) node_port_range: Option<RangeInclusive<u16>>,
 }
 
 /// How an answer is printed.
@@ -174,6 +192,11 @@ impl Cli {
         }
         conflict(format!("--output: `ballast {name}` has no answer that comes in forms; leave it out"))
     }
+}
+
+/// Ends the process as clap does when an argument is missing.
+pub(super) fn missing(text: &str) -> ! {
+    Cli::command().error(ErrorKind::MissingRequiredArgument, text).exit()
 }
 
 fn object(text: &str) -> Result<(String, String), String> {

@@ -12,10 +12,12 @@ use anyhow::Context as _;
 
 use self::args::{BackendCommand, Cli, Command, ConntrackCommand, Global, Output, Run, ServiceCommand};
 use crate::{
-    agent::{self, CleanupOptions, RunOptions},
+    agent::{self, CleanupOptions, RunOptions, SourceOptions},
     check::{self, CheckOptions, Level},
     config::{self, Loaded},
     control::{self, AskError, Request, Response},
+    file_source,
+    k8s::source::{Access, AccessError},
     listing::{self, Filter, Tables},
     memory,
     model::ObjectName,
@@ -124,18 +126,29 @@ fn options(run: Run, global: Global) -> anyhow::Result<RunOptions> {
         None => rustix::system::uname().nodename().to_string_lossy().to_lowercase(),
     };
     let Global { state_dir, bpffs, cgroup, .. } = global;
-    Ok(RunOptions {
-        path: run.file,
-        node,
-        config,
-        notes,
-        state_dir,
-        bpffs,
-        cgroup,
-        allocations: run.allocations,
-        service_cidrs: run.service_cidr.into_iter().map(|net| net.trunc()).collect(),
-        node_port_range: run.node_port_range,
-    })
+    let service_cidrs: Vec<_> = run.service_cidr.into_iter().map(|net| net.trunc()).collect();
+    let source = if let Some(path) = run.file {
+        let mut options = file_source::Options::new(path);
+        if !service_cidrs.is_empty() {
+            options.service_cidrs = service_cidrs;
+        }
+        if let Some(range) = run.node_port_range {
+            options.node_port_range = range;
+        }
+        SourceOptions::Documents(file_source::Options {
+            allocations: run.allocations,
+            write_allocations: true,
+            ..options
+        })
+    } else {
+        let kubeconfig = run.kubeconfig.or_else(|| Some(config.client_connection.kubeconfig.clone().into()));
+        let access = match Access::find(kubeconfig, run.master, &state_dir) {
+            Err(error @ AccessError::Nothing) => args::missing(&error.to_string()),
+            found => found?,
+        };
+        SourceOptions::Cluster { access, service_cidrs: (!service_cidrs.is_empty()).then_some(service_cidrs) }
+    };
+    Ok(RunOptions { source, node, config, notes, state_dir, bpffs, cgroup })
 }
 
 async fn show(global: &Global, output: Output, request: &Request) -> anyhow::Result<ExitCode> {

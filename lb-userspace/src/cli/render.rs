@@ -7,7 +7,9 @@ use serde::Serialize;
 
 use super::Output;
 use crate::check::{Found, Level};
-use crate::report::{BackendRow, FlowList, NextHopRow, Problem, ServiceDetail, ServicePortName, ServiceRow, Status};
+use crate::report::{
+    BackendRow, FlowList, NextHopRow, Problem, ServiceDetail, ServicePortName, ServiceRow, Status, WatchStatus,
+};
 
 /// Renders a value in the form that was asked for.
 pub(super) fn print<T: Serialize>(
@@ -238,6 +240,22 @@ pub(super) fn detail(detail: &ServiceDetail) -> String {
     text
 }
 
+fn watches(watches: &[WatchStatus]) -> String {
+    let ago = |seconds: Option<u64>| seconds.map_or_else(|| "never".to_owned(), |seconds| format!("{seconds} s ago"));
+    let row = |watch: &WatchStatus| {
+        let synced = if watch.synced { "synced" } else { "not synced" };
+        let error = watch.last_error.as_ref().map(|error| format!("{}: {error}", ago(watch.last_error_seconds)));
+        [
+            watch.resource.clone(),
+            synced.to_owned(),
+            format!("{} s", watch.since_seconds),
+            ago(watch.last_event_seconds),
+            error.unwrap_or_else(|| "<none>".to_owned()),
+        ]
+    };
+    columns(["WATCH", "STATE", "FOR", "LAST EVENT", "LAST ERROR"], watches.iter().map(row))
+}
+
 /// `ballast status`.
 pub(super) fn status(status: &Status) -> String {
     let mut text = String::new();
@@ -263,6 +281,13 @@ pub(super) fn status(status: &Status) -> String {
             &mut text,
             &format!("Takeover:     for {seconds} s more, TCP without state is left to kube-proxy's rules"),
         );
+    }
+    if let Some(seconds) = status.stale_seconds {
+        line(&mut text, &format!("Stale:        a snapshot of {seconds} s ago is served until the API server answers"));
+    }
+    if !status.watches.is_empty() {
+        text.push('\n');
+        text.push_str(&watches(&status.watches));
     }
     text.push('\n');
     text.push_str(&columns(

@@ -15,10 +15,11 @@ use siphasher::sip::SipHasher13;
 use super::{
     Options,
     allocation_file::{NodePortRecord, Record, Records},
-    finding::Issue,
-    service::Draft,
 };
-use crate::model::{IpFamily, ObjectName, Protocol, Service};
+use crate::{
+    convert::{Draft, Issue},
+    model::{IpFamily, ObjectName, Protocol, Service},
+};
 
 /// More Services than this in one range are not supported; it bounds the search in a large IPv6 range.
 const MAX_RANGE: u128 = 1 << 20;

@@ -2,16 +2,7 @@
 
 use std::fmt;
 
-use crate::report::Problem;
-
-/// How bad a finding is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Severity {
-    /// Something was refused, or an older version of it is used.
-    Error,
-    /// Used, but perhaps not as meant.
-    Warning,
-}
+use crate::{convert::Severity, report::Problem};
 
 /// One thing that is wrong with the documents.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,24 +50,5 @@ impl From<&Finding> for Problem {
             None => (format!("file {}", finding.place()), finding.cause()),
         };
         Self { object, cause, fix: finding.fix.clone() }
-    }
-}
-
-/// A refusal or a warning about a field, before the place of its document is known.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Issue {
-    pub(super) field: String,
-    pub(super) reason: String,
-    pub(super) severity: Severity,
-    pub(super) fix: String,
-}
-
-impl Issue {
-    pub(super) fn error(field: impl Into<String>, reason: impl Into<String>, fix: impl Into<String>) -> Self {
-        Self { field: field.into(), reason: reason.into(), severity: Severity::Error, fix: fix.into() }
-    }
-
-    pub(super) fn warning(field: impl Into<String>, reason: impl Into<String>, fix: impl Into<String>) -> Self {
-        Self { severity: Severity::Warning, ..Self::error(field, reason, fix) }
     }
 }

@@ -8,15 +8,9 @@ use std::{
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use super::{
-    Options,
-    addresses::is_label,
-    document::Document,
-    finding::{Finding, Issue, Severity},
-    objects,
-    service::{self, Draft},
-};
+use super::{Options, document::Document, finding::Finding};
 use crate::{
+    convert::{self, Draft, Issue, Origin, Severity, is_label},
     k8s::{self, LABEL_SERVICE_NAME},
     model::{EndpointSlice, Node, ObjectName, Pod},
     suggest::almost,
@@ -150,7 +144,7 @@ impl Objects {
                 self.service_documents.insert(name.clone(), document.clone());
                 let found = checked
                     .and_then(|()| typed::<k8s::Service>(document))
-                    .and_then(|raw| service::validate(&raw, &options.service_cidrs));
+                    .and_then(|raw| convert::service(&raw, Origin::Document { service_cidrs: &options.service_cidrs }));
                 keep(&mut self.services, &last.services, name, found)
             }
             "EndpointSlice" => {
@@ -160,19 +154,19 @@ impl Objects {
                     let namespace = name.namespace.clone();
                     self.with_slices.insert(ObjectName { namespace, name: service.to_owned() });
                 }
-                let found = checked.and_then(|()| typed(document)).and_then(|raw| objects::slice(&raw));
+                let found = checked.and_then(|()| typed(document)).and_then(|raw| convert::slice(&raw));
                 keep(&mut self.slices, &last.slices, name, found)
             }
             "Endpoints" => {
-                let found = checked.and_then(|()| typed(document)).and_then(|raw| objects::mirrored(&raw));
+                let found = checked.and_then(|()| typed(document)).and_then(|raw| convert::mirrored(&raw));
                 keep(&mut self.endpoints, &last.endpoints, name, found)
             }
             "Pod" => {
-                let found = checked.and_then(|()| typed(document)).and_then(|raw| objects::pod(&raw));
+                let found = checked.and_then(|()| typed(document)).and_then(|raw| convert::pod(&raw));
                 keep(&mut self.pods, &last.pods, name, found)
             }
             "Node" => {
-                let found = checked.and_then(|()| typed(document)).and_then(|raw| objects::node(&raw));
+                let found = checked.and_then(|()| typed(document)).and_then(|raw| convert::node(&raw));
                 keep(&mut self.nodes, &last.nodes, &name.name, found.map(|node| (node, Vec::new())))
             }
             _ => match checked.and_then(|()| typed::<k8s::Namespace>(document)) {

@@ -5,16 +5,12 @@
 //! ```
 //! Needs neither root nor a node: `ballast env` and `ballast dns` read the same way as the agent.
 
-mod addresses;
 mod allocate;
 mod allocation_file;
 pub(crate) mod document;
-mod families;
 mod finding;
 mod generate;
 mod intake;
-mod objects;
-mod service;
 mod watch;
 
 #[cfg(test)]
@@ -33,10 +29,8 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use sha2::{Digest, Sha256};
 
 use self::{document::Document, intake::Objects};
-pub use self::{
-    finding::{Finding, Severity},
-    watch::Watch,
-};
+pub use self::{finding::Finding, watch::Watch};
+pub use crate::convert::Severity;
 use crate::model::Model;
 
 /// What to read and what to allocate from.
@@ -203,6 +197,7 @@ impl Source {
             nodes: objects.nodes.clone(),
             pods: objects.pods.clone(),
             namespaces: objects.namespaces.clone(),
+            service_cidrs: BTreeMap::new(),
         };
         generate::add_slices(&mut model, &objects.with_slices, &objects.endpoints);
         objects.service_documents.clear();

@@ -2,19 +2,22 @@
 
 use serde::Deserialize;
 
-use super::ObjectMeta;
+use super::{ObjectMeta, null};
 
 /// `EndpointSlice`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct EndpointSlice {
     /// metadata.
+    #[serde(deserialize_with = "null::is_left_out")]
     pub metadata: ObjectMeta,
     /// addressType.
     pub address_type: Option<String>,
     /// ports.
+    #[serde(deserialize_with = "null::is_left_out")]
     pub ports: Vec<SlicePort>,
     /// endpoints.
+    #[serde(deserialize_with = "null::is_left_out")]
     pub endpoints: Vec<SliceEndpoint>,
 }
 
@@ -35,8 +38,10 @@ pub struct SlicePort {
 #[serde(default, rename_all = "camelCase")]
 pub struct SliceEndpoint {
     /// addresses; only the first is used.
+    #[serde(deserialize_with = "null::is_left_out")]
     pub addresses: Vec<String>,
     /// conditions.
+    #[serde(deserialize_with = "null::is_left_out")]
     pub conditions: Conditions,
     /// hostname.
     pub hostname: Option<String>,
@@ -63,8 +68,10 @@ pub struct Conditions {
 #[serde(default)]
 pub struct AddressRef {
     /// kind.
+    #[serde(deserialize_with = "null::is_left_out")]
     pub kind: String,
     /// name.
+    #[serde(deserialize_with = "null::is_left_out")]
     pub name: String,
 }
 
@@ -73,8 +80,10 @@ pub struct AddressRef {
 #[serde(default)]
 pub struct Endpoints {
     /// metadata.
+    #[serde(deserialize_with = "null::is_left_out")]
     pub metadata: ObjectMeta,
     /// subsets.
+    #[serde(deserialize_with = "null::is_left_out")]
     pub subsets: Vec<EndpointSubset>,
 }
 
@@ -83,10 +92,13 @@ pub struct Endpoints {
 #[serde(default, rename_all = "camelCase")]
 pub struct EndpointSubset {
     /// addresses.
+    #[serde(deserialize_with = "null::is_left_out")]
     pub addresses: Vec<EndpointAddress>,
     /// notReadyAddresses.
+    #[serde(deserialize_with = "null::is_left_out")]
     pub not_ready_addresses: Vec<EndpointAddress>,
     /// ports.
+    #[serde(deserialize_with = "null::is_left_out")]
     pub ports: Vec<EndpointPort>,
 }
 
@@ -95,6 +107,7 @@ pub struct EndpointSubset {
 #[serde(default, rename_all = "camelCase")]
 pub struct EndpointAddress {
     /// ip.
+    #[serde(deserialize_with = "null::is_left_out")]
     pub ip: String,
     /// hostname.
     pub hostname: Option<String>,
@@ -109,6 +122,7 @@ pub struct EndpointAddress {
 #[serde(default)]
 pub struct EndpointPort {
     /// name.
+    #[serde(deserialize_with = "null::is_left_out")]
     pub name: String,
     /// protocol.
     pub protocol: Option<String>,

@@ -1,13 +1,16 @@
-//! Kubernetes' wire types, cut down to the fields Ballast reads.
+//! Kubernetes' wire types, cut down to the fields Ballast reads, and the API server that sends them (`source`).
 //!
 //! Everything else of a document (`status`, `managedFields`, fields of newer API versions) is ignored. The types are as
-//! lenient as the API's own decoder: a missing list is an empty one. What the values may be is decided in
-//! `file_source`, so that a refusal can name its field.
+//! lenient as the API's own decoder: a missing list is an empty one, and so is `null`. What the values may be is decided in
+//! `convert`, so that a refusal can name its field.
 
 mod endpoints;
+mod network;
 mod node;
+mod null;
 mod pod;
 mod service;
+pub mod source;
 
 use std::collections::BTreeMap;
 
@@ -18,6 +21,7 @@ pub use self::{
         AddressRef, Conditions, EndpointAddress, EndpointPort, EndpointSlice, EndpointSubset, Endpoints, SliceEndpoint,
         SlicePort,
     },
+    network::{ServiceCidr, ServiceCidrSpec},
     node::{Namespace, Node, NodeAddress, NodeSpec, NodeStatus},
     pod::{Condition, Container, ContainerPort, Pod, PodIp, PodSpec, PodStatus},
     service::{
@@ -32,6 +36,8 @@ pub const LABEL_SERVICE_NAME: &str = "kubernetes.io/service-name";
 pub const LABEL_PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";
 /// Label that keeps an Endpoints object from being mirrored.
 pub const LABEL_SKIP_MIRROR: &str = "endpointslice.kubernetes.io/skip-mirror";
+/// Label that a slice of a headless Service has.
+pub const LABEL_HEADLESS: &str = "service.kubernetes.io/headless";
 /// Annotation of Endpoints that are a leader lock, never mirrored.
 pub const ANNOTATION_LEADER: &str = "control-plane.alpha.kubernetes.io/leader";
 
@@ -40,13 +46,20 @@ pub const ANNOTATION_LEADER: &str = "control-plane.alpha.kubernetes.io/leader";
 #[serde(default, rename_all = "camelCase")]
 pub struct ObjectMeta {
     /// Name.
+    #[serde(deserialize_with = "null::is_left_out")]
     pub name: String,
     /// Namespace; empty when left out.
+    #[serde(deserialize_with = "null::is_left_out")]
     pub namespace: String,
     /// Labels.
+    #[serde(deserialize_with = "null::is_left_out")]
     pub labels: BTreeMap<String, String>,
     /// Annotations.
+    #[serde(deserialize_with = "null::is_left_out")]
     pub annotations: BTreeMap<String, String>,
+    /// Version of the object; empty in a document.
+    #[serde(deserialize_with = "null::is_left_out")]
+    pub resource_version: String,
     /// Set while the object is being deleted.
     pub deletion_timestamp: Option<String>,
 }
@@ -63,5 +76,15 @@ mod tests {
         assert_eq!(service.metadata.name, "a");
         assert_eq!(service.spec.ports[0].target_port, Some(IntOrString::String("http".into())));
         assert_eq!(service.status.load_balancer.ingress[0].ip.as_deref(), Some("1.2.3.4"));
+    }
+
+    #[test]
+    fn null_is_left_out() {
+        let json = r#"{"metadata":{"name":"a","labels":null},"addressType":"IPv4","ports":null,"endpoints":[{"addresses":null,"conditions":null}]}"#;
+        let slice: EndpointSlice = serde_json::from_str(json).unwrap();
+        assert_eq!((slice.ports.len(), slice.endpoints.len()), (0, 1));
+        let json = r#"{"metadata":{"name":"a"},"spec":{"ports":null,"selector":null,"type":null},"status":null}"#;
+        let service: Service = serde_json::from_str(json).unwrap();
+        assert!(service.spec.ports.is_empty());
     }
 }

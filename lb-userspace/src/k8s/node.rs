@@ -2,17 +2,20 @@
 
 use serde::Deserialize;
 
-use super::ObjectMeta;
+use super::{ObjectMeta, null};
 
 /// Node.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct Node {
     /// metadata.
+    #[serde(deserialize_with = "null::is_left_out")]
     pub metadata: ObjectMeta,
     /// spec.
+    #[serde(deserialize_with = "null::is_left_out")]
     pub spec: NodeSpec,
     /// status.
+    #[serde(deserialize_with = "null::is_left_out")]
     pub status: NodeStatus,
 }
 
@@ -24,7 +27,7 @@ pub struct NodeSpec {
     #[serde(rename = "podCIDR")]
     pub pod_cidr: Option<String>,
     /// podCIDRs.
-    #[serde(rename = "podCIDRs")]
+    #[serde(rename = "podCIDRs", deserialize_with = "null::is_left_out")]
     pub pod_cidrs: Vec<String>,
 }
 
@@ -33,6 +36,7 @@ pub struct NodeSpec {
 #[serde(default, rename_all = "camelCase")]
 pub struct NodeStatus {
     /// addresses.
+    #[serde(deserialize_with = "null::is_left_out")]
     pub addresses: Vec<NodeAddress>,
 }
 
@@ -41,9 +45,10 @@ pub struct NodeStatus {
 #[serde(default)]
 pub struct NodeAddress {
     /// type.
-    #[serde(rename = "type")]
+    #[serde(rename = "type", deserialize_with = "null::is_left_out")]
     pub address_type: String,
     /// address.
+    #[serde(deserialize_with = "null::is_left_out")]
     pub address: String,
 }
 
@@ -52,5 +57,6 @@ pub struct NodeAddress {
 #[serde(default)]
 pub struct Namespace {
     /// metadata.
+    #[serde(deserialize_with = "null::is_left_out")]
     pub metadata: ObjectMeta,
 }

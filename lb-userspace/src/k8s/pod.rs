@@ -2,15 +2,17 @@
 
 use serde::Deserialize;
 
-use super::ObjectMeta;
+use super::{ObjectMeta, null};
 
 /// Pod.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct Pod {
     /// metadata.
+    #[serde(deserialize_with = "null::is_left_out")]
     pub metadata: ObjectMeta,
     /// spec.
+    #[serde(deserialize_with = "null::is_left_out")]
     pub spec: PodSpec,
     /// status; none in a document written by hand.
     pub status: Option<PodStatus>,
@@ -23,14 +25,17 @@ pub struct PodSpec {
     /// nodeName.
     pub node_name: Option<String>,
     /// hostNetwork.
+    #[serde(deserialize_with = "null::is_left_out")]
     pub host_network: bool,
     /// hostname.
     pub hostname: Option<String>,
     /// subdomain.
     pub subdomain: Option<String>,
     /// containers.
+    #[serde(deserialize_with = "null::is_left_out")]
     pub containers: Vec<Container>,
     /// initContainers; those with restartPolicy Always are sidecars, whose ports count.
+    #[serde(deserialize_with = "null::is_left_out")]
     pub init_containers: Vec<Container>,
 }
 
@@ -39,6 +44,7 @@ pub struct PodSpec {
 #[serde(default, rename_all = "camelCase")]
 pub struct Container {
     /// ports.
+    #[serde(deserialize_with = "null::is_left_out")]
     pub ports: Vec<ContainerPort>,
     /// restartPolicy.
     pub restart_policy: Option<String>,
@@ -49,6 +55,7 @@ pub struct Container {
 #[serde(default, rename_all = "camelCase")]
 pub struct ContainerPort {
     /// name.
+    #[serde(deserialize_with = "null::is_left_out")]
     pub name: String,
     /// protocol.
     pub protocol: Option<String>,
@@ -66,7 +73,7 @@ pub struct PodStatus {
     #[serde(rename = "podIP")]
     pub pod_ip: Option<String>,
     /// podIPs.
-    #[serde(rename = "podIPs")]
+    #[serde(rename = "podIPs", deserialize_with = "null::is_left_out")]
     pub pod_ips: Vec<PodIp>,
     /// conditions; none at all in a status written by hand.
     pub conditions: Option<Vec<Condition>>,
@@ -77,6 +84,7 @@ pub struct PodStatus {
 #[serde(default)]
 pub struct PodIp {
     /// ip.
+    #[serde(deserialize_with = "null::is_left_out")]
     pub ip: String,
 }
 
@@ -85,8 +93,9 @@ pub struct PodIp {
 #[serde(default)]
 pub struct Condition {
     /// type.
-    #[serde(rename = "type")]
+    #[serde(rename = "type", deserialize_with = "null::is_left_out")]
     pub condition_type: String,
     /// status.
+    #[serde(deserialize_with = "null::is_left_out")]
     pub status: String,
 }

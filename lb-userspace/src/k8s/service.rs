@@ -4,17 +4,20 @@ use std::{collections::BTreeMap, fmt};
 
 use serde::Deserialize;
 
-use super::ObjectMeta;
+use super::{ObjectMeta, null};
 
 /// Service.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct Service {
     /// metadata.
+    #[serde(deserialize_with = "null::is_left_out")]
     pub metadata: ObjectMeta,
     /// spec.
+    #[serde(deserialize_with = "null::is_left_out")]
     pub spec: ServiceSpec,
     /// status.
+    #[serde(deserialize_with = "null::is_left_out")]
     pub status: ServiceStatus,
 }
 
@@ -26,23 +29,26 @@ pub struct ServiceSpec {
     #[serde(rename = "type")]
     pub service_type: Option<String>,
     /// selector.
+    #[serde(deserialize_with = "null::is_left_out")]
     pub selector: BTreeMap<String, String>,
     /// clusterIP.
     #[serde(rename = "clusterIP")]
     pub cluster_ip: Option<String>,
     /// clusterIPs.
-    #[serde(rename = "clusterIPs")]
+    #[serde(rename = "clusterIPs", deserialize_with = "null::is_left_out")]
     pub cluster_ips: Vec<String>,
     /// ipFamilies.
+    #[serde(deserialize_with = "null::is_left_out")]
     pub ip_families: Vec<String>,
     /// ipFamilyPolicy.
     pub ip_family_policy: Option<String>,
     /// ports.
+    #[serde(deserialize_with = "null::is_left_out")]
     pub ports: Vec<ServicePort>,
     /// externalName.
     pub external_name: Option<String>,
     /// externalIPs.
-    #[serde(rename = "externalIPs")]
+    #[serde(rename = "externalIPs", deserialize_with = "null::is_left_out")]
     pub external_ips: Vec<String>,
     /// externalTrafficPolicy.
     pub external_traffic_policy: Option<String>,
@@ -51,6 +57,7 @@ pub struct ServiceSpec {
     /// healthCheckNodePort.
     pub health_check_node_port: Option<i64>,
     /// loadBalancerSourceRanges.
+    #[serde(deserialize_with = "null::is_left_out")]
     pub load_balancer_source_ranges: Vec<String>,
     /// allocateLoadBalancerNodePorts.
     pub allocate_load_balancer_node_ports: Option<bool>,
@@ -59,6 +66,7 @@ pub struct ServiceSpec {
     /// sessionAffinityConfig.
     pub session_affinity_config: Option<SessionAffinityConfig>,
     /// publishNotReadyAddresses.
+    #[serde(deserialize_with = "null::is_left_out")]
     pub publish_not_ready_addresses: bool,
 }
 
@@ -84,6 +92,7 @@ pub struct ClientIpConfig {
 #[serde(default, rename_all = "camelCase")]
 pub struct ServicePort {
     /// name.
+    #[serde(deserialize_with = "null::is_left_out")]
     pub name: String,
     /// protocol.
     pub protocol: Option<String>,
@@ -119,6 +128,7 @@ impl fmt::Display for IntOrString {
 #[serde(default, rename_all = "camelCase")]
 pub struct ServiceStatus {
     /// loadBalancer.
+    #[serde(deserialize_with = "null::is_left_out")]
     pub load_balancer: LoadBalancerStatus,
 }
 
@@ -127,6 +137,7 @@ pub struct ServiceStatus {
 #[serde(default, rename_all = "camelCase")]
 pub struct LoadBalancerStatus {
     /// ingress.
+    #[serde(deserialize_with = "null::is_left_out")]
     pub ingress: Vec<LoadBalancerIngress>,
 }
 

@@ -23,6 +23,8 @@ pub struct Model {
     pub pods: BTreeMap<ObjectName, Pod>,
     /// Namespaces that have a document or any object.
     pub namespaces: BTreeSet<String>,
+    /// Ranges of the cluster's `ServiceCIDR` objects, by name.
+    pub service_cidrs: BTreeMap<String, Vec<IpNet>>,
 }
 
 /// `namespace/name`.
@@ -127,7 +129,7 @@ pub enum TrafficPolicy {
 }
 
 /// A Service.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Service {
     /// Type.
     pub service_type: ServiceType,
@@ -166,7 +168,7 @@ pub struct Service {
 }
 
 /// A port of a Service.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServicePort {
     /// Name; empty for an unnamed port.
     pub name: String,
@@ -181,7 +183,7 @@ pub struct ServicePort {
 }
 
 /// targetPort of a Service port.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum TargetPort {
     /// A number.
     Number(NonZeroU16),
@@ -199,7 +201,7 @@ impl fmt::Display for TargetPort {
 }
 
 /// An EndpointSlice of a Service.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EndpointSlice {
     /// Name of the Service in the same namespace (label `kubernetes.io/service-name`).
     pub service: String,
@@ -212,7 +214,7 @@ pub struct EndpointSlice {
 }
 
 /// A port of a slice.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EndpointPort {
     /// Joins with the Service port of the same name and protocol.
     pub name: String,
@@ -223,7 +225,7 @@ pub struct EndpointPort {
 }
 
 /// An endpoint: the first address of the API's endpoint, conditions resolved (semantics.md 2.1.4).
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[allow(clippy::struct_excessive_bools, reason = "the API's three independent conditions")]
 pub struct Endpoint {
     /// Address.
@@ -243,7 +245,7 @@ pub struct Endpoint {
 }
 
 /// A Node.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Node {
     /// spec.podCIDRs.
     pub pod_cidrs: Vec<IpNet>,

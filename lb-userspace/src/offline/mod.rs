@@ -173,6 +173,8 @@ impl<'a> Left<'a> {
             node: UNKNOWN.to_owned(),
             agent_pid: None,
             source: format!("the pins in {}", pins.maps().display()),
+            watches: Vec::new(),
+            stale_seconds: None,
             detector: if cidrs.is_empty() { "none".to_owned() } else { format!("NodeCIDR {}", cidrs.join(",")) },
             socket_hooks: self.socket_hooks(&pins),
             takeover_seconds: self.takeover_seconds(),

@@ -33,7 +33,9 @@ fn wrong_usage_is_told_and_ends_with_2() {
     for (arguments, part) in [
         (&[][..], "Usage"),
         (&["statsu"], "status"),
-        (&["run"], "--filename"),
+        (&["run"], "-f PATH for documents, or for a cluster --kubeconfig FILE"),
+        (&["run", "-f", "x", "--kubeconfig", "y"], "cannot be used with"),
+        (&["run", "--master", "x", "--node-port-range", "1-2"], "cannot be used with"),
         (&["run", "-f", "x", "--service-cidr", "10.0.0.0"], "--service-cidr"),
         (&["run", "-f", "x", "--service-cidr", "10.0.0.0/16,10.1.0.0/16"], "at most one IPv4 and one IPv6"),
         (&["run", "-f", "x", "--node-port-range", "9-1"], "write two ports"),

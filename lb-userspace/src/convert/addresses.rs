@@ -2,11 +2,11 @@
 
 use std::{net::IpAddr, num::NonZeroU16};
 
-use super::finding::Issue;
+use super::issue::Issue;
 use crate::model::Protocol;
 
 /// An address that traffic may be sent to: CVE-2021-25737 is about the others.
-pub(super) fn usable_address(field: &str, text: &str) -> Result<IpAddr, Issue> {
+pub(crate) fn usable_address(field: &str, text: &str) -> Result<IpAddr, Issue> {
     let address: IpAddr = text
         .parse()
         .map_err(|_| Issue::error(field, format!("{text:?} is not an IP address"), "write an IPv4 or IPv6 address"))?;
@@ -33,7 +33,7 @@ pub(super) fn usable_address(field: &str, text: &str) -> Result<IpAddr, Issue> {
     ))
 }
 
-pub(super) fn protocol(field: &str, text: Option<&str>) -> Result<Protocol, Issue> {
+pub(crate) fn protocol(field: &str, text: Option<&str>) -> Result<Protocol, Issue> {
     match text {
         None | Some("" | "TCP") => Ok(Protocol::Tcp),
         Some("UDP") => Ok(Protocol::Udp),
@@ -42,7 +42,7 @@ pub(super) fn protocol(field: &str, text: Option<&str>) -> Result<Protocol, Issu
     }
 }
 
-pub(super) fn port(field: &str, number: Option<i64>) -> Result<NonZeroU16, Issue> {
+pub(crate) fn port(field: &str, number: Option<i64>) -> Result<NonZeroU16, Issue> {
     number.and_then(|number| u16::try_from(number).ok()).and_then(NonZeroU16::new).ok_or_else(|| {
         let found = number.map_or_else(|| "no port number".to_owned(), |number| format!("{number} is no port number"));
         Issue::error(field, found, "write a number from 1 to 65535")
@@ -56,22 +56,22 @@ fn label_bytes(text: &str) -> bool {
 }
 
 /// RFC 1123 label.
-pub(super) fn is_label(text: &str) -> bool {
+pub(crate) fn is_label(text: &str) -> bool {
     !text.is_empty() && text.len() <= 63 && label_bytes(text)
 }
 
 /// RFC 1035 label: what a Service may be called.
-pub(super) fn is_service_name(text: &str) -> bool {
+pub(crate) fn is_service_name(text: &str) -> bool {
     is_label(text) && text.starts_with(|first: char| first.is_ascii_lowercase())
 }
 
 /// RFC 1123 subdomain.
-pub(super) fn is_subdomain(text: &str) -> bool {
+pub(crate) fn is_subdomain(text: &str) -> bool {
     !text.is_empty() && text.len() <= 253 && text.split('.').all(|part| !part.is_empty() && label_bytes(part))
 }
 
 /// RFC 6335 service name: what a container port may be called.
-pub(super) fn is_port_name(text: &str) -> bool {
+pub(crate) fn is_port_name(text: &str) -> bool {
     is_label(text) && text.len() <= 15 && text.bytes().any(|byte| byte.is_ascii_lowercase()) && !text.contains("--")
 }
 

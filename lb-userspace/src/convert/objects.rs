@@ -1,10 +1,12 @@
-//! Pods, Nodes, endpoint slices and Endpoints into model values.
+//! Pods, Nodes, endpoint slices, Endpoints and ServiceCIDRs into model values.
 
 use std::{collections::BTreeMap, net::IpAddr, num::NonZeroU16};
 
+use ipnet::IpNet;
+
 use super::{
     addresses::{is_subdomain, port, protocol, usable_address},
-    finding::Issue,
+    issue::Issue,
 };
 use crate::{
     k8s::{self, ANNOTATION_LEADER, LABEL_SERVICE_NAME, LABEL_SKIP_MIRROR},
@@ -22,7 +24,7 @@ fn name(meta: &k8s::ObjectMeta) -> Result<(), Issue> {
     ))
 }
 
-pub(super) fn node(raw: &k8s::Node) -> Result<Node, Issue> {
+pub(crate) fn node(raw: &k8s::Node) -> Result<Node, Issue> {
     name(&raw.metadata)?;
     let mut pod_cidrs = Vec::new();
     let single = raw.spec.pod_cidr.iter().filter(|_| raw.spec.pod_cidrs.is_empty());
@@ -40,7 +42,21 @@ pub(super) fn node(raw: &k8s::Node) -> Result<Node, Issue> {
     Ok(Node { pod_cidrs, internal_ips, labels: raw.metadata.labels.clone() })
 }
 
-pub(super) fn pod(raw: &k8s::Pod) -> Result<(Pod, Vec<Issue>), Issue> {
+pub(crate) fn service_cidr(raw: &k8s::ServiceCidr) -> Result<Vec<IpNet>, Issue> {
+    name(&raw.metadata)?;
+    let parse = |(index, text): (usize, &String)| {
+        text.parse::<IpNet>().map(|net| net.trunc()).map_err(|_| {
+            Issue::error(
+                format!("spec.cidrs[{index}]"),
+                format!("{text:?} is no address range"),
+                "write a range such as 10.96.0.0/16",
+            )
+        })
+    };
+    raw.spec.cidrs.iter().enumerate().map(parse).collect()
+}
+
+pub(crate) fn pod(raw: &k8s::Pod) -> Result<(Pod, Vec<Issue>), Issue> {
     name(&raw.metadata)?;
     let mut issues = Vec::new();
     let mut ports = Vec::new();
@@ -93,7 +109,7 @@ pub(super) fn pod(raw: &k8s::Pod) -> Result<(Pod, Vec<Issue>), Issue> {
 }
 
 /// `None` for a slice that is valid but not ours to use: FQDN, or of no Service.
-pub(super) fn slice(raw: &k8s::EndpointSlice) -> Result<(Option<EndpointSlice>, Vec<Issue>), Issue> {
+pub(crate) fn slice(raw: &k8s::EndpointSlice) -> Result<(Option<EndpointSlice>, Vec<Issue>), Issue> {
     name(&raw.metadata)?;
     let mut issues = Vec::new();
     let family = match raw.address_type.as_deref() {
@@ -163,7 +179,7 @@ fn pod_name(reference: Option<&k8s::AddressRef>) -> Option<String> {
 }
 
 /// The slices the mirroring controller would make: one per subset and family.
-pub(super) fn mirrored(raw: &k8s::Endpoints) -> Result<(Vec<EndpointSlice>, Vec<Issue>), Issue> {
+pub(crate) fn mirrored(raw: &k8s::Endpoints) -> Result<(Vec<EndpointSlice>, Vec<Issue>), Issue> {
     name(&raw.metadata)?;
     let (mut slices, mut issues) = (Vec::new(), Vec::new());
     if raw.metadata.labels.get(LABEL_SKIP_MIRROR).is_some_and(|skip| skip == "true")

@@ -2,9 +2,7 @@
 
 use std::net::IpAddr;
 
-use ipnet::IpNet;
-
-use super::{addresses::usable_address, finding::Issue};
+use super::{Origin, addresses::usable_address, issue::Issue};
 use crate::{
     k8s::ServiceSpec,
     model::{IpFamily, ServiceType},
@@ -12,19 +10,19 @@ use crate::{
 
 /// What [`resolve`] found.
 #[derive(Debug, Default)]
-pub(super) struct Families {
-    pub(super) families: Vec<IpFamily>,
+pub(crate) struct Families {
+    pub(crate) families: Vec<IpFamily>,
     /// Written ones, in the order of `families`.
-    pub(super) cluster_ips: Vec<IpAddr>,
+    pub(crate) cluster_ips: Vec<IpAddr>,
 }
 
-/// The default family is that of the first service range; a family that has no range can only be used with a written
-/// address.
-pub(super) fn resolve(
+/// The default family of a document is that of the first service range; a family that has no range can only be used with
+/// a written address.
+pub(crate) fn resolve(
     spec: &ServiceSpec,
     service_type: ServiceType,
     headless: bool,
-    cidrs: &[IpNet],
+    origin: Origin<'_>,
 ) -> Result<Families, Issue> {
     let cluster_ips = written(spec, headless)?;
     if service_type == ServiceType::ExternalName {
@@ -52,6 +50,7 @@ pub(super) fn resolve(
             None => families.push(family),
         }
     }
+    let Origin::Document { service_cidrs: cidrs } = origin else { return Ok(Families { families, cluster_ips }) };
     let configured = |family: IpFamily| cidrs.iter().any(|net| IpFamily::of(&net.network()) == family);
     let selectorless_headless = headless && spec.selector.is_empty();
     let policy = match spec.ip_family_policy.as_deref() {

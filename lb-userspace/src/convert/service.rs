@@ -1,4 +1,4 @@
-//! A Service document into a Service: checked and defaulted as the API server does it, addresses not yet allocated.
+//! A Service object into a Service: checked and defaulted as the API server does it, addresses not yet allocated.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -9,9 +9,10 @@ use std::{
 use ipnet::IpNet;
 
 use super::{
+    Origin,
     addresses::{is_label, is_port_name, is_service_name, is_subdomain, port, protocol, usable_address},
     families,
-    finding::Issue,
+    issue::Issue,
 };
 use crate::{
     k8s::{self, IntOrString, LABEL_PROXY_NAME},
@@ -20,21 +21,21 @@ use crate::{
 
 /// A Service whose written addresses are in place and whose missing ones are still to be allocated.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Draft {
+pub(crate) struct Draft {
     /// `cluster_ips` holds the written ones only.
-    pub(super) service: Service,
+    pub(crate) service: Service,
     /// False for a load balancer with allocateLoadBalancerNodePorts: false.
-    pub(super) allocate_node_ports: bool,
+    pub(crate) allocate_node_ports: bool,
     /// healthCheckNodePort, which no nodePort may take.
-    pub(super) health_port: Option<NonZeroU16>,
+    pub(crate) health_port: Option<NonZeroU16>,
 }
 
 impl Draft {
-    pub(super) fn needs_cluster_ips(&self) -> bool {
+    pub(crate) fn needs_cluster_ips(&self) -> bool {
         !self.service.headless && self.service.service_type != ServiceType::ExternalName
     }
 
-    pub(super) fn needs_node_ports(&self) -> bool {
+    pub(crate) fn needs_node_ports(&self) -> bool {
         match self.service.service_type {
             ServiceType::NodePort => true,
             ServiceType::LoadBalancer => self.allocate_node_ports,
@@ -45,7 +46,7 @@ impl Draft {
 
 /// Checks a Service; the issues of a refused one hold at least one error, those of an accepted one only warnings and
 /// single entries that were left out.
-pub(super) fn validate(raw: &k8s::Service, cidrs: &[IpNet]) -> Result<(Draft, Vec<Issue>), Issue> {
+pub(crate) fn service(raw: &k8s::Service, origin: Origin<'_>) -> Result<(Draft, Vec<Issue>), Issue> {
     let spec = &raw.spec;
     let mut issues = Vec::new();
     if !is_service_name(&raw.metadata.name) {
@@ -83,7 +84,7 @@ pub(super) fn validate(raw: &k8s::Service, cidrs: &[IpNet]) -> Result<(Draft, Ve
     if ports.is_empty() && !headless && service_type != ServiceType::ExternalName {
         return Err(Issue::error("spec.ports", "a Service needs a port", "add a port, or write clusterIP: None"));
     }
-    let families = families::resolve(spec, service_type, headless, cidrs)?;
+    let families = families::resolve(spec, service_type, headless, origin)?;
     let external_ips = addresses("spec.externalIPs", &spec.external_ips)?;
     let externally = exposed || !external_ips.is_empty();
     let external_policy = policy("spec.externalTrafficPolicy", spec.external_traffic_policy.as_deref())?;

@@ -1,0 +1,252 @@
+//! Where the objects come from: documents or an API server.
+
+use std::path::Path;
+
+use anyhow::Context as _;
+use ipnet::IpNet;
+use tokio::sync::mpsc;
+
+use super::{RunOptions, loader::Loader, snapshot};
+use crate::{
+    convert::Severity,
+    file_source::{self, Finding, LoadError, Watch},
+    k8s::source::{self, Access, Selectors, Timing},
+    model::Model,
+    report::{Problem, WatchStatus},
+};
+
+/// What was asked for.
+#[derive(Clone, Debug)]
+pub enum SourceOptions {
+    /// A file or folder of documents, or `-`.
+    Documents(file_source::Options),
+    /// A cluster.
+    Cluster {
+        /// The way to its API server.
+        access: Access,
+        /// Service CIDRs, instead of those of its `ServiceCIDR` objects.
+        service_cidrs: Option<Vec<IpNet>>,
+    },
+}
+
+impl SourceOptions {
+    /// The Service CIDRs that were given.
+    pub(super) fn service_cidrs(&self) -> Option<&[IpNet]> {
+        match self {
+            Self::Documents(options) => Some(&options.service_cidrs),
+            Self::Cluster { service_cidrs, .. } => service_cidrs.as_deref(),
+        }
+    }
+}
+
+/// The source as the agent has it.
+pub(super) struct Input {
+    from: From,
+    first: bool,
+}
+
+enum From {
+    Documents(Documents),
+    Cluster(Cluster),
+}
+
+struct Cluster {
+    source: source::Source,
+    /// The model is of a snapshot of that time, in seconds since 1970.
+    snapshot: Option<u64>,
+}
+
+struct Documents {
+    words: String,
+    _watch: Option<Watch>,
+    ticks: mpsc::Receiver<()>,
+    loader: Loader,
+    findings: Vec<Finding>,
+    /// Why they cannot be read now.
+    error: Option<Problem>,
+}
+
+impl Input {
+    /// Documents are read into `model`; a cluster's objects come later.
+    pub(super) async fn open(options: &RunOptions, model: &mut Model) -> anyhow::Result<Self> {
+        let from = match &options.source {
+            SourceOptions::Documents(options) => From::Documents(Documents::open(options, model).await?),
+            SourceOptions::Cluster { access, service_cidrs } => {
+                let options = source::Options {
+                    access: access.clone(),
+                    selectors: Selectors::datapath(&options.node),
+                    service_cidrs: service_cidrs.is_none(),
+                    timing: Timing::default(),
+                };
+                From::Cluster(Cluster { source: source::Source::start(options).await?, snapshot: None })
+            }
+        };
+        Ok(Self { from, first: true })
+    }
+
+    /// Waits for news; whether the model is another one now. Nothing is lost when it is dropped before its end.
+    pub(super) async fn next(&mut self, model: &mut Model) -> anyhow::Result<bool> {
+        match &mut self.from {
+            From::Documents(documents) => documents.next(model).await,
+            From::Cluster(cluster) => {
+                let changed = cluster.source.changed(model).await;
+                if cluster.source.is_complete() {
+                    cluster.snapshot = None;
+                }
+                Ok(changed)
+            }
+        }
+    }
+
+    /// Whether the model is whole, be it of a snapshot.
+    pub(super) const fn is_ready(&self) -> bool {
+        match &self.from {
+            From::Documents(_) => true,
+            From::Cluster(cluster) => cluster.source.is_complete() || cluster.snapshot.is_some(),
+        }
+    }
+
+    /// The model is of a snapshot until all is listed.
+    pub(super) const fn set_snapshot(&mut self, at_seconds: u64) {
+        if let From::Cluster(cluster) = &mut self.from {
+            cluster.snapshot = Some(at_seconds);
+        }
+    }
+
+    /// Age of the snapshot that the model is of.
+    pub(super) fn stale_seconds(&self) -> Option<u64> {
+        match &self.from {
+            From::Documents(_) => None,
+            // A clock that was set back makes no age.
+            From::Cluster(cluster) => cluster.snapshot.map(|saved| snapshot::now().saturating_sub(saved)),
+        }
+    }
+
+    /// Whether a snapshot is to be kept of the model.
+    pub(super) const fn is_of_cluster(&self) -> bool {
+        matches!(&self.from, From::Cluster(cluster) if cluster.source.is_complete())
+    }
+
+    /// Whether this is asked for the first time.
+    pub(super) const fn is_first(&mut self) -> bool {
+        std::mem::replace(&mut self.first, false)
+    }
+
+    /// Tries again what failed and tells nobody when it would succeed.
+    pub(super) fn retry(&mut self) {
+        match &mut self.from {
+            // No change of the documents tells that a lock was released or an allocation file restored.
+            From::Documents(documents) if documents.error.is_some() => documents.loader.start(),
+            From::Documents(_) | From::Cluster(_) => {}
+        }
+    }
+
+    /// For people.
+    pub(super) fn words(&self) -> String {
+        match &self.from {
+            From::Documents(documents) => documents.words.clone(),
+            From::Cluster(cluster) => cluster.source.words(),
+        }
+    }
+
+    /// The watches at an API server.
+    pub(super) fn watches(&self) -> Vec<WatchStatus> {
+        match &self.from {
+            From::Documents(_) => Vec::new(),
+            From::Cluster(cluster) => cluster.source.status(),
+        }
+    }
+
+    /// What is wrong with the objects or the way to them.
+    pub(super) fn problems(&self, severity: Severity) -> Vec<Problem> {
+        match &self.from {
+            From::Documents(documents) => documents.problems(severity),
+            From::Cluster(cluster) => {
+                let waiting = (severity == Severity::Error && !cluster.source.is_complete()).then(|| cluster.waiting());
+                waiting.into_iter().chain(cluster.source.problems(severity)).collect()
+            }
+        }
+    }
+}
+
+impl Cluster {
+    fn waiting(&self) -> Problem {
+        let (cause, fix) = if self.snapshot.is_some() {
+            (
+                "what is served is of a snapshot: the cluster's objects have not all been listed since the agent started",
+                "see the watches",
+            )
+        } else {
+            (
+                "the cluster's objects have not all been listed since the agent started",
+                "see the watches; until then the tables stay as they are, and Services are shown as last saved",
+            )
+        };
+        Problem { object: "source".to_owned(), cause: cause.to_owned(), fix: fix.to_owned() }
+    }
+}
+
+impl Documents {
+    async fn open(options: &file_source::Options, model: &mut Model) -> anyhow::Result<Self> {
+        let (watch, ticks) = watch(&options.path)?;
+        let words = options.path.display().to_string();
+        let loader = Loader::new(options.clone());
+        let mut documents = Self { words, _watch: watch, ticks, loader, findings: Vec::new(), error: None };
+        documents.loader.start();
+        let loaded = documents.loader.finished().await?.context("no documents to begin with")?;
+        documents.take(loaded, model);
+        Ok(documents)
+    }
+
+    async fn next(&mut self, model: &mut Model) -> anyhow::Result<bool> {
+        loop {
+            tokio::select! {
+                Some(()) = self.ticks.recv() => self.loader.start(),
+                loaded = self.loader.finished() => match loaded? {
+                    Ok(loaded) => {
+                        self.take(loaded, model);
+                        return Ok(true);
+                    }
+                    Err(error) => self.unreadable(&error),
+                },
+            }
+        }
+    }
+
+    fn take(&mut self, loaded: file_source::Loaded, model: &mut Model) {
+        *model = loaded.model;
+        self.findings = loaded.findings;
+        self.error = None;
+        for finding in &self.findings {
+            tracing::warn!("{finding}");
+        }
+    }
+
+    /// The last good ones stay.
+    fn unreadable(&mut self, error: &LoadError) {
+        let problem = Problem {
+            object: format!("source {}", self.words),
+            cause: error.to_string(),
+            fix: "correct it; until then the last good state stays".to_owned(),
+        };
+        if self.error.as_ref() != Some(&problem) {
+            tracing::error!("{error}; the last good state stays");
+        }
+        self.error = Some(problem);
+    }
+
+    fn problems(&self, severity: Severity) -> Vec<Problem> {
+        let of = self.findings.iter().filter(|finding| finding.severity == severity).map(Problem::from);
+        of.chain(self.error.clone().filter(|_| severity == Severity::Error)).collect()
+    }
+}
+
+fn watch(path: &Path) -> anyhow::Result<(Option<Watch>, mpsc::Receiver<()>)> {
+    if path.as_os_str() == "-" {
+        // Standard input is read once; the sender is gone, so nobody ever hears of a change.
+        return Ok((None, mpsc::channel(1).1));
+    }
+    let (watch, ticks) = Watch::new(path)
+        .with_context(|| format!("cannot watch {}; give a file or folder that exists", path.display()))?;
+    Ok((Some(watch), ticks))
+}

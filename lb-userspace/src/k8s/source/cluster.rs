@@ -1,0 +1,207 @@
+//! Changes of the API's objects into the model.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use ipnet::IpNet;
+
+use super::kind::Kind;
+use crate::{
+    convert::{Issue, Severity},
+    model::{EndpointSlice, Model, Node, ObjectName, Service},
+    report::Problem,
+};
+
+/// An object as converted, with what of it was left out; or why it cannot be used at all.
+pub(super) type Found<T> = Result<(T, Vec<Issue>), Issue>;
+
+/// A change of the objects of one kind.
+#[derive(Debug)]
+pub(super) enum Delta<T> {
+    /// All there are: what is not in it is gone.
+    Whole(Vec<(ObjectName, Found<T>)>),
+    /// One was added or changed.
+    Set(ObjectName, Found<T>),
+    /// One was deleted.
+    Gone(ObjectName),
+}
+
+/// A change of any kind.
+#[derive(Debug)]
+pub(super) enum Change {
+    Services(Delta<Service>),
+    Slices(Delta<Option<EndpointSlice>>),
+    Nodes(Delta<Node>),
+    ServiceCidrs(Delta<Vec<IpNet>>),
+}
+
+impl Change {
+    pub(super) const fn kind(&self) -> Kind {
+        match self {
+            Self::Services(_) => Kind::Service,
+            Self::Slices(_) => Kind::EndpointSlice,
+            Self::Nodes(_) => Kind::Node,
+            Self::ServiceCidrs(_) => Kind::ServiceCidr,
+        }
+    }
+}
+
+/// What is known of the cluster beside the model.
+#[derive(Debug, Default)]
+pub(super) struct Cluster {
+    /// Collects until every kind is complete; then it is the model, whole.
+    pending: Model,
+    complete: bool,
+    settled: BTreeSet<Kind>,
+    issues: BTreeMap<(Kind, ObjectName), Vec<Issue>>,
+}
+
+impl Cluster {
+    /// Starts with what need not be waited for.
+    pub(super) fn new(settled: impl IntoIterator<Item = Kind>) -> Self {
+        Self { settled: settled.into_iter().collect(), ..Self::default() }
+    }
+
+    /// Whether all kinds have been listed once.
+    pub(super) const fn is_complete(&self) -> bool {
+        self.complete
+    }
+
+    /// Applies a change; whether `live` is another one now. Until every kind is complete it stays untouched.
+    pub(super) fn apply(&mut self, live: &mut Model, change: Change) -> bool {
+        let Self { pending, complete, settled, issues } = self;
+        let model = if *complete { &mut *live } else { pending };
+        let mut places = Places { issues, model_changed: false };
+        let kind = match change {
+            Change::Services(delta) => places.apply(Kind::Service, &mut model.services, delta, ObjectName::clone, Some),
+            Change::Slices(delta) => {
+                places.apply(Kind::EndpointSlice, &mut model.slices, delta, ObjectName::clone, |slice| slice)
+            }
+            Change::Nodes(delta) => places.apply(Kind::Node, &mut model.nodes, delta, |name| name.name.clone(), Some),
+            Change::ServiceCidrs(delta) => {
+                places.apply(Kind::ServiceCidr, &mut model.service_cidrs, delta, |name| name.name.clone(), Some)
+            }
+        };
+        let changed = places.model_changed && *complete;
+        settled.extend(kind);
+        self.complete_if_all(live) || changed
+    }
+
+    /// A kind that cannot be had and is not needed: nothing of it exists. Whether `live` is another one now.
+    pub(super) fn settle(&mut self, live: &mut Model, kind: Kind) -> bool {
+        self.settled.insert(kind);
+        self.complete_if_all(live)
+    }
+
+    fn complete_if_all(&mut self, live: &mut Model) -> bool {
+        const ALL: [Kind; 4] = [Kind::Service, Kind::EndpointSlice, Kind::Node, Kind::ServiceCidr];
+        if self.complete || !ALL.iter().all(|kind| self.settled.contains(kind)) {
+            return false;
+        }
+        self.complete = true;
+        *live = std::mem::take(&mut self.pending);
+        true
+    }
+
+    /// What is wrong with objects.
+    pub(super) fn problems(&self, severity: Severity) -> impl Iterator<Item = Problem> {
+        let of = move |((kind, name), issues): (&(Kind, ObjectName), &Vec<Issue>)| {
+            let object = object(*kind, name);
+            let issues: Vec<Issue> = issues.iter().filter(|issue| issue.severity == severity).cloned().collect();
+            issues.into_iter().map(move |issue| Problem {
+                object: object.clone(),
+                cause: issue.cause(),
+                fix: issue.fix,
+            })
+        };
+        self.issues.iter().flat_map(of)
+    }
+}
+
+fn object(kind: Kind, name: &ObjectName) -> String {
+    if name.namespace.is_empty() { format!("{kind} {}", name.name) } else { format!("{kind} {name}") }
+}
+
+struct Places<'a> {
+    issues: &'a mut BTreeMap<(Kind, ObjectName), Vec<Issue>>,
+    model_changed: bool,
+}
+
+impl Places<'_> {
+    /// Applies a delta to one of the model's maps; the kind if it is complete by that. `keep` is what the model holds of a
+    /// value, if anything.
+    fn apply<K: Ord, T, V: PartialEq>(
+        &mut self,
+        kind: Kind,
+        objects: &mut BTreeMap<K, V>,
+        delta: Delta<T>,
+        key: impl Fn(&ObjectName) -> K,
+        keep: impl Fn(T) -> Option<V>,
+    ) -> Option<Kind> {
+        match delta {
+            Delta::Set(name, found) => {
+                self.set(kind, objects, name, found, &key, &keep);
+                None
+            }
+            Delta::Gone(name) => {
+                self.model_changed |= objects.remove(&key(&name)).is_some();
+                self.issues.remove(&(kind, name));
+                None
+            }
+            Delta::Whole(found) => {
+                let present: BTreeSet<K> = found.iter().map(|(name, _)| key(name)).collect();
+                let before = objects.len();
+                objects.retain(|key, _| present.contains(key));
+                self.model_changed |= objects.len() != before;
+                self.issues.retain(|(of, name), _| *of != kind || present.contains(&key(name)));
+                for (name, found) in found {
+                    self.set(kind, objects, name, found, &key, &keep);
+                }
+                Some(kind)
+            }
+        }
+    }
+
+    fn set<K: Ord, T, V: PartialEq>(
+        &mut self,
+        kind: Kind,
+        objects: &mut BTreeMap<K, V>,
+        name: ObjectName,
+        found: Found<T>,
+        key: &impl Fn(&ObjectName) -> K,
+        keep: &impl Fn(T) -> Option<V>,
+    ) {
+        let issues = match found {
+            Ok((value, issues)) => {
+                let at = key(&name);
+                match keep(value) {
+                    Some(value) if objects.get(&at) == Some(&value) => {}
+                    Some(value) => {
+                        objects.insert(at, value);
+                        self.model_changed = true;
+                    }
+                    None => self.model_changed |= objects.remove(&at).is_some(),
+                }
+                issues
+            }
+            Err(mut issue) => {
+                issue.reason.push_str(if objects.contains_key(&key(&name)) {
+                    ": its last good version stays in use"
+                } else {
+                    ": refused"
+                });
+                vec![issue]
+            }
+        };
+        if issues.is_empty() {
+            self.issues.remove(&(kind, name));
+            return;
+        }
+        let place = (kind, name);
+        if self.issues.get(&place) != Some(&issues) {
+            for issue in &issues {
+                tracing::warn!("{}: {} ({})", object(place.0, &place.1), issue.cause(), issue.fix);
+            }
+            self.issues.insert(place, issues);
+        }
+    }
+}

@@ -1,0 +1,141 @@
+//! Why a watch does not get on, in words that help.
+
+use std::time::Duration;
+
+use http::StatusCode;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Status;
+
+use super::kind::Kind;
+use crate::report::Problem;
+
+/// A list or watch did not get through.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Failure {
+    pub(super) cause: Cause,
+    /// What the server asked for.
+    pub(super) retry_after: Option<Duration>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Cause {
+    /// The credentials cannot be read or used.
+    Setup(String),
+    /// No connection, or it ended.
+    Unreachable(String),
+    /// The server takes too long.
+    Silent,
+    /// 401
+    Unauthorized(String),
+    /// 403
+    Forbidden(String),
+    /// 404
+    Missing,
+    /// 410, as an answer or in a watch: to be listed anew.
+    Gone,
+    /// 429 and 5xx
+    Busy(u16, String),
+    /// Any other answer.
+    Refused(u16, String),
+    /// Not what the API says.
+    Broken(String),
+}
+
+impl Failure {
+    pub(super) const fn of(cause: Cause) -> Self {
+        Self { cause, retry_after: None }
+    }
+
+    pub(super) const fn setup(cause: String) -> Self {
+        Self::of(Cause::Setup(cause))
+    }
+
+    pub(super) fn broken(cause: impl Into<String>) -> Self {
+        Self::of(Cause::Broken(cause.into()))
+    }
+
+    /// An answer that is no success.
+    pub(super) fn answer(status: StatusCode, body: &[u8], retry_after: Option<Duration>) -> Self {
+        let told: Option<Status> = serde_json::from_slice(body).ok();
+        let hint = told.as_ref().and_then(|told| told.details.as_ref()?.retry_after_seconds);
+        let hint = hint.and_then(|seconds| u64::try_from(seconds).ok()).filter(|seconds| *seconds > 0);
+        let message = told.and_then(|told| told.message).unwrap_or_else(|| first_line(body));
+        let cause = match status.as_u16() {
+            401 => Cause::Unauthorized(message),
+            403 => Cause::Forbidden(message),
+            404 => Cause::Missing,
+            410 => Cause::Gone,
+            code @ (429 | 500..=599) => Cause::Busy(code, message),
+            code => Cause::Refused(code, message),
+        };
+        Self { cause, retry_after: retry_after.or_else(|| hint.map(Duration::from_secs)) }
+    }
+
+    /// An `ERROR` event in a watch.
+    pub(super) fn event(status: &str) -> Self {
+        let code = serde_json::from_str::<Status>(status).ok().and_then(|status| status.code);
+        let code = code.and_then(|code| u16::try_from(code).ok()).and_then(|code| StatusCode::from_u16(code).ok());
+        Self::answer(code.unwrap_or(StatusCode::INTERNAL_SERVER_ERROR), status.as_bytes(), None)
+    }
+
+    /// Whether there is nobody who answers.
+    pub(super) const fn is_away(&self) -> bool {
+        matches!(self.cause, Cause::Unreachable(_) | Cause::Silent)
+    }
+
+    /// Whether another server may do better.
+    pub(super) const fn is_of_server(&self) -> bool {
+        matches!(self.cause, Cause::Unreachable(_) | Cause::Silent | Cause::Busy(500..=599, _))
+    }
+
+    /// Whether fresh credentials may do better.
+    pub(super) const fn is_of_credentials(&self) -> bool {
+        matches!(self.cause, Cause::Unauthorized(_))
+    }
+
+    /// What the agent tells of it. Nothing in it changes from one try to the next, so that it is told once.
+    pub(super) fn problem(&self, kind: Kind, verb: &str, server: &str) -> Problem {
+        let later = "it is tried again; until then the last good state stays";
+        let (cause, fix) = match &self.cause {
+            Cause::Setup(cause) => (cause.clone(), later.to_owned()),
+            Cause::Unreachable(cause) => {
+                (format!("{server} cannot be reached: {cause}"), format!("check address and network; {later}"))
+            }
+            Cause::Silent => (format!("{server} does not answer in time"), format!("look at its load; {later}")),
+            Cause::Unauthorized(cause) => (
+                format!("{server} does not accept the credentials (401): {cause}"),
+                format!("renew token or certificate; they are read anew with each try; {later}"),
+            ),
+            Cause::Forbidden(cause) => {
+                let (group, resource) = (kind.group(), kind.resource());
+                let rule = format!(r#"{{apiGroups: ["{group}"], resources: [{resource}], verbs: [list, watch]}}"#);
+                (format!("may not {verb} {resource} (403): {cause}"), format!("add the rule {rule} to the ClusterRole"))
+            }
+            Cause::Missing => {
+                let resource = kind.resource();
+                (
+                    format!("{server} knows no {resource} of this API version (404)"),
+                    "use Kubernetes 1.33 or newer".to_owned(),
+                )
+            }
+            Cause::Gone => {
+                (format!("{server} no longer knows where the watch was (410)"), "nothing: it is listed anew".to_owned())
+            }
+            Cause::Busy(code, cause) => {
+                (format!("{server} answers {code}: {cause}"), format!("see the server's log; {later}"))
+            }
+            Cause::Refused(code, cause) => {
+                (format!("{server} refuses to {verb} (answer {code}): {cause}"), later.to_owned())
+            }
+            Cause::Broken(cause) => {
+                (format!("{server} sent what is not understood: {cause}"), format!("nothing is lost: {later}"))
+            }
+        };
+        Problem { object: format!("watch of {}", kind.resource()), cause, fix }
+    }
+}
+
+fn first_line(body: &[u8]) -> String {
+    let text = String::from_utf8_lossy(body);
+    let line = text.lines().next().unwrap_or_default().trim();
+    if line.is_empty() { "no reason given".to_owned() } else { line.chars().take(200).collect() }
+}

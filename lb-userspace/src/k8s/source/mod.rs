@@ -1,0 +1,203 @@
+//! The API server as the source: lists and watches straight into the model.
+//!
+//! ```text
+//! API server -> watch (one for each kind) -> changes -> Cluster -> Model
+//! ```
+//! The model is touched first when every kind has been listed once.
+
+mod access;
+mod cluster;
+mod failure;
+mod kind;
+mod pace;
+mod servers;
+mod status;
+mod watch;
+mod wire;
+
+use std::{collections::BTreeSet, net::SocketAddr, path::PathBuf, sync::Arc};
+
+use tokio::{sync::mpsc, task::JoinSet};
+
+use self::{
+    access::Connection,
+    cluster::{Change, Cluster},
+    failure::{Cause, Failure},
+    kind::Watched,
+    status::Watches,
+    watch::Watch,
+};
+pub use self::{
+    access::{Access, AccessError},
+    kind::{Kind, Selectors},
+    pace::Timing,
+};
+use super::{EndpointSlice, Node, Service, ServiceCidr};
+use crate::{
+    convert::Severity,
+    model::Model,
+    report::{Problem, WatchStatus},
+};
+
+/// Changes that may wait for the agent; a watch waits when there are more.
+const QUEUE: usize = 4096;
+
+/// What is watched, and where.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The way to the API server.
+    pub access: Access,
+    /// Which objects.
+    pub selectors: Selectors,
+    /// Whether `ServiceCIDR` objects are.
+    pub service_cidrs: bool,
+    /// How patiently.
+    pub timing: Timing,
+}
+
+/// What a watch tells.
+#[derive(Debug)]
+enum Update {
+    /// A list came to its end (then with the server's name), or an event came.
+    Change(Box<Change>, Option<String>),
+    /// A watch was begun.
+    Following(Kind),
+    /// A bookmark.
+    Heard(Kind),
+    Failed(Kind, Failure, Problem),
+}
+
+/// The watches of a cluster. They end when it is dropped.
+#[derive(Debug)]
+pub struct Source {
+    updates: mpsc::Receiver<Update>,
+    cluster: Cluster,
+    watches: Watches,
+    words: String,
+    /// Where the addresses of the API servers are kept, and those that are.
+    servers: Option<(PathBuf, BTreeSet<SocketAddr>)>,
+    _tasks: JoinSet<()>,
+}
+
+impl Source {
+    /// Begins to watch. What is wrong with the credentials themselves is an error; a server that does not answer is not.
+    pub async fn start(options: Options) -> Result<Self, AccessError> {
+        let words = options.access.words();
+        let servers = match &options.access {
+            Access::InCluster { servers, .. } => Some((servers.clone(), servers::read(servers))),
+            Access::Kubeconfig { .. } | Access::Master(_) => None,
+        };
+        let connection = Arc::new(Connection::open(options.access).await?);
+        let (sender, updates) = mpsc::channel(QUEUE);
+        let mut start =
+            Start { connection, selectors: options.selectors, timing: options.timing, sender, tasks: JoinSet::new() };
+        start.watch::<Service>();
+        start.watch::<EndpointSlice>();
+        start.watch::<Node>();
+        if options.service_cidrs {
+            start.watch::<ServiceCidr>();
+        }
+        let without = (!options.service_cidrs).then_some(Kind::ServiceCidr);
+        let kinds = [Kind::Service, Kind::EndpointSlice, Kind::Node, Kind::ServiceCidr];
+        Ok(Self {
+            updates,
+            cluster: Cluster::new(without),
+            watches: Watches::new(kinds.into_iter().filter(|kind| Some(*kind) != without)),
+            words,
+            servers,
+            _tasks: start.tasks,
+        })
+    }
+
+    /// Waits for news and applies all there are; whether the model is another one now. Nothing is lost when it is dropped
+    /// before its end.
+    pub async fn changed(&mut self, model: &mut Model) -> bool {
+        let Some(first) = self.updates.recv().await else { return std::future::pending().await };
+        let mut changed = self.apply(model, first);
+        for _ in 0..QUEUE {
+            let Ok(update) = self.updates.try_recv() else { break };
+            changed |= self.apply(model, update);
+        }
+        if changed {
+            self.keep_servers(model);
+        }
+        changed
+    }
+
+    fn apply(&mut self, model: &mut Model, update: Update) -> bool {
+        match update {
+            Update::Change(change, listed) => {
+                let kind = change.kind();
+                match listed {
+                    Some(server) => self.watches.listed(kind, server),
+                    None => self.watches.heard(kind),
+                }
+                self.cluster.apply(model, *change)
+            }
+            Update::Following(kind) => {
+                self.watches.following(kind);
+                false
+            }
+            Update::Heard(kind) => {
+                self.watches.heard(kind);
+                false
+            }
+            Update::Failed(kind, failure, problem) => {
+                let missing = failure.cause == Cause::Missing;
+                let settles = kind.is_optional() && (missing || matches!(failure.cause, Cause::Forbidden(_)));
+                self.watches.failed(kind, &failure, problem, missing && kind.is_optional());
+                settles && self.cluster.settle(model, kind)
+            }
+        }
+    }
+
+    fn keep_servers(&mut self, model: &Model) {
+        let Some((file, kept)) = &mut self.servers else { return };
+        let found = servers::of(model);
+        if found.is_empty() || found == *kept {
+            return;
+        }
+        match servers::keep(file, &found) {
+            Ok(()) => *kept = found,
+            Err(error) => tracing::warn!("cannot keep the API servers in {}: {error}", file.display()),
+        }
+    }
+
+    /// Whether every kind has been listed once: the model is the cluster's.
+    pub const fn is_complete(&self) -> bool {
+        self.cluster.is_complete()
+    }
+
+    /// Where the objects come from.
+    pub fn words(&self) -> String {
+        self.watches.server().map_or_else(|| self.words.clone(), |server| format!("{server} ({})", self.words))
+    }
+
+    /// State of the watches.
+    pub fn status(&self) -> Vec<WatchStatus> {
+        self.watches.status()
+    }
+
+    /// What is wrong with objects and watches.
+    pub fn problems(&self, severity: Severity) -> Vec<Problem> {
+        let watches = self.watches.problems(severity);
+        self.cluster.problems(severity).chain(watches).collect()
+    }
+}
+
+struct Start {
+    connection: Arc<Connection>,
+    selectors: Selectors,
+    timing: Timing,
+    sender: mpsc::Sender<Update>,
+    tasks: JoinSet<()>,
+}
+
+impl Start {
+    fn watch<O: Watched>(&mut self) {
+        let selector = self.selectors.of(O::KIND).map(|(name, selector)| (name, selector.to_owned()));
+        let (connection, updates) = (self.connection.clone(), self.sender.clone());
+        let watch = Watch { connection, selector, updates, timing: self.timing };
+        self.tasks.spawn(watch.run::<O>());
+    }
+}

@@ -1,0 +1,92 @@
+//! How long is waited before the next try.
+
+use std::{
+    hash::{BuildHasher as _, Hasher as _, RandomState},
+    time::Duration,
+};
+
+use super::failure::Failure;
+
+/// How long is waited for what.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timing {
+    /// Before the second try; it doubles with each.
+    pub first: Duration,
+    /// At most, while the server is away: asking it costs little, and it is to be found soon when it is back.
+    pub away: Duration,
+    /// At most, while it answers with errors.
+    pub answers: Duration,
+    /// Before an empty list of what is never empty is believed.
+    pub second_look: Duration,
+}
+
+impl Default for Timing {
+    fn default() -> Self {
+        Self {
+            first: Duration::from_millis(200),
+            away: Duration::from_secs(4),
+            answers: Duration::from_secs(30),
+            second_look: Duration::from_millis(500),
+        }
+    }
+}
+
+/// A server that asks for more than this is asked anyway.
+const LONGEST: Duration = Duration::from_mins(5);
+
+/// Doubles the wait with every failure in a row.
+#[derive(Debug)]
+pub(super) struct Pace {
+    timing: Timing,
+    failures: u32,
+}
+
+impl Pace {
+    pub(super) const fn new(timing: Timing) -> Self {
+        Self { timing, failures: 0 }
+    }
+
+    pub(super) const fn success(&mut self) {
+        self.failures = 0;
+    }
+
+    /// The wait after a failure, spread so that nodes do not come back all at once.
+    pub(super) fn after(&mut self, failure: &Failure) -> Duration {
+        let longest = if failure.is_away() { self.timing.away } else { self.timing.answers };
+        let wait = self.timing.first.saturating_mul(1 << self.failures.min(16)).min(longest);
+        self.failures = self.failures.saturating_add(1);
+        let wait = wait / 2 + spread(wait / 2);
+        match failure.retry_after.map(|asked| asked.min(LONGEST)) {
+            // Never earlier than it asks for.
+            Some(asked) => wait.max(asked + spread(asked / 4)),
+            None => wait,
+        }
+    }
+}
+
+/// Anything from nothing to `most`.
+pub(super) fn spread(most: Duration) -> Duration {
+    // Keyed anew with every call.
+    let random = RandomState::new().build_hasher().finish();
+    let nanoseconds = u64::try_from(most.as_nanos()).unwrap_or(u64::MAX);
+    Duration::from_nanos(random % nanoseconds.saturating_add(1).max(1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::failure::Cause, *};
+
+    #[test]
+    fn waits_grow_to_their_limit_and_begin_anew() {
+        let Timing { first, away: longest, .. } = Timing::default();
+        let mut pace = Pace::new(Timing::default());
+        let away = Failure::of(Cause::Unreachable(String::new()));
+        let waits: Vec<Duration> = (0..40).map(|_| pace.after(&away)).collect();
+        assert!(waits[0] <= first && waits[0] >= first / 2);
+        assert!(waits[39] <= longest && waits[39] >= longest / 2);
+        pace.success();
+        assert!(pace.after(&away) <= first);
+        let asked = Failure { cause: Cause::Busy(429, String::new()), retry_after: Some(Duration::from_secs(7)) };
+        assert!(pace.after(&asked) >= Duration::from_secs(7));
+    }
+}

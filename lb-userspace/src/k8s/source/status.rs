@@ -1,0 +1,116 @@
+//! How the watches are, for `status` and the log.
+
+use std::{collections::BTreeMap, time::Instant};
+
+use super::{failure::Failure, kind::Kind};
+use crate::{
+    convert::Severity,
+    report::{Problem, WatchStatus},
+};
+
+/// The watches by kind.
+#[derive(Debug)]
+pub(super) struct Watches {
+    watches: BTreeMap<Kind, State>,
+    server: Option<String>,
+}
+
+#[derive(Debug)]
+struct State {
+    synced: bool,
+    since: Instant,
+    heard: Option<Instant>,
+    problem: Option<Told>,
+    last_error: Option<(String, Instant)>,
+}
+
+#[derive(Debug)]
+struct Told {
+    problem: Problem,
+    away: bool,
+    severity: Severity,
+    since: Instant,
+}
+
+impl Watches {
+    pub(super) fn new(kinds: impl IntoIterator<Item = Kind>) -> Self {
+        let now = Instant::now();
+        let state = || State { synced: false, since: now, heard: None, problem: None, last_error: None };
+        Self { watches: kinds.into_iter().map(|kind| (kind, state())).collect(), server: None }
+    }
+
+    /// The server that answered last.
+    pub(super) fn server(&self) -> Option<&str> {
+        self.server.as_deref()
+    }
+
+    pub(super) fn listed(&mut self, kind: Kind, server: String) {
+        self.server = Some(server);
+        // Well only when it is followed: whoever may list but not watch is told so once.
+        if let Some(state) = self.watches.get_mut(&kind) {
+            state.heard = Some(Instant::now());
+        }
+    }
+
+    pub(super) fn following(&mut self, kind: Kind) {
+        self.well(kind);
+    }
+
+    pub(super) fn heard(&mut self, kind: Kind) {
+        self.well(kind);
+    }
+
+    fn well(&mut self, kind: Kind) {
+        let Some(state) = self.watches.get_mut(&kind) else { return };
+        let now = Instant::now();
+        state.heard = Some(now);
+        if !state.synced {
+            state.synced = true;
+            state.since = now;
+        }
+        if let Some(told) = state.problem.take() {
+            let seconds = told.since.elapsed().as_secs();
+            tracing::info!("{}: well again after {seconds} s", told.problem.object);
+        }
+    }
+
+    /// `harmless`: nothing is degraded by it.
+    pub(super) fn failed(&mut self, kind: Kind, failure: &Failure, problem: Problem, harmless: bool) {
+        let Some(state) = self.watches.get_mut(&kind) else { return };
+        let now = Instant::now();
+        if state.synced {
+            state.synced = false;
+            state.since = now;
+        }
+        state.last_error = Some((problem.cause.clone(), now));
+        let away = failure.is_away();
+        if let Some(told) = &mut state.problem
+            && (told.problem == problem || (told.away && away))
+        {
+            // A server that goes away does so in many words; one line is enough.
+            told.problem = problem;
+            return;
+        }
+        tracing::warn!("{}: {} ({})", problem.object, problem.cause, problem.fix);
+        let severity = if harmless { Severity::Warning } else { Severity::Error };
+        let since = state.problem.as_ref().map_or(now, |told| told.since);
+        state.problem = Some(Told { problem, away, severity, since });
+    }
+
+    pub(super) fn problems(&self, severity: Severity) -> impl Iterator<Item = Problem> {
+        let told = self.watches.values().filter_map(|state| state.problem.as_ref());
+        told.filter(move |told| told.severity == severity).map(|told| told.problem.clone())
+    }
+
+    pub(super) fn status(&self) -> Vec<WatchStatus> {
+        let row = |(kind, state): (&Kind, &State)| WatchStatus {
+            resource: kind.resource().to_owned(),
+            synced: state.synced,
+            since_seconds: state.since.elapsed().as_secs(),
+            last_event_seconds: state.heard.map(|heard| heard.elapsed().as_secs()),
+            last_error: state.last_error.as_ref().map(|(error, _)| error.clone()),
+            last_error_seconds: state.last_error.as_ref().map(|(_, at)| at.elapsed().as_secs()),
+        };
+        self.watches.iter().map(row).collect()
+    }
+}

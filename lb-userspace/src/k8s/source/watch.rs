@@ -1,0 +1,267 @@
+//! Lists and watches one kind for ever.
+//!
+//! A list is applied whole, once its last page is there. After that the server's events are; whatever goes wrong with
+//! them, the next list makes the model what the server has.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use http::{
+    Request, Response, StatusCode,
+    header::{ACCEPT, RETRY_AFTER, USER_AGENT},
+};
+use http_body_util::BodyExt as _;
+use kube::client::Body;
+use tokio::{sync::mpsc, time::timeout};
+
+use super::{
+    Update,
+    access::{Connection, Current, chain},
+    cluster::{Delta, Found},
+    failure::{Cause, Failure},
+    kind::{Kind, Watched},
+    pace::{Pace, Timing, spread},
+    wire::{Event, Lines, encode, event, page},
+};
+use crate::model::ObjectName;
+
+/// Objects in a page of a list, as client-go asks for.
+const PAGE: u32 = 500;
+/// A server that says nothing for so long is not waited for: an answer, or the next piece of a list.
+const PATIENCE: Duration = Duration::from_mins(1);
+/// The same within a watch. Servers send a bookmark every minute.
+const IDLE: Duration = Duration::from_secs(150);
+/// What a server is asked to end a watch after, spread over as much again, so that nodes do not all come back at once.
+const WATCH: Duration = Duration::from_mins(5);
+/// Longer than any object: etcd takes 1.5 MiB.
+const LONGEST_LINE: usize = 64 << 20;
+/// A watch that ended sooner without a word was no watch.
+const SHORTEST: Duration = Duration::from_secs(2);
+/// A watch that could not be begun so often in a row is begun with a list.
+const MAX_STARTS: u32 = 3;
+
+/// The watch of one kind.
+pub(super) struct Watch {
+    pub(super) connection: Arc<Connection>,
+    /// Query parameter and selector.
+    pub(super) selector: Option<(&'static str, String)>,
+    pub(super) updates: mpsc::Sender<Update>,
+    pub(super) timing: Timing,
+}
+
+/// Nobody listens any more.
+struct Closed;
+
+/// What ends a list or a watch before its end.
+enum End {
+    Failed(Failure, Option<Current>),
+    Closed,
+}
+
+impl From<Closed> for End {
+    fn from(_: Closed) -> Self {
+        Self::Closed
+    }
+}
+
+/// Where a watch goes on.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Position {
+    /// resourceVersion; none: to be listed.
+    version: Option<String>,
+    /// Starts of a watch that failed in a row.
+    starts: u32,
+    /// Whole lists in one page: a page's continuation had expired.
+    unpaged: bool,
+}
+
+impl Watch {
+    /// Runs until nobody listens.
+    pub(super) async fn run<O: Watched>(self) {
+        let mut pace = Pace::new(self.timing);
+        let mut position = Position::default();
+        loop {
+            let verb = if position.version.is_some() { "watch" } else { "list" };
+            let (failure, current) = match self.step::<O>(&mut position, &mut pace).await {
+                Ok(()) => continue,
+                Err(End::Closed) => return,
+                Err(End::Failed(failure, current)) => (failure, current),
+            };
+            if verb == "watch" {
+                position.starts += 1;
+            }
+            let broken = matches!(failure.cause, Cause::Gone | Cause::Broken(_) | Cause::Missing);
+            if broken || position.starts >= MAX_STARTS && !failure.is_away() {
+                position.version = None;
+                position.starts = 0;
+            }
+            if failure.cause == Cause::Gone && verb == "list" {
+                position.unpaged = true;
+            }
+            if let Some(current) = &current
+                && (failure.is_of_server() || failure.is_of_credentials())
+            {
+                self.connection.give_up(current, failure.is_of_server()).await;
+            }
+            // A watch too old to go on is no trouble: a busy cluster forgets within minutes.
+            let routine = failure.cause == Cause::Gone && verb == "watch";
+            let server = current.map_or_else(|| "the API server".to_owned(), |current| current.server);
+            let problem = failure.problem(O::KIND, verb, &server);
+            let update = Update::Failed(O::KIND, failure.clone(), problem);
+            if !routine && self.updates.send(update).await.is_err() {
+                return;
+            }
+            tokio::time::sleep(pace.after(&failure)).await;
+        }
+    }
+
+    async fn step<O: Watched>(&self, position: &mut Position, pace: &mut Pace) -> Result<(), End> {
+        let current = self.connection.client().await.map_err(|failure| End::Failed(failure, None))?;
+        let failed = |failure| End::Failed(failure, Some(current.clone()));
+        match &position.version {
+            None => {
+                let limit = if position.unpaged { None } else { Some(PAGE) };
+                let mut list = self.list::<O>(&current, limit).await.map_err(failed)?;
+                if list.items.is_empty() && O::KIND.is_never_empty() {
+                    tokio::time::sleep(self.timing.second_look).await;
+                    list = self.list::<O>(&current, limit).await.map_err(failed)?;
+                }
+                *position = Position { version: Some(list.version), ..Position::default() };
+                self.send(Update::Change(Box::new(O::change(Delta::Whole(list.items))), Some(current.server.clone())))
+                    .await?;
+            }
+            Some(version) => {
+                let query = format!(
+                    "watch=true&allowWatchBookmarks=true&resourceVersion={}&timeoutSeconds={}",
+                    encode(version),
+                    (WATCH + spread(WATCH)).as_secs()
+                );
+                let response = self.get(&current, O::KIND, &query).await.map_err(failed)?;
+                position.starts = 0;
+                self.send(Update::Following(O::KIND)).await?;
+                self.follow::<O>(&current, response, position, pace).await?;
+            }
+        }
+        pace.success();
+        Ok(())
+    }
+
+    async fn send(&self, update: Update) -> Result<(), Closed> {
+        self.updates.send(update).await.map_err(|_| Closed)
+    }
+
+    /// Asks; an answer that is no success is a failure.
+    async fn get(&self, current: &Current, kind: Kind, query: &str) -> Result<Response<Body>, Failure> {
+        let selector = self.selector.as_ref().map(|(name, value)| format!("&{name}={}", encode(value)));
+        let request = Request::get(format!("{}?{query}{}", kind.path(), selector.unwrap_or_default()))
+            .header(ACCEPT, "application/json")
+            .header(USER_AGENT, concat!("ballast/", env!("CARGO_PKG_VERSION")))
+            .body(Body::empty())
+            .map_err(|error| Failure::setup(error.to_string()))?;
+        let response = match timeout(PATIENCE, current.client.send(request)).await {
+            Err(_) => return Err(Failure::of(Cause::Silent)),
+            Ok(Err(error)) => return Err(Failure::of(Cause::Unreachable(network(&error)))),
+            Ok(Ok(response)) => response,
+        };
+        let status = response.status();
+        if status == StatusCode::OK {
+            return Ok(response);
+        }
+        let after = response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.trim().parse().ok());
+        let body = read(response.into_body()).await.unwrap_or_default();
+        Err(Failure::answer(status, &body, after.map(Duration::from_secs)))
+    }
+
+    /// All there is, page by page.
+    async fn list<O: Watched>(&self, current: &Current, limit: Option<u32>) -> Result<List<O::Value>, Failure> {
+        let limit = limit.map(|limit| format!("limit={limit}")).unwrap_or_default();
+        let mut all = Vec::new();
+        let mut next = String::new();
+        loop {
+            let query = if next.is_empty() { limit.clone() } else { format!("{limit}&continue={}", encode(&next)) };
+            let body = read(self.get(current, O::KIND, &query).await?.into_body()).await?;
+            // A page of slices is tens of megabytes: meanwhile the network's events are heard.
+            let page = tokio::task::spawn_blocking(move || page::<O>(&body)).await;
+            let page = page.map_err(|error| Failure::broken(format!("it could not be read: {error}")))??;
+            all.extend(page.items);
+            if page.next.is_empty() {
+                return Ok(List { version: page.version, items: all });
+            }
+            next = page.next;
+        }
+    }
+
+    /// Follows the events of a watch to its end.
+    async fn follow<O: Watched>(
+        &self,
+        current: &Current,
+        response: Response<Body>,
+        position: &mut Position,
+        pace: &mut Pace,
+    ) -> Result<(), End> {
+        let failed = |failure| End::Failed(failure, Some(current.clone()));
+        let mut body = response.into_body();
+        let mut lines = Lines::default();
+        let begin = Instant::now();
+        let mut heard = false;
+        loop {
+            let data = match timeout(IDLE, body.frame()).await {
+                Ok(Some(Ok(frame))) => frame.into_data().unwrap_or_default(),
+                // What came before counts, and the next watch goes on after it; whether the server is gone, that one tells.
+                _ if heard || begin.elapsed() >= SHORTEST => return Ok(()),
+                Ok(Some(Err(error))) => return Err(failed(Failure::of(Cause::Unreachable(network(&error))))),
+                Ok(None) | Err(_) => {
+                    return Err(failed(Failure::of(Cause::Unreachable("the watch ended at once".to_owned()))));
+                }
+            };
+            lines.push(&data);
+            if lines.rest().len() > LONGEST_LINE {
+                return Err(failed(Failure::broken("an event without an end")));
+            }
+            while let Some(line) = lines.next() {
+                match event::<O>(line, position.version.as_deref()).map_err(failed)? {
+                    Event::Old => {}
+                    Event::Bookmark(version) => {
+                        position.version = Some(version);
+                        heard = true;
+                        self.send(Update::Heard(O::KIND)).await?;
+                    }
+                    Event::Delta(version, delta) => {
+                        position.version = Some(version);
+                        heard = true;
+                        self.send(Update::Change(Box::new(O::change(delta)), None)).await?;
+                    }
+                }
+                if heard {
+                    pace.success();
+                }
+            }
+        }
+    }
+}
+
+/// A network error without the client's own words around it.
+fn network(error: &dyn std::error::Error) -> String {
+    let text = chain(error);
+    text.trim_start_matches("ServiceError: ").to_owned()
+}
+
+/// Reads a body whole.
+async fn read(mut body: Body) -> Result<Vec<u8>, Failure> {
+    let mut bytes = Vec::new();
+    loop {
+        match timeout(PATIENCE, body.frame()).await {
+            Err(_) => return Err(Failure::of(Cause::Silent)),
+            Ok(None) => return Ok(bytes),
+            Ok(Some(Err(error))) => return Err(Failure::of(Cause::Unreachable(format!("cut off: {error}")))),
+            Ok(Some(Ok(frame))) => bytes.extend_from_slice(&frame.into_data().unwrap_or_default()),
+        }
+    }
+}
+
+struct List<T> {
+    version: String,
+    items: Vec<(ObjectName, Found<T>)>,
+}

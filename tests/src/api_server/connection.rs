@@ -1,0 +1,222 @@
+//! HTTP/1.1, as much of it as a client of lists and watches needs.
+
+use std::{collections::BTreeMap, io, net::TcpListener, sync::Arc};
+
+use serde_json::{Value, json};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+};
+
+use super::{
+    Fault, Shared,
+    store::{Gone, Selector},
+};
+
+pub(super) async fn accept(listener: TcpListener, shared: Arc<Shared>) -> io::Result<()> {
+    let listener = tokio::net::TcpListener::from_std(listener)?;
+    let mut tasks = tokio::task::JoinSet::new();
+    loop {
+        let (stream, _) = listener.accept().await?;
+        let shared = shared.clone();
+        tasks.spawn(async move {
+            let departures = shared.store().departures;
+            let mut news = shared.news.subscribe();
+            let left = news.wait_for(|_| {
+                let store = shared.store();
+                store.away || store.departures != departures
+            });
+            tokio::select! {
+                // First, so that a server that is away answers nothing.
+                biased;
+                _ = left => {}
+                // The client went away.
+                _ = serve(stream, &shared) => {}
+            }
+        });
+    }
+}
+
+struct Request {
+    path: String,
+    query: BTreeMap<String, String>,
+    token: Option<String>,
+}
+
+async fn serve(mut stream: TcpStream, shared: &Shared) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    let mut buffer = Vec::new();
+    while let Some(request) = read(&mut stream, &mut buffer).await? {
+        let Some(resource) = request.path.rsplit('/').next().map(str::to_owned) else { return Ok(()) };
+        let parameter = |name: &str| request.query.get(name).map(String::as_str);
+        let watching = parameter("watch") == Some("true");
+        let selector = Selector {
+            absent_labels: parameter("labelSelector")
+                .into_iter()
+                .flat_map(|labels| labels.split(','))
+                .map(|label| label.trim_start_matches('!').to_owned())
+                .collect(),
+            name: parameter("fieldSelector").and_then(|field| field.strip_prefix("metadata.name=")).map(str::to_owned),
+        };
+        let verb = if watching { "watch" } else { "list" };
+        let (fault, token) = {
+            let mut store = shared.store();
+            (store.fault(verb, &resource), store.token.clone())
+        };
+        if token.is_some() && token != request.token {
+            answer(&mut stream, 401, "", &status(401, "Unauthorized").to_string()).await?;
+            continue;
+        }
+        match fault {
+            Fault::Answer(code, retry_after) => {
+                let header = retry_after.map(|seconds| format!("Retry-After: {seconds}\r\n")).unwrap_or_default();
+                let message = match code {
+                    403 => format!("{resource} is forbidden: User \"ballast\" cannot {verb} resource \"{resource}\""),
+                    _ => format!("injected {code}"),
+                };
+                answer(&mut stream, code, &header, &status(code, &message).to_string()).await?;
+                continue;
+            }
+            Fault::Close => return Ok(()),
+            Fault::Truncated | Fault::Empty | Fault::None => {}
+        }
+        if watching {
+            let after = parameter("resourceVersion").and_then(|version| version.parse().ok()).unwrap_or(0);
+            return follow(&mut stream, shared, &resource, &selector, after).await;
+        }
+        let limit = parameter("limit").and_then(|limit| limit.parse().ok()).unwrap_or(usize::MAX);
+        let page = shared.store().list(&resource, &selector, limit, parameter("continue"));
+        let Ok((items, version, next)) = page else {
+            answer(&mut stream, 410, "", &status(410, "The provided continue parameter is too old").to_string())
+                .await?;
+            continue;
+        };
+        // As of a server that has read nothing yet: no objects, at the first version. Not one that lacks a page.
+        let empty = fault == Fault::Empty && parameter("continue").is_none();
+        let (items, version, next) = if empty { (Vec::new(), 1, String::new()) } else { (items, version, next) };
+        let metadata = json!({"resourceVersion": version.to_string(), "continue": next});
+        let mut body = json!({"kind": "List", "metadata": metadata, "items": items}).to_string();
+        if fault == Fault::Truncated {
+            body.truncate(body.len() / 2);
+        }
+        answer(&mut stream, 200, "", &body).await?;
+    }
+    Ok(())
+}
+
+async fn read(stream: &mut TcpStream, buffer: &mut Vec<u8>) -> io::Result<Option<Request>> {
+    let end = loop {
+        if let Some(end) = buffer.windows(4).position(|window| window == b"\r\n\r\n") {
+            break end;
+        }
+        if stream.read_buf(buffer).await? == 0 {
+            return Ok(None);
+        }
+    };
+    let head = String::from_utf8_lossy(buffer.get(..end).unwrap_or_default()).into_owned();
+    buffer.drain(..end + 4);
+    let mut lines = head.lines();
+    let target = lines.next().and_then(|line| line.split(' ').nth(1)).unwrap_or_default();
+    let (path, query) = target.split_once('?').unwrap_or((target, ""));
+    let pair = |pair: &str| pair.split_once('=').map(|(name, value)| (name.to_owned(), decode(value)));
+    let token = lines.find_map(|line| {
+        let (name, value) = line.split_once(':')?;
+        let bearer = name.eq_ignore_ascii_case("authorization").then(|| value.trim().strip_prefix("Bearer "))?;
+        bearer.map(str::to_owned)
+    });
+    Ok(Some(Request { path: path.to_owned(), query: query.split('&').filter_map(pair).collect(), token }))
+}
+
+fn decode(text: &str) -> String {
+    let mut bytes = Vec::new();
+    let mut rest = text.as_bytes();
+    while let Some((first, more)) = rest.split_first() {
+        let digits = more.get(..2).and_then(|digits| std::str::from_utf8(digits).ok());
+        let encoded = digits.and_then(|digits| u8::from_str_radix(digits, 16).ok()).filter(|_| *first == b'%');
+        bytes.push(encoded.unwrap_or(*first));
+        rest = if encoded.is_some() { more.get(2..).unwrap_or_default() } else { more };
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+fn status(code: u16, message: &str) -> Value {
+    json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": code, "message": message})
+}
+
+async fn answer(stream: &mut TcpStream, code: u16, headers: &str, body: &str) -> io::Result<()> {
+    let length = body.len();
+    let head =
+        format!("HTTP/1.1 {code} x\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n{headers}\r\n");
+    stream.write_all(format!("{head}{body}").as_bytes()).await
+}
+
+/// A watch, until it is cut.
+async fn follow(
+    stream: &mut TcpStream,
+    shared: &Shared,
+    resource: &str,
+    selector: &Selector,
+    mut after: u64,
+) -> io::Result<()> {
+    let mut news = shared.news.subscribe();
+    let (cuts, mut bookmarks) = {
+        let store = shared.store();
+        (store.cuts(resource).0, store.bookmarks)
+    };
+    stream.write_all(b"HTTP/1.1 200 x\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n").await?;
+    loop {
+        news.borrow_and_update();
+        let (mut lines, version, cut) = {
+            let store = shared.store();
+            let cut = Some(store.cuts(resource)).filter(|(number, _)| *number != cuts);
+            let mut lines = Vec::new();
+            match store.events(resource, selector, after) {
+                _ if store.is_held(resource) => {}
+                Err(Gone) => lines.push(json!({"type": "ERROR", "object": status(410, "too old resource version")})),
+                Ok(events) => {
+                    let again = if store.duplicated { events.clone() } else { Vec::new() };
+                    after = events.last().map_or(after, |(version, _)| *version);
+                    lines.extend(events.into_iter().chain(again.into_iter().rev()).map(|(_, event)| event));
+                }
+            }
+            if bookmarks != store.bookmarks && !store.is_held(resource) {
+                bookmarks = store.bookmarks;
+                after = after.max(store.version);
+                let metadata = json!({"resourceVersion": after.to_string()});
+                lines.push(json!({"type": "BOOKMARK", "object": {"metadata": metadata}}));
+            }
+            (lines, store.version, cut)
+        };
+        let last_is_error = lines.last().is_some_and(|line| line["type"] == "ERROR");
+        if let Some((_, true)) = cut
+            && lines.is_empty()
+        {
+            // Something to be cut in.
+            let metadata = json!({"resourceVersion": version.to_string(), "name": "cut"});
+            lines.push(json!({"type": "BOOKMARK", "object": {"metadata": metadata}}));
+        }
+        let count = lines.len();
+        for (index, line) in lines.iter().enumerate() {
+            let mut text = format!("{line}\n");
+            let in_a_line = cut.is_some_and(|(_, in_a_line)| in_a_line) && index + 1 == count;
+            let whole = text.len();
+            if in_a_line {
+                text.truncate(whole / 2);
+            }
+            stream.write_all(format!("{whole:x}\r\n{text}").as_bytes()).await?;
+            if in_a_line {
+                return Ok(());
+            }
+            stream.write_all(b"\r\n").await?;
+        }
+        if cut.is_some() || last_is_error {
+            return stream.write_all(b"0\r\n\r\n").await;
+        }
+        let mut ignored = [0; 1];
+        tokio::select! {
+            changed = news.changed() => if changed.is_err() { return Ok(()) },
+            // A client that watches says nothing more.
+            read = stream.read(&mut ignored) => if read? == 0 { return Ok(()) },
+        }
+    }
+}

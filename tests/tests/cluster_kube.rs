@@ -1,0 +1,96 @@
+//! An agent on a real API server: Services and pods made through the API are served, whatever happens to the server.
+
+use std::{ffi::OsStr, net::SocketAddr, time::Duration};
+
+use lb_tests::{
+    Agent, ControlPlane, Echo, Setup, TARGET, World,
+    client::{Call, Hold},
+    kube::{PodSpec, Service},
+    needs_control_plane, wait_until,
+};
+
+struct Running {
+    agent: Agent,
+    _servers: Vec<Echo>,
+    plane: ControlPlane,
+    world: World,
+}
+
+fn start() -> anyhow::Result<Running> {
+    let world = World::builder().rp_filter(1).build()?;
+    let plane = ControlPlane::start(&world)?;
+    plane.apply_nodes(&world)?;
+    for pod in world.pods() {
+        plane.apply_pod(pod, &PodSpec::labelled("app", "web"))?;
+    }
+    plane.apply_service(&Service::new("web", "app", "web").port(80, TARGET, None))?;
+    let servers = world.pods().map(|pod| Echo::start(pod.place(), &[TARGET], &[TARGET]));
+    let servers = servers.collect::<anyhow::Result<_>>()?;
+    let source = [OsStr::new("--kubeconfig"), plane.agent_kubeconfig().as_os_str()];
+    let agent = Agent::start_on(&world, world.node(0), &Setup::tcx(true), source)?;
+    Ok(Running { agent, _servers: servers, plane, world })
+}
+
+impl Running {
+    fn answers(&self, to: SocketAddr) -> anyhow::Result<Vec<String>> {
+        let place = self.world.node(0).pod(0).place();
+        let answers = Call::tcp(to).count(20).timeout(Duration::from_secs(2)).run(place)?;
+        let mut names = answers.iter().map(|it| Ok(it.reached()?.0.to_owned())).collect::<anyhow::Result<Vec<_>>>()?;
+        names.sort();
+        names.dedup();
+        Ok(names)
+    }
+
+    fn wait_answers(&self, to: SocketAddr, count: usize) {
+        wait_until(&format!("{count} pods behind {to}"), Duration::from_secs(20), || match self.answers(to) {
+            Ok(names) if names.len() == count => Ok(()),
+            other => Err(format!("{other:?}")),
+        })
+        .expect("served");
+    }
+}
+
+#[test]
+fn services_of_a_real_cluster_are_served_and_stay_so_without_it() {
+    needs_control_plane!();
+    let mut running = start().expect("a cluster");
+    let mut ips = running.agent.cluster_ips("web", 8).expect("cluster IPs");
+    ips.sort();
+    let vips: Vec<SocketAddr> = ips.into_iter().map(|ip| SocketAddr::new(ip, 80)).collect();
+    assert_eq!(vips.len(), 2);
+    for vip in &vips {
+        running.wait_answers(*vip, 4);
+    }
+    let status = running.agent.status().expect("a status");
+    assert_eq!(status.problems, []);
+    // Its ServiceCIDRs are known.
+    assert_eq!(status.warnings, []);
+    assert!(status.watches.iter().all(|watch| watch.synced), "{:?}", status.watches);
+    running.agent.wait_service("kubernetes", 1).expect("listed");
+
+    let pod = running.world.pods().nth(3).expect("a pod");
+    running.plane.pod_ready(pod, false).expect("patched");
+    running.wait_answers(vips[0], 3);
+
+    let hold = Hold::start(running.world.node(0).pod(0).place(), vips[0]).expect("a held connection");
+    running.plane.kill_server().expect("killed");
+    wait_until("the watches to be told broken", Duration::from_secs(30), || {
+        let status = running.agent.status().map_err(|error| format!("{error:#}"))?;
+        let broken = status.problems.iter().filter(|problem| problem.object.starts_with("watch of ")).count();
+        if broken == 4 { Ok(()) } else { Err(format!("{:?}", status.problems)) }
+    })
+    .expect("told");
+    running.agent.kill().expect("killed");
+    running.agent.launch().expect("launched");
+    running.wait_answers(vips[1], 3);
+    running.plane.launch_server().expect("launched");
+    running.plane.pod_ready(running.world.pods().nth(3).expect("a pod"), true).expect("patched");
+    running.wait_answers(vips[0], 4);
+    wait_until("all to be well", Duration::from_secs(20), || {
+        let status = running.agent.status().map_err(|error| format!("{error:#}"))?;
+        if status.problems.is_empty() { Ok(()) } else { Err(format!("{:?}", status.problems)) }
+    })
+    .expect("well");
+    let report = hold.stop().expect("a report");
+    assert!(report.error.is_none() && report.rounds > 0, "{report:?}");
+}
