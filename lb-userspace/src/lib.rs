@@ -36,3 +36,4 @@ pub mod report;
 pub mod store;
 mod suggest;
 pub mod topology;
+pub mod web;

@@ -1,0 +1,450 @@
+//! `/metrics` and `/proxyMode`: kube-proxy's names, labels and buckets (kube-proxy `pkg/proxy/metrics/metrics.go`), and our own.
+
+use std::{
+    collections::BTreeMap,
+    fmt, fs,
+    sync::atomic::AtomicU64,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use prometheus_client::{
+    encoding::{EncodeLabelSet, text},
+    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
+    registry::{Registry, Unit},
+};
+
+use super::health::Health;
+use crate::{
+    model::{IpFamily, TrafficPolicy},
+    report::Status,
+};
+
+/// What the text is.
+pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfFamily {
+    ip_family: &'static str,
+}
+
+impl From<IpFamily> for OfFamily {
+    fn from(family: IpFamily) -> Self {
+        let ip_family = match family {
+            IpFamily::V4 => "IPv4",
+            IpFamily::V6 => "IPv6",
+        };
+        Self { ip_family }
+    }
+}
+
+type Histograms = Family<OfFamily, Histogram, fn() -> Histogram>;
+type Seconds = Gauge<f64, AtomicU64>;
+
+/// What the agent counts and measures as it goes.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    sync: Histograms,
+    full: Histograms,
+    partial: Histograms,
+    programming: Histograms,
+    synced_at: Family<OfFamily, Seconds>,
+    queued_at: Family<OfFamily, Seconds>,
+    services: Changes,
+    endpoints: Changes,
+    collected: Family<OfFamily, Counter>,
+    collecting: Histograms,
+}
+
+/// Changed objects: those that are not in the maps yet, and all.
+#[derive(Debug, Default)]
+struct Changes {
+    pending: Family<OfFamily, Gauge>,
+    total: Family<OfFamily, Counter>,
+}
+
+const FAMILIES: [IpFamily; 2] = [IpFamily::V4, IpFamily::V6];
+
+/// Buckets from 1 ms, each twice the one before.
+fn short() -> Histogram {
+    Histogram::new((0..15).map(|power| 0.001 * f64::from(1 << power)))
+}
+
+/// Buckets of the time from a change of endpoints to the rules.
+fn programming() -> Histogram {
+    let seconds = (1..60).chain((60..120).step_by(5)).chain((120..=300).step_by(30));
+    Histogram::new([0.25, 0.5].into_iter().chain(seconds.map(f64::from)))
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let mut registry = Registry::default();
+        let proxy = registry.sub_registry_with_prefix("kubeproxy");
+        let new = |make: fn() -> Histogram| Family::new_with_constructor(make);
+        let (sync, full, partial, collecting) = (new(short), new(short), new(short), new(short));
+        let programming: Histograms = new(programming);
+        let unit = || Unit::Seconds;
+        proxy.register_with_unit("sync_proxy_rules_duration", "Time of a sync of the maps", unit(), sync.clone());
+        proxy.register_with_unit(
+            "sync_full_proxy_rules_duration",
+            "Time of a sync that compared everything after a start",
+            unit(),
+            full.clone(),
+        );
+        proxy.register_with_unit(
+            "sync_partial_proxy_rules_duration",
+            "Time of a sync that followed changes",
+            unit(),
+            partial.clone(),
+        );
+        proxy.register_with_unit(
+            "network_programming_duration",
+            "Time from the change of a Pod or Service, as its EndpointSlice tells it, to the maps",
+            unit(),
+            programming.clone(),
+        );
+        proxy.register_with_unit(
+            "conntrack_reconciler_sync_duration",
+            "Time of a round over the conntrack table",
+            unit(),
+            collecting.clone(),
+        );
+        let (synced_at, queued_at) = (Family::default(), Family::default());
+        proxy.register_with_unit(
+            "sync_proxy_rules_last_timestamp",
+            "When the maps were last synced",
+            unit(),
+            Family::clone(&synced_at),
+        );
+        proxy.register_with_unit(
+            "sync_proxy_rules_last_queued_timestamp",
+            "When a sync was last asked for",
+            unit(),
+            Family::clone(&queued_at),
+        );
+        let (services, endpoints) = (Changes::default(), Changes::default());
+        for (name, changes) in [("service", &services), ("endpoint", &endpoints)] {
+            proxy.register(
+                format!("sync_proxy_rules_{name}_changes_pending"),
+                format!("Changed {name} objects that are not in the maps yet"),
+                changes.pending.clone(),
+            );
+            proxy.register(
+                format!("sync_proxy_rules_{name}_changes"),
+                format!("Changed {name} objects"),
+                changes.total.clone(),
+            );
+        }
+        let collected = Family::<OfFamily, Counter>::default();
+        proxy.register(
+            "conntrack_reconciler_deleted_entries",
+            "Entries of conntrack removed by rounds over it",
+            collected.clone(),
+        );
+        // From the start on, at zero: a rate needs a first value.
+        for family in FAMILIES {
+            let label = OfFamily::from(family);
+            for histograms in [&sync, &full, &partial, &programming, &collecting] {
+                drop(histograms.get_or_create(&label));
+            }
+            drop(collected.get_or_create(&label));
+            for changes in [&services, &endpoints] {
+                drop((changes.pending.get_or_create(&label), changes.total.get_or_create(&label)));
+            }
+        }
+        Self {
+            registry,
+            sync,
+            full,
+            partial,
+            programming,
+            synced_at,
+            queued_at,
+            services,
+            endpoints,
+            collected,
+            collecting,
+        }
+    }
+}
+
+fn seconds_now() -> f64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
+}
+
+impl Metrics {
+    /// Objects changed and wait for a sync.
+    pub fn queued(&self, services: u64, endpoints: u64) {
+        for label in FAMILIES.map(OfFamily::from) {
+            for (changes, count) in [(&self.services, services), (&self.endpoints, endpoints)] {
+                changes.pending.get_or_create(&label).inc_by(i64::try_from(count).unwrap_or(i64::MAX));
+                changes.total.get_or_create(&label).inc_by(count);
+            }
+            self.queued_at.get_or_create(&label).set(seconds_now());
+        }
+    }
+
+    /// A sync ended well. `full`: it compared everything after a start. `programmed`: how old the changes of endpoints were
+    /// that came with it.
+    pub fn synced(&self, full: bool, took: Duration, programmed: &[(IpFamily, Duration)]) {
+        let kind = if full { &self.full } else { &self.partial };
+        for label in FAMILIES.map(OfFamily::from) {
+            for histograms in [&self.sync, kind] {
+                histograms.get_or_create(&label).observe(took.as_secs_f64());
+            }
+            self.synced_at.get_or_create(&label).set(seconds_now());
+            for changes in [&self.services, &self.endpoints] {
+                changes.pending.get_or_create(&label).set(0);
+            }
+        }
+        for (family, age) in programmed {
+            self.programming.get_or_create(&OfFamily::from(*family)).observe(age.as_secs_f64());
+        }
+    }
+
+    /// A round over the conntrack table of a family removed so many entries.
+    pub fn collected(&self, family: IpFamily, removed: u64, took: Duration) {
+        let label = OfFamily::from(family);
+        self.collected.get_or_create(&label).inc_by(removed);
+        self.collecting.get_or_create(&label).observe(took.as_secs_f64());
+    }
+
+    /// The page, with what is there now.
+    pub fn page(&self, status: &Status, health: &Health, without_local: &WithoutLocal) -> Result<String, fmt::Error> {
+        let mut page = String::new();
+        text::encode_registry(&mut page, &self.registry)?;
+        text::encode_registry(&mut page, &now(status, health, without_local))?;
+        text::encode_eof(&mut page)?;
+        Ok(page)
+    }
+}
+
+/// Services whose policy is Local and that have no endpoint here, by family and policy.
+pub type WithoutLocal = BTreeMap<(IpFamily, Local), u64>;
+
+/// Which policy is Local.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Local {
+    /// internalTrafficPolicy.
+    Internal,
+    /// externalTrafficPolicy.
+    External,
+}
+
+impl Local {
+    /// Those of a Service.
+    pub fn of(internal: TrafficPolicy, external: TrafficPolicy) -> impl Iterator<Item = Self> {
+        [(internal, Self::Internal), (external, Self::External)]
+            .into_iter()
+            .filter_map(|(policy, local)| (policy == TrafficPolicy::Local).then_some(local))
+    }
+}
+
+type Labels = Vec<(&'static str, String)>;
+
+/// What is read when somebody asks.
+fn now(status: &Status, health: &Health, without_local: &WithoutLocal) -> Registry {
+    let mut registry = Registry::default();
+    let proxy = registry.sub_registry_with_prefix("kubeproxy");
+    let local = Family::<Labels, Gauge>::default();
+    for family in FAMILIES {
+        for (policy, name) in [(Local::Internal, "internal"), (Local::External, "external")] {
+            let labels =
+                vec![("ip_family", OfFamily::from(family).ip_family.to_owned()), ("traffic_policy", name.to_owned())];
+            let count = without_local.get(&(family, policy)).copied().unwrap_or(0);
+            local.get_or_create(&labels).set(i64::try_from(count).unwrap_or(i64::MAX));
+        }
+    }
+    proxy.register(
+        "sync_proxy_rules_no_local_endpoints_total",
+        "Services with a Local policy and no endpoint here",
+        local,
+    );
+    for path in super::health::PATHS {
+        let answers = Family::<Labels, Counter>::default();
+        for ((of, code), count) in health.given() {
+            if of == path {
+                answers.get_or_create(&vec![("code", code.to_string())]).inc_by(count);
+            }
+        }
+        proxy.register(format!("proxy_{path}"), format!("Answers of /{path} by code"), answers);
+    }
+    own(registry.sub_registry_with_prefix("ballast"), status);
+    process(registry.sub_registry_with_prefix("process"));
+    registry
+}
+
+fn own(registry: &mut Registry, status: &Status) {
+    let gauge = |value: u64| {
+        let gauge = Gauge::<i64>::default();
+        gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
+        gauge
+    };
+    registry.register("services", "Services programmed", gauge(status.services));
+    registry.register("frontends", "Frontends programmed", gauge(status.frontends));
+    registry.register("backends", "Backends programmed", gauge(status.backends));
+    registry.register("conntrack_flows", "Flows in conntrack", gauge(status.flows));
+    registry.register("problems", "Problems that status tells", gauge(status.problems.len() as u64));
+    registry.register("warnings", "Warnings that status tells", gauge(status.warnings.len() as u64));
+    registry.register_with_unit("map_memory", "Kernel memory of the maps", Unit::Bytes, gauge(status.bpf_memory_bytes));
+    let (entries, capacity) = (Family::<Labels, Gauge>::default(), Family::<Labels, Gauge>::default());
+    let pressure = Family::<Labels, Gauge<f64, AtomicU64>>::default();
+    for (name, map) in &status.maps {
+        let labels = vec![("map", name.clone())];
+        entries.get_or_create(&labels).set(i64::try_from(map.used).unwrap_or(i64::MAX));
+        capacity.get_or_create(&labels).set(i64::try_from(map.capacity).unwrap_or(i64::MAX));
+        #[expect(clippy::cast_precision_loss, reason = "a ratio")]
+        pressure.get_or_create(&labels).set(map.used as f64 / map.capacity.max(1) as f64);
+    }
+    registry.register("map_entries", "Entries of a map", entries);
+    registry.register("map_capacity", "Entries a map has room for", capacity);
+    registry.register_with_unit("map_pressure", "How full a map is: 1 is full", Unit::Ratios, pressure);
+    let packets = Family::<Labels, Counter>::default();
+    for counter in lb_common::verdict::Counter::ALL {
+        let name = format!("{counter:?}");
+        let count = status.counters.get(&name).copied().unwrap_or(0);
+        packets.get_or_create(&vec![("verdict", name)]).inc_by(count);
+    }
+    registry.register("packets", "What became of packets and socket calls, by counter (docs/counters.md)", packets);
+    let devices = Family::<Labels, Gauge>::default();
+    for device in &status.devices {
+        let labels = vec![
+            ("device", device.name.clone()),
+            ("role", device.role.clone()),
+            ("hooks", device.hooks.clone()),
+            ("degraded", device.degraded.is_some().to_string()),
+        ];
+        devices.get_or_create(&labels).set(1);
+    }
+    registry.register("device", "A device with its role and hooks", devices);
+    let build = Family::<Labels, Gauge>::default();
+    build.get_or_create(&vec![("version", env!("CARGO_PKG_VERSION").to_owned())]).set(1);
+    registry.register("build_info", "This version", build);
+}
+
+/// As every exporter tells of itself; what cannot be read is left out.
+fn process(registry: &mut Registry) {
+    let page = rustix::param::page_size() as u64;
+    #[expect(clippy::cast_precision_loss, reason = "Prometheus has no other numbers")]
+    let ticks = rustix::param::clock_ticks_per_second() as f64;
+    let of = |value: f64| {
+        let gauge = Gauge::<f64, AtomicU64>::default();
+        gauge.set(value);
+        gauge
+    };
+    let stat = fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    // The name in parentheses may hold anything.
+    let fields: Vec<f64> = stat
+        .rsplit_once(')')
+        .map(|(_, rest)| rest.split_whitespace().map(|field| field.parse().unwrap_or(0.0)).collect())
+        .unwrap_or_default();
+    // proc_pid_stat(5), from field 3 on: utime 14, stime 15, starttime 22, vsize 23, rss 24.
+    let field = |number: usize| fields.get(number - 3).copied();
+    if let (Some(user), Some(system)) = (field(14), field(15)) {
+        let seconds = Counter::<f64, AtomicU64>::default();
+        seconds.inc_by((user + system) / ticks);
+        registry.register_with_unit("cpu", "CPU time", Unit::Seconds, seconds);
+    }
+    if let (Some(start), Some(boot)) = (field(22), boot_seconds()) {
+        registry.register_with_unit("start_time", "When it started", Unit::Seconds, of(boot + start / ticks));
+    }
+    #[expect(clippy::cast_precision_loss, reason = "Prometheus has no other numbers")]
+    if let (Some(size), Some(resident)) = (field(23), field(24)) {
+        registry.register_with_unit("virtual_memory", "Address space", Unit::Bytes, of(size));
+        registry.register_with_unit("resident_memory", "Resident memory", Unit::Bytes, of(resident * page as f64));
+    }
+    if let Ok(descriptors) = fs::read_dir("/proc/self/fd") {
+        #[expect(clippy::cast_precision_loss, reason = "few")]
+        registry.register("open_fds", "Open descriptors", of(descriptors.count() as f64));
+    }
+}
+
+fn boot_seconds() -> Option<f64> {
+    let stat = fs::read_to_string("/proc/stat").ok()?;
+    stat.lines().find_map(|line| line.strip_prefix("btime ")?.trim().parse().ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::MapStatus;
+
+    fn page(metrics: &Metrics) -> String {
+        let mut status = Status { services: 3, ..Status::default() };
+        status.maps.insert("LB_RINGS".to_owned(), MapStatus { used: 1, capacity: 4 });
+        status.counters.insert("NewFlow".to_owned(), 7);
+        let without = WithoutLocal::from([((IpFamily::V6, Local::External), 2)]);
+        let health = Health::default();
+        drop((health.answer("/healthz"), health.answer("/healthz"), health.answer("/livez")));
+        metrics.page(&status, &health, &without).expect("a page")
+    }
+
+    #[track_caller]
+    fn has(page: &str, line: &str) {
+        assert!(page.lines().any(|found| found == line), "{line} is not in\n{page}");
+    }
+
+    #[test]
+    fn a_page_has_kube_proxys_names_and_ours() {
+        let metrics = Metrics::default();
+        metrics.queued(2, 5);
+        let waiting = page(&metrics);
+        has(&waiting, "kubeproxy_sync_proxy_rules_endpoint_changes_pending{ip_family=\"IPv4\"} 5");
+        metrics.synced(true, Duration::from_millis(3), &[(IpFamily::V4, Duration::from_millis(400))]);
+        metrics.collected(IpFamily::V6, 9, Duration::from_millis(1));
+        let page = page(&metrics);
+        for line in [
+            "kubeproxy_sync_proxy_rules_duration_seconds_bucket{le=\"0.002\",ip_family=\"IPv4\"} 0",
+            "kubeproxy_sync_proxy_rules_duration_seconds_bucket{le=\"0.004\",ip_family=\"IPv4\"} 1",
+            "kubeproxy_sync_full_proxy_rules_duration_seconds_count{ip_family=\"IPv6\"} 1",
+            "kubeproxy_sync_partial_proxy_rules_duration_seconds_count{ip_family=\"IPv6\"} 0",
+            "kubeproxy_network_programming_duration_seconds_bucket{le=\"0.25\",ip_family=\"IPv4\"} 0",
+            "kubeproxy_network_programming_duration_seconds_bucket{le=\"0.5\",ip_family=\"IPv4\"} 1",
+            "kubeproxy_network_programming_duration_seconds_count{ip_family=\"IPv6\"} 0",
+            "kubeproxy_sync_proxy_rules_endpoint_changes_pending{ip_family=\"IPv4\"} 0",
+            "kubeproxy_sync_proxy_rules_endpoint_changes_total{ip_family=\"IPv4\"} 5",
+            "kubeproxy_sync_proxy_rules_service_changes_total{ip_family=\"IPv6\"} 2",
+            "kubeproxy_sync_proxy_rules_no_local_endpoints_total{ip_family=\"IPv6\",traffic_policy=\"external\"} 2",
+            "kubeproxy_sync_proxy_rules_no_local_endpoints_total{ip_family=\"IPv4\",traffic_policy=\"internal\"} 0",
+            "kubeproxy_proxy_healthz_total{code=\"200\"} 2",
+            "kubeproxy_proxy_livez_total{code=\"200\"} 1",
+            "kubeproxy_conntrack_reconciler_deleted_entries_total{ip_family=\"IPv6\"} 9",
+            "ballast_services 3",
+            "ballast_map_pressure_ratios{map=\"LB_RINGS\"} 0.25",
+            "ballast_packets_total{verdict=\"NewFlow\"} 7",
+            "ballast_packets_total{verdict=\"Martian\"} 0",
+        ] {
+            has(&page, line);
+        }
+        assert!(page.contains("\nkubeproxy_sync_proxy_rules_last_timestamp_seconds{ip_family=\"IPv4\"} 1"), "{page}");
+        assert!(
+            page.contains("\nprocess_resident_memory_bytes ") && page.contains("\nprocess_cpu_seconds_total "),
+            "{page}"
+        );
+        assert!(page.ends_with("# EOF\n"));
+        let names: Vec<&str> = page.lines().filter_map(|line| line.strip_prefix("# TYPE ")).collect();
+        let mut once = names.clone();
+        once.sort_unstable();
+        once.dedup();
+        assert_eq!(once.len(), names.len(), "a name twice");
+    }
+
+    #[test]
+    fn buckets_are_kube_proxys() {
+        let metrics = Metrics::default();
+        let page = page(&metrics);
+        let les = |name: &str| -> Vec<String> {
+            let start = format!("{name}_bucket{{le=\"");
+            let of = page.lines().filter(|line| line.contains("ip_family=\"IPv4\""));
+            of.filter_map(|line| Some(line.strip_prefix(&start)?.split_once('"')?.0.to_owned())).collect()
+        };
+        let sync = les("kubeproxy_sync_proxy_rules_duration_seconds");
+        assert_eq!(
+            (sync.len(), sync[0].as_str(), sync[14].as_str(), sync[15].as_str()),
+            (16, "0.001", "16.384", "+Inf")
+        );
+        let programming = les("kubeproxy_network_programming_duration_seconds");
+        // Two, each second to 59, from 60 by 5 to 115, from 120 by 30 to 300.
+        assert_eq!(programming.len(), 2 + 59 + 12 + 7 + 1, "{programming:?}");
+    }
+}
