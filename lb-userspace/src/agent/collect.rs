@@ -9,6 +9,7 @@ use super::Agent;
 use crate::{
     bpf::Maps,
     gc::{Clock, Collector},
+    model::IpFamily,
     report::Problem,
 };
 
@@ -149,6 +150,9 @@ impl Agent {
         let start = Instant::now();
         match (v4.round(maps, clock, ahead), v6.round(maps, clock, ahead)) {
             (Ok(v4), Ok(v6)) => {
+                for (family, round) in [(IpFamily::V4, &v4), (IpFamily::V6, &v6)] {
+                    self.collected(family, round.removed, start.elapsed());
+                }
                 let removed = v4.removed + v6.removed;
                 for (service, (packets, bytes)) in v4.ended.iter().chain(&v6.ended) {
                     self.add_traffic(*service, *packets, *bytes);

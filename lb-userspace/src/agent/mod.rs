@@ -16,6 +16,7 @@ mod settings;
 mod snapshot;
 mod status;
 mod takeover;
+mod web;
 
 use std::{path::PathBuf, time::Duration};
 
@@ -28,7 +29,7 @@ use tokio::{
 };
 
 pub use self::{cleanup::cleanup, input::SourceOptions};
-use self::{collect::Collection, input::Input, network::Network, orphans::Orphans, takeover::Takeover};
+use self::{collect::Collection, input::Input, network::Network, orphans::Orphans, takeover::Takeover, web::Web};
 use crate::{
     bpf::{self, Datapath},
     config::{Config, Notes},
@@ -106,6 +107,7 @@ struct Agent {
     hash_seed: u64,
     netns_cookie: u64,
     collection: Collection,
+    web: Web,
 }
 
 /// Runs until SIGTERM or SIGINT. What was pinned stays and keeps forwarding.
@@ -121,7 +123,8 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
     let mut events = net::events::watch().context("cannot watch the network")?;
     let mut model = Model::default();
     let input = Input::open(&options, &mut model).await?;
-    let mut agent = Agent::start(options, input, model).await?;
+    let (web, mut pages) = Web::start(&options);
+    let mut agent = Agent::start(options, input, model, web).await?;
     let server = control::Server::bind(&agent.options.state_dir)
         .with_context(|| format!("cannot open the control socket in {}", agent.options.state_dir.display()))?;
     let mut requests = server.serve();
@@ -152,6 +155,11 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
                     agent.collect_sockets();
                 }
             }
+            Some(page) = pages.recv() => {
+                if page.send(agent.metrics().await).is_err() {
+                    tracing::debug!("a scraper went away before its page");
+                }
+            }
             Some((request, answer)) = requests.recv() => {
                 let response = agent.answer(&request).await;
                 if answer.send(response).is_err() {
@@ -166,7 +174,7 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
 }
 
 impl Agent {
-    async fn start(options: RunOptions, input: Input, model: Model) -> anyhow::Result<Self> {
+    async fn start(options: RunOptions, input: Input, model: Model, web: Web) -> anyhow::Result<Self> {
         bpf::check_bpffs(&options.bpffs)?;
         let pins = InstanceLock::take_pins(&options.bpffs)?;
         let mut datapath = Datapath::open(&options.bpffs, &options.config.maps)?;
@@ -202,6 +210,7 @@ impl Agent {
             socket_hooks: HookStatus::default(),
             orphans: Orphans::open(),
             collection,
+            web,
         };
         agent.network.list(&agent.options).await;
         if agent.input.is_ready() {
@@ -284,14 +293,22 @@ impl Agent {
         if !self.input.is_ready() {
             return;
         }
+        let begin = Instant::now();
+        self.web.health.queued();
+        let own = self.model.nodes.get(&self.options.node);
+        self.web.health.set_eligible(own.is_none_or(|node| !node.going));
         let node = self.node();
         let backends = self.engine.compute(&self.model, &node);
         self.network.resolve(&backends).await;
         let settings = self.settings();
         match self.engine.sync(&mut self.datapath.maps, &self.network.next_hops(), &settings) {
-            Ok(0) => self.sync_error = None,
+            Ok(0) => {
+                self.sync_error = None;
+                self.web.synced(begin, &self.model);
+            }
             Ok(writes) => {
                 self.sync_error = None;
+                self.web.synced(begin, &self.model);
                 tracing::info!("{writes} map writes; {} frontends", self.frontends());
                 self.end_orphans();
             }

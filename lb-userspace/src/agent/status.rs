@@ -88,6 +88,7 @@ impl Agent {
         problems.extend(self.engine.refused.iter().cloned());
         problems.extend(self.collection.problem());
         problems.extend(self.network.problems());
+        problems.extend(self.web.problems());
         problems.extend(self.orphans.problems().filter(|_| self.socket_hooks.attached));
         if !self.socket_hooks.attached {
             problems.push(Problem {

@@ -5,6 +5,8 @@ use std::{net::IpAddr, ops::RangeInclusive, path::PathBuf};
 use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum, error::ErrorKind};
 use ipnet::IpNet;
 
+use crate::config::{Bind, HEALTHZ_PORT, METRICS_PORT};
+
 /// Kubernetes Services in eBPF.
 #[derive(Debug, Parser)]
 #[command(name = "ballast", version, max_term_width = 100)]
@@ -133,6 +135,20 @@ pub(super) struct Run {
     /// KubeProxyConfiguration and/or BallastConfiguration
     #[arg(long, value_name = "FILE")]
     pub(super) config: Option<PathBuf>,
+    #[arg(
+        long,
+        value_name = "ADDR:PORT",
+        value_parser = |text: &str| bind(text, HEALTHZ_PORT),
+        help = "Where /healthz and /livez are, or off [default: healthzBindAddress, 0.0.0.0:10256, with -f 127.0.0.1:10256]"
+    )]
+    pub(super) healthz_bind_address: Option<Bind>,
+    #[arg(
+        long,
+        value_name = "ADDR:PORT",
+        value_parser = |text: &str| bind(text, METRICS_PORT),
+        help = "Where /metrics and /proxyMode are, or off [default: metricsBindAddress, 127.0.0.1:10249]"
+    )]
+    pub(super) metrics_bind_address: Option<Bind>,
     /// Where allocated addresses and ports are kept, for all nodes of the documents
     /// [default: /var/lib/ballast/allocations/<hash of PATH>.json]
     #[arg(long, value_name = "PATH", requires = "file", conflicts_with_all = ["kubeconfig", "master"])]
@@ -206,6 +222,10 @@ fn object(text: &str) -> Result<(String, String), String> {
         }
         _ => Err("write NAMESPACE/NAME, for example default/web".to_owned()),
     }
+}
+
+fn bind(text: &str, port: u16) -> Result<Bind, String> {
+    Bind::parse(text, port).ok_or_else(|| format!("write ADDRESS:PORT, such as 127.0.0.1:{port}, or off"))
 }
 
 fn port_range(text: &str) -> Result<RangeInclusive<u16>, String> {

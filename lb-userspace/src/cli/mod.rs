@@ -108,7 +108,7 @@ fn log() {
 }
 
 fn options(run: Run, global: Global) -> anyhow::Result<RunOptions> {
-    let Loaded { config, notes } = match &run.config {
+    let Loaded { mut config, notes } = match &run.config {
         None => Loaded::default(),
         Some(path) => config::load(path)?,
     };
@@ -125,6 +125,8 @@ fn options(run: Run, global: Global) -> anyhow::Result<RunOptions> {
         Some(node) => node,
         None => rustix::system::uname().nodename().to_string_lossy().to_lowercase(),
     };
+    config.healthz_bind = run.healthz_bind_address.or(config.healthz_bind);
+    config.metrics_bind = run.metrics_bind_address.or(config.metrics_bind);
     let Global { state_dir, bpffs, cgroup, .. } = global;
     let service_cidrs: Vec<_> = run.service_cidr.into_iter().map(|net| net.trunc()).collect();
     let source = if let Some(path) = run.file {

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::{ClientConnection, ConfigError, Loaded, is_zero, network, wrong};
+use super::{Bind, ClientConnection, ConfigError, HEALTHZ_PORT, Loaded, METRICS_PORT, is_zero, network, wrong};
 use crate::{file_source::document::Document, net::node_ports::NodePortAddresses, report::Problem, suggest::closest};
 
 pub(super) const VERSION: &str = "kubeproxy.config.k8s.io/v1alpha1";
@@ -58,7 +58,7 @@ const FIELDS: &[(&str, Class)] = &[
     ("detectLocalMode", Honoured),
     ("enableProfiling", NoEffect),
     ("featureGates", NoEffect),
-    ("healthzBindAddress", NotYet),
+    ("healthzBindAddress", Honoured),
     ("hostnameOverride", Honoured),
     (
         "iptables",
@@ -87,7 +87,7 @@ const FIELDS: &[(&str, Class)] = &[
         "logging",
         Section(&[("flushFrequency", NoEffect), ("format", NoEffect), ("options", NoEffect), ("verbosity", NoEffect)]),
     ),
-    ("metricsBindAddress", NotYet),
+    ("metricsBindAddress", Honoured),
     ("mode", NoEffect),
     (
         "nftables",
@@ -109,13 +109,8 @@ const FIELDS: &[(&str, Class)] = &[
 ];
 
 /// Values kubeadm or kube-proxy itself writes into a file nobody edited: no warning for them.
-const DEFAULTS: &[(&str, &[&str])] = &[
-    ("bindAddress", &["0.0.0.0", "::"]),
-    ("healthzBindAddress", &["0.0.0.0:10256"]),
-    ("metricsBindAddress", &["127.0.0.1:10249"]),
-    ("mode", &["iptables", "nftables", "ipvs"]),
-    ("logging.format", &["text"]),
-];
+const DEFAULTS: &[(&str, &[&str])] =
+    &[("bindAddress", &["0.0.0.0", "::"]), ("mode", &["iptables", "nftables", "ipvs"]), ("logging.format", &["text"])];
 
 pub(super) fn read(document: &Document, loaded: &mut Loaded) -> Result<(), ConfigError> {
     let Some(fields) = document.value.as_object() else {
@@ -146,6 +141,8 @@ pub(super) fn read(document: &Document, loaded: &mut Loaded) -> Result<(), Confi
         }
     }
     config.node_port_addresses = node_port_addresses(document)?;
+    config.healthz_bind = bind(document, "healthzBindAddress", HEALTHZ_PORT)?;
+    config.metrics_bind = bind(document, "metricsBindAddress", METRICS_PORT)?;
     Ok(())
 }
 
@@ -238,6 +235,15 @@ fn text(document: &Document, path: &str, value: Option<&Value>) -> Result<Option
         Some(Value::String(text)) => Ok((!text.is_empty()).then(|| text.clone())),
         Some(_) => Err(wrong(document, path, "not a text", "write it in quotes")),
     }
+}
+
+fn bind(document: &Document, path: &str, port: u16) -> Result<Option<Bind>, ConfigError> {
+    let text = text(document, path, document.value.get(path))?;
+    let parse = |text: String| {
+        let fix = "write ADDRESS:PORT, such as 0.0.0.0:10256, or off";
+        Bind::parse(&text, port).ok_or_else(|| wrong(document, path, &format!("{text:?} is no address"), fix))
+    };
+    text.map(parse).transpose()
 }
 
 fn number(document: &Document, path: &str, value: Option<&Value>) -> Result<f64, ConfigError> {

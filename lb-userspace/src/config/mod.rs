@@ -3,7 +3,12 @@
 mod kube_proxy;
 mod own;
 
-use std::{fs, net::IpAddr, ops::RangeInclusive, path::Path};
+use std::{
+    fs,
+    net::{IpAddr, SocketAddr},
+    ops::RangeInclusive,
+    path::Path,
+};
 
 use ipnet::IpNet;
 use serde_json::Value;
@@ -59,6 +64,10 @@ pub struct Config {
     pub maps: MapSizes,
     /// Source ports of masqueraded flows.
     pub snat_ports: RangeInclusive<u16>,
+    /// Where health is asked for; none: the default of the source.
+    pub healthz_bind: Option<Bind>,
+    /// Where metrics are; none: the default of the source.
+    pub metrics_bind: Option<Bind>,
     /// How long connections that kube-proxy's rules opened are left to them after a first start; 0: not at all.
     pub takeover_seconds: u32,
 }
@@ -75,7 +84,34 @@ impl Default for Config {
             interfaces: Vec::new(),
             maps: MapSizes::default(),
             snat_ports: 49_152..=65_535,
+            healthz_bind: None,
+            metrics_bind: None,
             takeover_seconds: 600,
+        }
+    }
+}
+
+/// Where a server listens: an address, as kube-proxy takes it, or nowhere.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bind {
+    /// There.
+    At(SocketAddr),
+    /// The server is switched off.
+    Off,
+}
+
+/// Port of `/healthz` and `/livez`.
+pub const HEALTHZ_PORT: u16 = 10256;
+/// Port of `/metrics`.
+pub const METRICS_PORT: u16 = 10249;
+
+impl Bind {
+    /// `ADDRESS:PORT`, `ADDRESS` with the usual port, or `off`.
+    pub fn parse(text: &str, port: u16) -> Option<Self> {
+        let bare = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(text);
+        match text {
+            "off" => Some(Self::Off),
+            text => text.parse().ok().or_else(|| Some(SocketAddr::new(bare.parse().ok()?, port))).map(Self::At),
         }
     }
 }

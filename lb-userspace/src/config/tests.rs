@@ -123,6 +123,26 @@ fn errors_name_place_cause_and_fix() {
 }
 
 #[test]
+fn servers_listen_where_they_are_told_or_nowhere() {
+    let of = |text: &str| {
+        let config = kube_proxy(text).expect("accepted").config;
+        (config.healthz_bind, config.metrics_bind)
+    };
+    let at = |text: &str| Some(Bind::At(text.parse().expect("an address")));
+    assert_eq!(of(""), (None, None));
+    assert_eq!(of("healthzBindAddress: ''\nmetricsBindAddress: null\n"), (None, None));
+    assert_eq!(
+        of("healthzBindAddress: 10.0.0.1\nmetricsBindAddress: '::'\n"),
+        (at("10.0.0.1:10256"), at("[::]:10249"))
+    );
+    assert_eq!(of("healthzBindAddress: '[::1]:1'\nmetricsBindAddress: 'off'\n"), (at("[::1]:1"), Some(Bind::Off)));
+    for wrong in ["localhost:80", "10.0.0.1:99999", "80"] {
+        let text = error(kube_proxy(&format!("healthzBindAddress: '{wrong}'\n")));
+        assert!(text.contains("is no address; write ADDRESS:PORT"), "{text}");
+    }
+}
+
+#[test]
 fn node_port_addresses_are_words_or_ranges() {
     for (list, expected) in [
         ("null", NodePortAddresses::All),

@@ -9,7 +9,7 @@ use super::{
     issue::Issue,
 };
 use crate::{
-    k8s::{self, ANNOTATION_LEADER, LABEL_SERVICE_NAME, LABEL_SKIP_MIRROR},
+    k8s::{self, ANNOTATION_LEADER, ANNOTATION_TRIGGER, LABEL_SERVICE_NAME, LABEL_SKIP_MIRROR, TAINT_TO_BE_DELETED},
     model::{Endpoint, EndpointPort, EndpointSlice, IpFamily, Node, Pod},
 };
 
@@ -39,7 +39,9 @@ pub(crate) fn node(raw: &k8s::Node) -> Result<Node, Issue> {
     }
     let internal = raw.status.addresses.iter().filter(|address| address.address_type == "InternalIP");
     let internal_ips = internal.filter_map(|address| address.address.parse().ok()).collect();
-    Ok(Node { pod_cidrs, internal_ips, labels: raw.metadata.labels.clone() })
+    let going = raw.metadata.deletion_timestamp.is_some()
+        || raw.spec.taints.iter().any(|taint| taint.key == TAINT_TO_BE_DELETED);
+    Ok(Node { pod_cidrs, internal_ips, going, labels: raw.metadata.labels.clone() })
 }
 
 pub(crate) fn service_cidr(raw: &k8s::ServiceCidr) -> Result<Vec<IpNet>, Issue> {
@@ -171,7 +173,13 @@ pub(crate) fn slice(raw: &k8s::EndpointSlice) -> Result<(Option<EndpointSlice>, 
             hostname: raw.hostname.clone(),
         });
     }
-    Ok((Some(EndpointSlice { service: service.clone(), family, ports, endpoints }), issues))
+    let triggered = raw.metadata.annotations.get(ANNOTATION_TRIGGER).and_then(|text| micros(text));
+    Ok((Some(EndpointSlice { service: service.clone(), family, ports, endpoints, triggered }), issues))
+}
+
+/// RFC 3339 as microseconds since 1970. What is no time only tells nothing.
+fn micros(text: &str) -> Option<i64> {
+    text.parse::<jiff::Timestamp>().ok().map(jiff::Timestamp::as_microsecond)
 }
 
 fn pod_name(reference: Option<&k8s::AddressRef>) -> Option<String> {
@@ -213,6 +221,7 @@ pub(crate) fn mirrored(raw: &k8s::Endpoints) -> Result<(Vec<EndpointSlice>, Vec<
             }
         }
         slices.extend(by_family.into_iter().map(|(family, endpoints)| EndpointSlice {
+            triggered: None,
             service: raw.metadata.name.clone(),
             family,
             ports: ports.clone(),

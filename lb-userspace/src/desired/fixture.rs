@@ -62,6 +62,7 @@ pub(crate) fn web() -> (Model, NodeContext) {
     let mut model = Model::default();
     model.services.insert(name("web"), service());
     let slice = EndpointSlice {
+        triggered: None,
         service: "web".into(),
         family: IpFamily::V4,
         ports: vec![EndpointPort { name: "http".into(), protocol: Protocol::Tcp, port: port(8080) }],

@@ -80,6 +80,7 @@ fn from_pods(name: &ObjectName, service: &Service, family: IpFamily, pods: &[Nam
     by_ports
         .into_iter()
         .map(|(ports, endpoints)| EndpointSlice {
+            triggered: None,
             service: name.name.clone(),
             family,
             ports: ports.into_iter().map(|(name, protocol, port)| EndpointPort { name, protocol, port }).collect(),

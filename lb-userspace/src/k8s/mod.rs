@@ -22,7 +22,7 @@ pub use self::{
         SlicePort,
     },
     network::{ServiceCidr, ServiceCidrSpec},
-    node::{Namespace, Node, NodeAddress, NodeSpec, NodeStatus},
+    node::{Namespace, Node, NodeAddress, NodeSpec, NodeStatus, Taint},
     pod::{Condition, Container, ContainerPort, Pod, PodIp, PodSpec, PodStatus},
     service::{
         ClientIpConfig, IntOrString, LoadBalancerIngress, LoadBalancerStatus, Service, ServicePort, ServiceSpec,
@@ -38,6 +38,10 @@ pub const LABEL_PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";
 pub const LABEL_SKIP_MIRROR: &str = "endpointslice.kubernetes.io/skip-mirror";
 /// Label that a slice of a headless Service has.
 pub const LABEL_HEADLESS: &str = "service.kubernetes.io/headless";
+/// Taint of a Node that the autoscaler is about to remove (semantics.md 2.6.5).
+pub const TAINT_TO_BE_DELETED: &str = "ToBeDeletedByClusterAutoscaler";
+/// Annotation of an `EndpointSlice`: when what led to its last change happened.
+pub const ANNOTATION_TRIGGER: &str = "endpoints.kubernetes.io/last-change-trigger-time";
 /// Annotation of Endpoints that are a leader lock, never mirrored.
 pub const ANNOTATION_LEADER: &str = "control-plane.alpha.kubernetes.io/leader";
 

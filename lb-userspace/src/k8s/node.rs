@@ -29,6 +29,18 @@ pub struct NodeSpec {
     /// podCIDRs.
     #[serde(rename = "podCIDRs", deserialize_with = "null::is_left_out")]
     pub pod_cidrs: Vec<String>,
+    /// taints.
+    #[serde(deserialize_with = "null::is_left_out")]
+    pub taints: Vec<Taint>,
+}
+
+/// spec.taints.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct Taint {
+    /// key.
+    #[serde(deserialize_with = "null::is_left_out")]
+    pub key: String,
 }
 
 /// Node status.

@@ -211,6 +211,8 @@ pub struct EndpointSlice {
     pub ports: Vec<EndpointPort>,
     /// Endpoints.
     pub endpoints: Vec<Endpoint>,
+    /// When what led to its last change happened, as the endpoint controller tells it; microseconds since 1970.
+    pub triggered: Option<i64>,
 }
 
 /// A port of a slice.
@@ -251,6 +253,8 @@ pub struct Node {
     pub pod_cidrs: Vec<IpNet>,
     /// `InternalIP` addresses of status.addresses.
     pub internal_ips: Vec<IpAddr>,
+    /// It is being deleted, or the autoscaler says it will be: no balancer should send here (semantics.md 2.6.5).
+    pub going: bool,
     /// Labels.
     pub labels: BTreeMap<String, String>,
 }

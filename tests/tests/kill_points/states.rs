@@ -171,5 +171,5 @@ fn slice(random: &mut Random, name: &str, service: &Service, family: IpFamily) -
         protocol: service_port.protocol,
         port: port(8080),
     });
-    EndpointSlice { service: name.to_owned(), family, ports: ports.collect(), endpoints }
+    EndpointSlice { service: name.to_owned(), family, ports: ports.collect(), endpoints, triggered: None }
 }

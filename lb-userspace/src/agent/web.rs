@@ -1,0 +1,164 @@
+//! Health and metrics of the running agent.
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use http::{Request, StatusCode};
+use hyper::body::Incoming;
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::Instant,
+};
+
+use super::{Agent, RunOptions, SourceOptions};
+use crate::{
+    config::{Bind, HEALTHZ_PORT, METRICS_PORT},
+    model::{IpFamily, Model, ObjectName},
+    report::Problem,
+    web::{
+        Answer, Listening, answer,
+        health::Health,
+        metrics::{self, Local, Metrics, WithoutLocal},
+        not_found,
+    },
+};
+
+const TEXT: &str = "text/plain; charset=utf-8";
+
+/// Whoever asks for metrics.
+pub(super) type Asked = oneshot::Sender<String>;
+
+/// The servers and what they tell.
+pub(super) struct Web {
+    pub(super) health: Arc<Health>,
+    pub(super) metrics: Metrics,
+    servers: Vec<Listening>,
+    /// When it started: changes that are older were another's to program. Microseconds since 1970.
+    started: i64,
+    /// What the slices' last changes were triggered by, of those already told.
+    triggers: BTreeMap<ObjectName, i64>,
+    synced: bool,
+}
+
+impl Web {
+    /// Listens where the options say. Questions for metrics come by the receiver.
+    pub(super) fn start(options: &RunOptions) -> (Self, mpsc::Receiver<Asked>) {
+        let health = Arc::new(Health::default());
+        let (sender, receiver) = mpsc::channel(4);
+        let everywhere = match options.source {
+            SourceOptions::Cluster { .. } => Ipv4Addr::UNSPECIFIED,
+            // Without a cluster there is no prober elsewhere.
+            SourceOptions::Documents(_) => Ipv4Addr::LOCALHOST,
+        };
+        let at = |bind: Option<Bind>, ip: Ipv4Addr, port| match bind {
+            None => Some(SocketAddr::new(IpAddr::V4(ip), port)),
+            Some(Bind::At(at)) => Some(at),
+            Some(Bind::Off) => None,
+        };
+        let fix = |field: &str| format!("end what listens there, or set {field} to another address or to off");
+        let mut servers = Vec::new();
+        if let Some(at) = at(options.config.healthz_bind, everywhere, HEALTHZ_PORT) {
+            let health = Arc::clone(&health);
+            let site = move |request: Request<Incoming>| {
+                let answer = health.answer(request.uri().path());
+                async { answer }
+            };
+            servers.push(Listening::start(at, "health", &fix("healthzBindAddress"), site));
+        }
+        if let Some(at) = at(options.config.metrics_bind, Ipv4Addr::LOCALHOST, METRICS_PORT) {
+            let site = move |request: Request<Incoming>| metrics_site(request.uri().path().to_owned(), sender.clone());
+            servers.push(Listening::start(at, "metrics", &fix("metricsBindAddress"), site));
+        }
+        let metrics = Metrics::default();
+        let web = Self { health, metrics, servers, started: micros(), triggers: BTreeMap::new(), synced: false };
+        (web, receiver)
+    }
+
+    /// Servers that do not listen.
+    pub(super) fn problems(&self) -> impl Iterator<Item = Problem> {
+        self.servers.iter().filter_map(Listening::problem)
+    }
+
+    /// A sync that began at `begin` made the maps what they should be.
+    pub(super) fn synced(&mut self, begin: Instant, model: &Model) {
+        self.health.updated();
+        let now = micros();
+        let (started, known) = (self.started, std::mem::take(&mut self.triggers));
+        let mut programmed = Vec::new();
+        for (name, slice) in &model.slices {
+            let Some(trigger) = slice.triggered.filter(|trigger| *trigger >= started) else { continue };
+            if known.get(name) != Some(&trigger) {
+                let age = Duration::from_micros(u64::try_from(now - trigger).unwrap_or(0));
+                programmed.push((slice.family, age));
+            }
+            self.triggers.insert(name.clone(), trigger);
+        }
+        let full = !std::mem::replace(&mut self.synced, true);
+        self.metrics.synced(full, begin.elapsed(), &programmed);
+    }
+}
+
+fn micros() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_micros()).unwrap_or(i64::MAX)
+}
+
+async fn metrics_site(path: String, sender: mpsc::Sender<Asked>) -> Answer {
+    match path.as_str() {
+        "/metrics" => {
+            let (asked, page) = oneshot::channel();
+            let sent = sender.send(asked).await.is_ok();
+            match page.await {
+                Ok(page) if sent => answer(StatusCode::OK, metrics::CONTENT_TYPE, page),
+                _ => answer(StatusCode::SERVICE_UNAVAILABLE, TEXT, "the agent is stopping\n".to_owned()),
+            }
+        }
+        // What kube-proxy would call this way of working: users look for the word.
+        "/proxyMode" => answer(StatusCode::OK, TEXT, "ebpf".to_owned()),
+        "/healthz" => answer(StatusCode::OK, TEXT, "ok".to_owned()),
+        _ => not_found(),
+    }
+}
+
+impl Agent {
+    /// The page of metrics.
+    pub(super) async fn metrics(&self) -> String {
+        let status = self.status().await;
+        self.web.metrics.page(&status, &self.web.health, &self.without_local()).unwrap_or_default()
+    }
+
+    fn without_local(&self) -> WithoutLocal {
+        let mut counts = WithoutLocal::new();
+        for (name, service) in &self.model.services {
+            if service.headless || service.foreign_proxy {
+                continue;
+            }
+            for family in &service.ip_families {
+                let here = self.model.slices.iter().any(|(at, slice)| {
+                    at.namespace == name.namespace
+                        && slice.service == name.name
+                        && slice.family == *family
+                        && slice.endpoints.iter().any(|endpoint| {
+                            endpoint.serving && endpoint.node.as_deref() == Some(self.options.node.as_str())
+                        })
+                });
+                if here {
+                    continue;
+                }
+                for local in Local::of(service.internal_policy, service.external_policy) {
+                    *counts.entry((*family, local)).or_default() += 1;
+                }
+            }
+        }
+        counts
+    }
+
+    /// How many conntrack entries of a family a round removed.
+    pub(super) fn collected(&self, family: IpFamily, removed: u64, took: Duration) {
+        self.web.metrics.collected(family, removed, took);
+    }
+}
