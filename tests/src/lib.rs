@@ -46,6 +46,7 @@ mod tcx;
 mod tool;
 mod tun;
 mod wait;
+pub mod web;
 mod wiring;
 mod world;
 mod xdp;

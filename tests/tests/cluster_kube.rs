@@ -7,6 +7,7 @@ use lb_tests::{
     client::{Call, Hold},
     kube::{PodSpec, Service},
     needs_control_plane, wait_until,
+    web::{get, value},
 };
 
 struct Running {
@@ -71,6 +72,16 @@ fn services_of_a_real_cluster_are_served_and_stay_so_without_it() {
     let pod = running.world.pods().nth(3).expect("a pod");
     running.plane.pod_ready(pod, false).expect("patched");
     running.wait_answers(vips[0], 3);
+    // What the endpoint controller tells of the moment it was about; and health is asked for from everywhere.
+    let node = running.world.node(0);
+    let (_, page) = get(node, "127.0.0.1:10249", "/metrics").expect("a page");
+    for family in ["IPv4", "IPv6"] {
+        let programmed =
+            value(&page, &format!("kubeproxy_network_programming_duration_seconds_count{{ip_family=\"{family}\"}}"));
+        assert!(programmed >= 1.0, "{family}: {programmed}");
+    }
+    let healthz = format!("{}:10256", node.ipv4());
+    assert_eq!(get(running.world.client(), &healthz, "/healthz").expect("an answer").0, 200);
 
     let hold = Hold::start(running.world.node(0).pod(0).place(), vips[0]).expect("a held connection");
     running.plane.kill_server().expect("killed");
@@ -80,6 +91,11 @@ fn services_of_a_real_cluster_are_served_and_stay_so_without_it() {
         if broken == 4 { Ok(()) } else { Err(format!("{:?}", status.problems)) }
     })
     .expect("told");
+    assert_eq!(
+        get(running.world.client(), &healthz, "/healthz").expect("an answer").0,
+        200,
+        "health is the node's own"
+    );
     running.agent.kill().expect("killed");
     running.agent.launch().expect("launched");
     running.wait_answers(vips[1], 3);

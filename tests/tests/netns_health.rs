@@ -1,34 +1,15 @@
 //! The agent's health and metrics, asked as a kubelet and a scraper ask (semantics.md 2.6.5, 2.6.6).
 
-use std::{
-    io::{Read as _, Write as _},
-    net::{TcpListener, TcpStream},
-    time::Duration,
-};
+use std::{net::TcpListener, time::Duration};
 
 use lb_tests::{
-    Agent, Echo, NODE_PORT, Place, Setup, TARGET, World,
+    Agent, Echo, NODE_PORT, Setup, TARGET, World,
     client::Call,
     kube::{PodSpec, Service},
     needs_root, wait_until,
+    web::{get, value},
 };
 use serde_json::{Value, json};
-
-/// Status and body.
-fn get(from: &Place, to: &str, path: &str) -> Result<(u16, String), String> {
-    let ask = || -> std::io::Result<String> {
-        let mut stream = TcpStream::connect(to)?;
-        stream.set_read_timeout(Some(Duration::from_secs(5)))?;
-        write!(stream, "GET {path} HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n")?;
-        let mut text = String::new();
-        stream.read_to_string(&mut text)?;
-        Ok(text)
-    };
-    let text = from.namespace().run(ask).expect("the namespace").map_err(|error| error.to_string())?;
-    let (head, body) = text.split_once("\r\n\r\n").ok_or_else(|| format!("no answer: {text}"))?;
-    let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).ok_or_else(|| head.to_owned())?;
-    Ok((status, body.to_owned()))
-}
 
 fn world() -> World {
     let world = World::builder().nodes(1).pods(1).build().expect("a world");
@@ -37,12 +18,6 @@ fn world() -> World {
     let service = Service::new("web", "app", "web").port(80, TARGET, Some(NODE_PORT));
     world.apply_service(&service.fields(json!({"type": "NodePort"}))).expect("a Service");
     world
-}
-
-/// The value of a line of a page.
-fn value(page: &str, series: &str) -> f64 {
-    let line = page.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
-    line.unwrap_or_else(|| panic!("{series} is not in\n{page}")).parse().expect("a number")
 }
 
 #[test]
