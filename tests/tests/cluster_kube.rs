@@ -1,6 +1,10 @@
 //! An agent on a real API server: Services and pods made through the API are served, whatever happens to the server.
 
-use std::{ffi::OsStr, net::SocketAddr, time::Duration};
+use std::{
+    ffi::OsStr,
+    net::SocketAddr,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use lb_tests::{
     Agent, ControlPlane, Echo, Setup, TARGET, World,
@@ -69,6 +73,13 @@ fn services_of_a_real_cluster_are_served_and_stay_so_without_it() {
     assert!(status.watches.iter().all(|watch| watch.synced), "{:?}", status.watches);
     running.agent.wait_service("kubernetes", 1).expect("listed");
 
+    // Kubelets tell of whole seconds: the change must not seem older than the agent.
+    let seconds = || SystemTime::now().duration_since(UNIX_EPOCH).expect("a clock").as_secs();
+    let started = seconds();
+    wait_until("the next second", Duration::from_secs(3), || {
+        if seconds() > started { Ok(()) } else { Err("not yet".to_owned()) }
+    })
+    .expect("time goes on");
     let pod = running.world.pods().nth(3).expect("a pod");
     running.plane.pod_ready(pod, false).expect("patched");
     running.wait_answers(vips[0], 3);

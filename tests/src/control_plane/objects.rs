@@ -131,7 +131,10 @@ impl ControlPlane {
     /// Makes a Pod ready or not, as the kubelet does after a probe.
     pub fn pod_ready(&self, pod: &Pod, ready: bool) -> anyhow::Result<()> {
         let status = if ready { "True" } else { "False" };
-        let conditions = json!([{"type": "Ready", "status": status}, {"type": "ContainersReady", "status": status}]);
+        // The moment that endpoint controllers tell on, to a second as a kubelet does.
+        let now = jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
+        let condition = |name: &str| json!({"type": name, "status": status, "lastTransitionTime": now});
+        let conditions = [condition("Ready"), condition("ContainersReady")];
         self.patch_status("pods", "default", pod.name(), &json!({"conditions": conditions})).map(drop)
     }
 
