@@ -7,7 +7,7 @@ use crate::{
     conntrack::{Conntrack, EntryKind, Phase},
     family::Addr,
     flow::Flow,
-    frontend::{Client, FrontendKey, PrefixFlags},
+    frontend::{Client, FrontendFlags, FrontendKey, PrefixFlags},
     hash::flow_hash,
     insert::{insert, is_same, remove_flow},
     pipeline,
@@ -124,15 +124,25 @@ fn choose<A: Addr, W: Tables<A>>(world: &W, flow: &Flow<A>, device: u32, entry: 
         return Outcome::Drop(Counter::SpoofedSource);
     }
     // TCP begins with a SYN, SCTP with an INIT; anything else without state is somebody's past (design.md section 4).
-    if flow.protocol() != Protocol::UDP && !flow.flags.opens() {
-        if flow.protocol() == Protocol::TCP && takeover_left(world.setting(Setting::Takeover), world.now()) != 0 {
-            return Outcome::Pass(Counter::TakenOver);
-        }
-        return Outcome::Refuse(Counter::NoState);
+    let stateless = flow.protocol() != Protocol::UDP && !flow.flags.opens();
+    if stateless
+        && flow.protocol() == Protocol::TCP
+        && takeover_left(world.setting(Setting::Takeover), world.now()) != 0
+    {
+        return Outcome::Pass(Counter::TakenOver);
     }
     let Some(frontend) = world.record(word.id()) else {
         return Outcome::Drop(Counter::Inconsistent);
     };
+    // Whoever may not ask gets no answer, not even a refusal.
+    if frontend.flags.contains(FrontendFlags::SOURCE_RANGES)
+        && !world.is_allowed(frontend.service, &flow.key.0.source)
+    {
+        return Outcome::Drop(Counter::SourceRange);
+    }
+    if stateless {
+        return Outcome::Refuse(Counter::NoState);
+    }
     let client = if host {
         Client::Host
     } else if from_pod {

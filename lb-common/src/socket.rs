@@ -19,7 +19,7 @@ pub const SOCKET_SLOTS: u32 = 65_536;
 
 /// A socket that connects or sends.
 #[derive(Clone, Copy, Debug)]
-pub struct Socket {
+pub struct Socket<A> {
     /// Socket cookie: unique while the machine is up.
     pub cookie: u64,
     /// Cookie of its network namespace.
@@ -28,11 +28,11 @@ pub struct Socket {
     pub protocol: Protocol,
     /// Connected (UDP: TCP asks once only).
     pub connected: bool,
-    /// Bound to a loopback address.
-    pub bound_to_loopback: bool,
+    /// The address it is bound to, unspecified where it is not.
+    pub bound: A,
 }
 
-impl Socket {
+impl<A: Addr> Socket<A> {
     #[inline(always)]
     pub(crate) fn client<W: World>(&self, world: &W) -> Client {
         if self.netns == world.setting(Setting::NetnsCookie) { Client::Host } else { Client::Pod }
@@ -41,9 +41,36 @@ impl Socket {
     /// Whether the backend is out of this socket's reach: from a loopback address one gets to this node only. Elsewhere
     /// the kernel would refuse (`EINVAL`), or send what everybody drops.
     #[inline(always)]
-    pub(crate) fn cannot_reach<A: Addr, W: Tables<A>>(&self, world: &W, backend: &Backend<A>) -> bool {
+    pub(crate) fn cannot_reach<W: Tables<A>>(&self, world: &W, backend: &Backend<A>) -> bool {
         let is_local = |hop: &NextHop<A>| hop.flags.get() & NextHop::<A>::LOCAL != 0;
-        self.bound_to_loopback && !world.next_hop(backend.next_hop).is_some_and(is_local)
+        self.bound.is_loopback() && !world.next_hop(backend.next_hop).is_some_and(is_local)
+    }
+
+    /// The source that a host process's packets to a frontend would have; unspecified where nobody knows.
+    #[inline(always)]
+    pub(crate) fn source<W: World>(&self, world: &W, frontend: &Frontend<A>) -> A {
+        if self.bound != A::UNSPECIFIED {
+            self.bound
+        } else if frontend.flags.contains(FrontendFlags::OWN_ADDRESS) {
+            // The kernel answers an address of its own from that address (semantics.md 2.7.3).
+            frontend.address.addr
+        } else {
+            A::from_words(A::HOST_SOURCE.map(|setting| world.setting(setting)))
+        }
+    }
+
+    /// Whether a host process may use a frontend (semantics.md 2.7.1); if not, the packet path drops what it sends.
+    #[inline(always)]
+    pub(crate) fn admit<W: Tables<A>>(&self, world: &W, frontend: &Frontend<A>) -> Result<(), SocketVerdict<A>> {
+        if !frontend.flags.contains(FrontendFlags::SOURCE_RANGES)
+            || world.is_allowed(frontend.service, &self.source(world, frontend))
+        {
+            Ok(())
+        } else if frontend.flags.contains(FrontendFlags::OWN_ADDRESS) {
+            Err(SocketVerdict::refuse(Counter::SocketSourceRange))
+        } else {
+            Err(SocketVerdict::leave(Counter::SocketLeft))
+        }
     }
 }
 
@@ -57,7 +84,7 @@ pub(crate) struct Asked<'w, A> {
 ///
 /// A policy that drops leaves the address alone: the packet path then drops, and `connect` times out as with kube-proxy.
 #[inline(always)]
-pub fn connect<A: Addr, W: Tables<A>>(world: &W, socket: Socket, destination: L4Addr<A>) -> SocketVerdict<A> {
+pub fn connect<A: Addr, W: Tables<A>>(world: &W, socket: Socket<A>, destination: L4Addr<A>) -> SocketVerdict<A> {
     let verdict = decide(world, socket, destination);
     if verdict.action != SocketAction::Rewrite {
         forget(world, socket.cookie);
@@ -66,7 +93,7 @@ pub fn connect<A: Addr, W: Tables<A>>(world: &W, socket: Socket, destination: L4
 }
 
 #[inline(always)]
-fn decide<A: Addr, W: Tables<A>>(world: &W, socket: Socket, destination: L4Addr<A>) -> SocketVerdict<A> {
+fn decide<A: Addr, W: Tables<A>>(world: &W, socket: Socket<A>, destination: L4Addr<A>) -> SocketVerdict<A> {
     let client = socket.client(world);
     let Asked { id: frontend_id, frontend } = match look_up(world, &socket, client, destination) {
         Ok(asked) => asked,
@@ -74,6 +101,11 @@ fn decide<A: Addr, W: Tables<A>>(world: &W, socket: Socket, destination: L4Addr<
     };
     if client == Client::Pod && frontend.flags.contains(FrontendFlags::NO_POD_SOCKET) {
         return SocketVerdict::leave(Counter::SocketLeft);
+    }
+    if client == Client::Host
+        && let Err(verdict) = socket.admit(world, frontend)
+    {
+        return verdict;
     }
     let hash = cookie_hash(socket.cookie, world.setting(Setting::HashSeed));
     match select::backend(world, frontend.service, frontend.rule(client).scope(), hash) {
@@ -94,7 +126,7 @@ fn decide<A: Addr, W: Tables<A>>(world: &W, socket: Socket, destination: L4Addr<
 #[inline(always)]
 pub(crate) fn look_up<'w, A: Addr, W: Tables<A>>(
     world: &'w W,
-    socket: &Socket,
+    socket: &Socket<A>,
     client: Client,
     destination: L4Addr<A>,
 ) -> Result<Asked<'w, A>, SocketVerdict<A>> {

@@ -71,6 +71,8 @@ pub trait Tables<A: Addr>: World {
     fn is_vip(&self, addr: &A) -> bool;
     /// What the prefixes say about an address.
     fn prefix(&self, addr: &A) -> PrefixFlags;
+    /// Whether an address is in one of a service's source ranges.
+    fn is_allowed(&self, service: ServiceId, source: &A) -> bool;
     /// Reads a backend.
     fn backend(&self, id: BackendId) -> Option<&Backend<A>>;
     /// Reads a next hop.

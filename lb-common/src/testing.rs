@@ -92,6 +92,8 @@ pub struct FamilyTables<A: Addr> {
     pub vips: Vec<A>,
     /// Prefixes: length, address, flags. The longest match wins.
     pub prefixes: Vec<(u32, A, PrefixFlags)>,
+    /// Source ranges: service, length, address.
+    pub sources: Vec<(u32, u32, A)>,
     /// Backends by id.
     pub backends: BTreeMap<u32, Backend<A>>,
     /// Next hops by id.
@@ -121,6 +123,7 @@ impl<A: Addr> Default for FamilyTables<A> {
             records: BTreeMap::new(),
             vips: Vec::new(),
             prefixes: Vec::new(),
+            sources: Vec::new(),
             backends: BTreeMap::new(),
             next_hops: BTreeMap::new(),
             conntrack: RefCell::default(),
@@ -214,6 +217,11 @@ macro_rules! tables {
             fn prefix(&self, addr: &$addr) -> PrefixFlags {
                 let matching = self.$field.prefixes.iter().filter(|(length, prefix, _)| covers(*length, prefix, addr));
                 matching.max_by_key(|(length, ..)| *length).map_or(PrefixFlags::NONE, |(.., flags)| *flags)
+            }
+
+            fn is_allowed(&self, service: ServiceId, source: &$addr) -> bool {
+                let of_service = self.$field.sources.iter().filter(|(id, ..)| *id == service.get());
+                of_service.into_iter().any(|(_, length, prefix)| covers(*length, prefix, source))
             }
 
             fn backend(&self, id: BackendId) -> Option<&Backend<$addr>> {

@@ -16,7 +16,7 @@ use lb_common::{
     backend::{Backend, BackendId, NextHop, NextHopId, ServiceId},
     conntrack::Conntrack,
     fragment::{Fragment, FragmentKey},
-    frontend::{Frontend, FrontendId, FrontendKey, FrontendWord, PrefixFlags, Scope},
+    frontend::{Frontend, FrontendId, FrontendKey, FrontendWord, PrefixFlags, Scope, SourceRange},
     half_open::{HALF_OPEN_SLOTS, HalfOpen},
     ring::RingWord,
     settings::Setting,
@@ -47,6 +47,11 @@ static LB6_VIPS: HashMap<A6, u64, 32_768> = HashMap::new();
 static LB4_PREFIXES: LpmTrie<A4, PrefixFlags, 1024> = LpmTrie::new();
 #[btf_map]
 static LB6_PREFIXES: LpmTrie<A6, PrefixFlags, 1024> = LpmTrie::new();
+/// Source ranges by service.
+#[btf_map]
+static LB4_SOURCES: LpmTrie<SourceRange<A4>, u32, 65_536> = LpmTrie::new();
+#[btf_map]
+static LB6_SOURCES: LpmTrie<SourceRange<A6>, u32, 65_536> = LpmTrie::new();
 #[btf_map]
 static LB4_BACKENDS: Array<Backend<A4>, 131_072> = Array::new();
 #[btf_map]
@@ -206,7 +211,7 @@ impl World for Kernel {
 }
 
 macro_rules! tables {
-    ($addr:ty, $frontends:ident, $records:ident, $vips:ident, $prefixes:ident, $backends:ident, $hops:ident,
+    ($addr:ty, $frontends:ident, $records:ident, $vips:ident, $prefixes:ident, $sources:ident, $backends:ident, $hops:ident,
      $conntrack:ident, $half_open:ident, $fragments:ident, $connections:ident, $connected:ident,
      $scratch:ident) => {
         impl Tables<$addr> for Kernel {
@@ -232,6 +237,13 @@ macro_rules! tables {
             fn prefix(&self, addr: &$addr) -> PrefixFlags {
                 let key = TrieKey8 { before: 0, key: Key::new(8 * size_of::<$addr>() as u32, *addr) };
                 $prefixes.get(&key.key).copied().unwrap_or(PrefixFlags::NONE)
+            }
+
+            #[inline(always)]
+            fn is_allowed(&self, service: ServiceId, source: &$addr) -> bool {
+                let range = SourceRange { service, addr: *source };
+                let key = TrieKey8 { before: 0, key: Key::new(8 * size_of::<SourceRange<$addr>>() as u32, range) };
+                $sources.get(&key.key).is_some()
             }
 
             #[inline(always)]
@@ -315,6 +327,7 @@ tables!(
     LB4_RECORDS,
     LB4_VIPS,
     LB4_PREFIXES,
+    LB4_SOURCES,
     LB4_BACKENDS,
     LB4_NEXT_HOPS,
     LB4_CONNTRACK,
@@ -330,6 +343,7 @@ tables!(
     LB6_RECORDS,
     LB6_VIPS,
     LB6_PREFIXES,
+    LB6_SOURCES,
     LB6_BACKENDS,
     LB6_NEXT_HOPS,
     LB6_CONNTRACK,

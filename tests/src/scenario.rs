@@ -192,6 +192,9 @@ impl Run<'_> {
         for problem in desired.problems.iter().chain(&refused) {
             lines.push_str(&format!("problem   {}: {}\n", problem.object, problem.cause));
         }
+        for warning in &desired.warnings {
+            lines.push_str(&format!("warning   {}: {}\n", warning.object, warning.cause));
+        }
         for finding in findings {
             lines.push_str(&format!("problem   {finding}\n"));
         }

@@ -44,3 +44,4 @@ mod snat;
 mod socket;
 mod socket_peers;
 mod socket_udp;
+mod source_ranges;

@@ -179,6 +179,20 @@ impl<A: Ip> Node<A> {
         tables.vips.push(address.addr);
     }
 
+    /// Sets flags of every frontend of a service.
+    pub(crate) fn flags(&mut self, service: u32, flags: FrontendFlags) {
+        let records = A::tables_mut(&mut self.memory).records.values_mut();
+        for record in records.filter(|record| record.service.get() == service) {
+            record.flags = record.flags.with(flags);
+        }
+    }
+
+    /// Lets the addresses of a network use a service's frontends with source ranges.
+    pub(crate) fn allow(&mut self, service: u32, network: u8) {
+        let range = (service, A::NET_BITS, A::host(network, 0));
+        A::tables_mut(&mut self.memory).sources.push(range);
+    }
+
     /// Fills a backend slot; its generation is one more than before.
     pub(crate) fn backend(&mut self, id: u32, service: u32, address: L4Addr<A>, place: Place) {
         let backends = &mut A::tables_mut(&mut self.memory).backends;

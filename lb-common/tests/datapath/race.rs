@@ -80,6 +80,10 @@ where
     fn prefix(&self, addr: &A) -> PrefixFlags {
         self.memory.prefix(addr)
     }
+    fn is_allowed(&self, service: ServiceId, source: &A) -> bool {
+        self.memory.is_allowed(service, source)
+    }
+
     fn backend(&self, id: BackendId) -> Option<&Backend<A>> {
         self.memory.backend(id)
     }

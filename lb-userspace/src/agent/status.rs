@@ -54,7 +54,8 @@ impl Agent {
         let without_documents = self.options.notes.no_effect.iter().chain(self.network.warnings());
         let silent = self.network.silent_neighbours().await;
         let network = without_documents.chain(&self.takeover.warning).cloned().chain(silent);
-        network.chain(self.findings(Severity::Warning)).collect()
+        let services = self.engine.desired.warnings.iter().cloned();
+        network.chain(services).chain(self.findings(Severity::Warning)).collect()
     }
 
     /// Everything that is not as asked.

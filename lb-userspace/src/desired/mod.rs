@@ -113,6 +113,8 @@ pub struct DesiredService {
     pub local_empty: WhenEmpty,
     /// Frontends.
     pub frontends: Vec<DesiredFrontend>,
+    /// Whose connections the frontends with [`FrontendFlags::SOURCE_RANGES`] take (semantics.md 2.7).
+    pub sources: BTreeSet<IpNet>,
 }
 
 impl DesiredService {
@@ -137,6 +139,8 @@ pub struct Desired {
     pub local_pod_cidrs: Vec<IpNet>,
     /// Services left out or cut, with the reason.
     pub problems: Vec<Problem>,
+    /// What may not be as meant in a Service, though it is programmed as asked.
+    pub warnings: Vec<Problem>,
     /// Fields not honoured, by Service.
     pub not_honoured: BTreeMap<ObjectName, Vec<String>>,
 }

@@ -9,8 +9,8 @@ use ipnet::IpNet;
 use lb_common::{
     backend::{Backend, NextHop, NextHopId, ServiceId},
     frontend::{
-        ClientRule, Frontend, FrontendFlags, FrontendId, FrontendKey, FrontendWord, PrefixFlags, PrefixKey, Scope,
-        VIP_OWNED,
+        ClientRule, Frontend, FrontendFlags, FrontendId, FrontendKey, FrontendWord, PrefixFlags, PrefixKey,
+        SOURCE_ALLOWED, Scope, SourceKey, SourceRange, VIP_OWNED,
     },
     ring::WhenEmpty,
     settings::Setting,
@@ -211,10 +211,10 @@ impl Builder<'_> {
         let fresh = ports.iter().filter(|(key, _)| self.ids.services.get(key).is_none()).count();
         slots(Table::Services, fresh, self.ids.services.room(max_services), max_services)?;
         for (family, tables) in [
-            (IpFamily::V4, (Table::Backends4, Table::Records4, Table::Frontends4, Table::Vips4)),
-            (IpFamily::V6, (Table::Backends6, Table::Records6, Table::Frontends6, Table::Vips6)),
+            (IpFamily::V4, (Table::Backends4, Table::Records4, Table::Frontends4, Table::Vips4, Table::Sources4)),
+            (IpFamily::V6, (Table::Backends6, Table::Records6, Table::Frontends6, Table::Vips6, Table::Sources6)),
         ] {
-            let (mut backends, mut records, mut frontends) = (0, 0, 0);
+            let (mut backends, mut records, mut frontends, mut sources) = (0, 0, 0, 0);
             let mut addrs = BTreeSet::new();
             let ids = self.ids.family(family);
             for (key, service) in ports.iter().filter(|(key, _)| key.family == family) {
@@ -224,6 +224,7 @@ impl Builder<'_> {
                 };
                 backends += service.backends.iter().filter(is_new).count();
                 frontends += service.frontends.len();
+                sources += service.sources.len();
                 records += service
                     .frontends
                     .iter()
@@ -238,6 +239,7 @@ impl Builder<'_> {
             slots(tables.0, backends, ids.backends.room(max_backends), max_backends)?;
             slots(tables.1, records, ids.records.room(max_records), max_records)?;
             self.count(tables.2, frontends)?;
+            self.count(tables.4, sources)?;
             self.count(tables.3, addrs.iter().filter(|addr| vips.contains(addr) && !self.has_vip(**addr)).count())?;
         }
         Ok(())
@@ -327,6 +329,12 @@ impl Builder<'_> {
                 next_hop_generation: U32::ZERO,
             };
             self.built.image.insert(A::BACKENDS, &U32::new(*backend), &record);
+        }
+        for net in &service.sources {
+            let Some(addr) = A::from_ip(net.network()) else { continue };
+            let range = SourceRange { service: ServiceId::new(*id), addr };
+            let length = U32::new(SourceRange::<A>::SERVICE_BITS + u32::from(net.prefix_len()));
+            self.built.image.insert(A::SOURCES, &SourceKey { length, range }, &SOURCE_ALLOWED);
         }
         for (frontend, record) in service.frontends.iter().zip(records) {
             let Some(address) = A::l4(frontend.addr, frontend.port.get()) else { continue };

@@ -54,13 +54,17 @@ pub enum Table {
     Prefixes4,
     /// `LB6_PREFIXES`
     Prefixes6,
+    /// `LB4_SOURCES`: LPM trie [`lb_common::frontend::SourceKey`] -> u32 [`lb_common::frontend::SOURCE_ALLOWED`].
+    Sources4,
+    /// `LB6_SOURCES`
+    Sources6,
     /// `LB_SETTINGS`: array of u64 by [`lb_common::settings::Setting`].
     Settings,
 }
 
 impl Table {
     /// Every table.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 17] = [
         Self::Frontends4,
         Self::Frontends6,
         Self::Records4,
@@ -75,6 +79,8 @@ impl Table {
         Self::Vips6,
         Self::Prefixes4,
         Self::Prefixes6,
+        Self::Sources4,
+        Self::Sources6,
         Self::Settings,
     ];
 
@@ -95,6 +101,8 @@ impl Table {
             Self::Vips6 => "LB6_VIPS",
             Self::Prefixes4 => "LB4_PREFIXES",
             Self::Prefixes6 => "LB6_PREFIXES",
+            Self::Sources4 => "LB4_SOURCES",
+            Self::Sources6 => "LB6_SOURCES",
             Self::Settings => "LB_SETTINGS",
         }
     }
@@ -104,7 +112,14 @@ impl Table {
     pub const fn is_array(self) -> bool {
         !matches!(
             self,
-            Self::Frontends4 | Self::Frontends6 | Self::Vips4 | Self::Vips6 | Self::Prefixes4 | Self::Prefixes6
+            Self::Frontends4
+                | Self::Frontends6
+                | Self::Vips4
+                | Self::Vips6
+                | Self::Prefixes4
+                | Self::Prefixes6
+                | Self::Sources4
+                | Self::Sources6
         )
     }
 }

@@ -80,6 +80,8 @@ enum Phase {
     FreshBackend,
     FreshRing,
     FreshRecord,
+    /// Before the frontend that asks for them.
+    FreshSource,
     PublishSetting,
     /// Pods must be known as pods before rules treat other clients differently.
     PublishPods,
@@ -92,6 +94,7 @@ enum Phase {
     PublishServicePrefix,
     /// From here on, after the grace period.
     ClearService,
+    ClearSource,
     ClearRing,
     ClearRecord,
     ClearBackend,
@@ -136,6 +139,8 @@ fn phase(table: Table, new: Option<&[u8]>, old: Option<&[u8]>) -> Phase {
             Some(Some(flags)) if !flags.contains(PrefixFlags::SERVICE) => Phase::PublishPods,
             Some(_) => Phase::PublishServicePrefix,
         },
+        Table::Sources4 | Table::Sources6 if new.is_some() => Phase::FreshSource,
+        Table::Sources4 | Table::Sources6 => Phase::ClearSource,
         Table::Settings => Phase::PublishSetting,
         // A zero word belongs to a scope nobody is sent to any more: not before the frontends say so.
         Table::Services if new.is_some() => Phase::PublishRing,
