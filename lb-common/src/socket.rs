@@ -46,32 +46,39 @@ impl<A: Addr> Socket<A> {
         self.bound.is_loopback() && !world.next_hop(backend.next_hop).is_some_and(is_local)
     }
 
-    /// The source that a host process's packets to a frontend would have; unspecified where nobody knows.
+    /// What becomes of a host process that may not use a frontend (semantics.md 2.7.1): the packet path drops what it
+    /// sends, where there is one.
     #[inline(always)]
-    pub(crate) fn source<W: World>(&self, world: &W, frontend: &Frontend<A>) -> A {
-        if self.bound != A::UNSPECIFIED {
-            self.bound
+    pub(crate) fn turned_away<W: Tables<A>>(&self, world: &W, frontend: &Frontend<A>) -> Option<SocketVerdict<A>> {
+        if !frontend.flags.contains(FrontendFlags::SOURCE_RANGES) || is_allowed(world, frontend, &self.bound) {
+            None
         } else if frontend.flags.contains(FrontendFlags::OWN_ADDRESS) {
-            // The kernel answers an address of its own from that address (semantics.md 2.7.3).
-            frontend.address.addr
+            Some(SocketVerdict::refuse(Counter::SocketSourceRange))
         } else {
-            A::from_words(A::HOST_SOURCE.map(|setting| world.setting(setting)))
+            Some(SocketVerdict::leave(Counter::SocketLeft))
         }
     }
+}
 
-    /// Whether a host process may use a frontend (semantics.md 2.7.1); if not, the packet path drops what it sends.
-    #[inline(always)]
-    pub(crate) fn admit<W: Tables<A>>(&self, world: &W, frontend: &Frontend<A>) -> Result<(), SocketVerdict<A>> {
-        if !frontend.flags.contains(FrontendFlags::SOURCE_RANGES)
-            || world.is_allowed(frontend.service, &self.source(world, frontend))
-        {
-            Ok(())
-        } else if frontend.flags.contains(FrontendFlags::OWN_ADDRESS) {
-            Err(SocketVerdict::refuse(Counter::SocketSourceRange))
-        } else {
-            Err(SocketVerdict::leave(Counter::SocketLeft))
-        }
+// Subprograms, for the sake of the hooks' stack: an address takes much of it.
+
+/// Whether the source that a host process's packets to a frontend would have is in a range. `bound`: the socket's address.
+#[inline(never)]
+fn is_allowed<A: Addr, W: Tables<A>>(world: &W, frontend: &Frontend<A>, bound: &A) -> bool {
+    if *bound != A::UNSPECIFIED {
+        world.is_allowed(frontend.service, bound)
+    } else if frontend.flags.contains(FrontendFlags::OWN_ADDRESS) {
+        // The kernel speaks to an address of its own from that address (semantics.md 2.7.3).
+        world.is_allowed(frontend.service, &frontend.address.addr)
+    } else {
+        world.is_allowed(frontend.service, &host_source(world))
     }
+}
+
+/// The source that an unbound host process's packets into `ballast0` have; unspecified where there is none.
+#[inline(always)]
+fn host_source<A: Addr, W: World>(world: &W) -> A {
+    A::from_words(A::HOST_SOURCE.map(|setting| world.setting(setting)))
 }
 
 /// A frontend that a socket asked for.
@@ -103,7 +110,7 @@ fn decide<A: Addr, W: Tables<A>>(world: &W, socket: Socket<A>, destination: L4Ad
         return SocketVerdict::leave(Counter::SocketLeft);
     }
     if client == Client::Host
-        && let Err(verdict) = socket.admit(world, frontend)
+        && let Some(verdict) = socket.turned_away(world, frontend)
     {
         return verdict;
     }
@@ -134,18 +141,34 @@ pub(crate) fn look_up<'w, A: Addr, W: Tables<A>>(
     if client == Client::Pod && destination.addr.is_loopback() {
         return Err(SocketVerdict::leave(Counter::SocketOther));
     }
-    let Some(word) = world.frontend(&FrontendKey::of_host(socket.protocol, destination)) else {
-        return Err(if world.is_vip(&destination.addr) {
-            SocketVerdict::refuse(Counter::SocketNoSuchPort)
-        } else if world.prefix(&destination.addr).contains(PrefixFlags::SERVICE) {
-            SocketVerdict::leave(Counter::SocketLeft)
-        } else {
-            SocketVerdict::leave(Counter::SocketOther)
+    let id = FrontendId(record_at(world, socket.protocol, &destination));
+    if id.0 == 0 {
+        return Err(match no_frontend(world, &destination.addr) {
+            Counter::SocketNoSuchPort => SocketVerdict::refuse(Counter::SocketNoSuchPort),
+            reason => SocketVerdict::leave(reason),
         });
-    };
-    match world.record(word.id()) {
-        Some(frontend) => Ok(Asked { id: word.id(), frontend }),
+    }
+    match world.record(id) {
+        Some(frontend) => Ok(Asked { id, frontend }),
         None => Err(SocketVerdict::leave(Counter::Inconsistent)),
+    }
+}
+
+/// Number of the record of the frontend at an address; 0: there is none.
+#[inline(never)]
+fn record_at<A: Addr, W: Tables<A>>(world: &W, protocol: Protocol, address: &L4Addr<A>) -> u32 {
+    world.frontend(&FrontendKey::of_host(protocol, *address)).map_or(0, |word| word.id().0)
+}
+
+/// What an address without a frontend is.
+#[inline(never)]
+fn no_frontend<A: Addr, W: Tables<A>>(world: &W, addr: &A) -> Counter {
+    if world.is_vip(addr) {
+        Counter::SocketNoSuchPort
+    } else if world.prefix(addr).contains(PrefixFlags::SERVICE) {
+        Counter::SocketLeft
+    } else {
+        Counter::SocketOther
     }
 }
 

@@ -181,7 +181,7 @@ pub fn connect<A: Addr, W: Tables<A>, S: Storage<A>>(
     // It is connected anew, whatever it was.
     let socket = Socket { connected: false, ..socket };
     let verdict = ask(world, storage, &socket, destination, |own, asked| {
-        if let Err(verdict) = socket.admit(world, asked.frontend) {
+        if let Some(verdict) = socket.turned_away(world, asked.frontend) {
             return verdict;
         }
         let (service, scope) = (asked.frontend.service, asked.frontend.rule(Client::Host).scope());
@@ -316,7 +316,7 @@ fn send_to<A: Addr, W: Tables<A>>(
     if let Some(peer) = own.peers.get_mut(place as usize) {
         *peer = Peer::NONE;
     }
-    if let Err(verdict) = socket.admit(world, asked.frontend) {
+    if let Some(verdict) = socket.turned_away(world, asked.frontend) {
         return verdict;
     }
     let chosen = choose(world, own, socket, asked, destination);

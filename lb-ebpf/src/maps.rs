@@ -49,9 +49,9 @@ static LB4_PREFIXES: LpmTrie<A4, PrefixFlags, 1024> = LpmTrie::new();
 static LB6_PREFIXES: LpmTrie<A6, PrefixFlags, 1024> = LpmTrie::new();
 /// Source ranges by service.
 #[btf_map]
-static LB4_SOURCES: LpmTrie<SourceRange<A4>, u32, 65_536> = LpmTrie::new();
+static LB4_SOURCES: LpmTrie<SourceRange<A4>, u32, 131_072> = LpmTrie::new();
 #[btf_map]
-static LB6_SOURCES: LpmTrie<SourceRange<A6>, u32, 65_536> = LpmTrie::new();
+static LB6_SOURCES: LpmTrie<SourceRange<A6>, u32, 131_072> = LpmTrie::new();
 #[btf_map]
 static LB4_BACKENDS: Array<Backend<A4>, 131_072> = Array::new();
 #[btf_map]
@@ -242,8 +242,9 @@ macro_rules! tables {
             #[inline(always)]
             fn is_allowed(&self, service: ServiceId, source: &$addr) -> bool {
                 let range = SourceRange { service, addr: *source };
-                let key = TrieKey8 { before: 0, key: Key::new(8 * size_of::<SourceRange<$addr>>() as u32, range) };
-                $sources.get(&key.key).is_some()
+                // The length and the service are eight bytes: the address stands well.
+                let key = Key8(Key::new(8 * size_of::<SourceRange<$addr>>() as u32, range));
+                $sources.get(&key.0).is_some()
             }
 
             #[inline(always)]

@@ -167,7 +167,11 @@ impl Builder<'_> {
 
     /// Whether `needed` more entries fit into a hash or trie.
     fn count(&self, table: Table, needed: usize) -> Result<(), Full> {
-        let max_entries = self.capacity.get(table);
+        let max_entries = match table {
+            // Old ranges go only when no program can hold the record that asks for them: a plan needs room for both.
+            Table::Sources4 | Table::Sources6 => self.capacity.get(table) / 2,
+            _ => self.capacity.get(table),
+        };
         let room = (max_entries as usize).saturating_sub(self.built.image.len(table));
         if needed <= room { Ok(()) } else { Err(Full { table, needed, room, max_entries }) }
     }

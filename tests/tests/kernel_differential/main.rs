@@ -128,6 +128,7 @@ fn the_kernel_decides_as_the_pipeline_in_memory() {
         Counter::HostUntranslated,
         Counter::Deferred,
         Counter::PortChanged,
+        Counter::SourceRange,
     ] {
         assert!(kernel.get(&counter).is_some_and(|count| *count > 15), "{counter:?}: {:?}", kernel.get(&counter));
     }
