@@ -175,6 +175,9 @@ impl FrontendFlags {
     /// Clients must be in one of the service's source ranges (semantics.md 2.7).
     pub const SOURCE_RANGES: Self = Self(4);
 
+    /// The service remembers its clients (semantics.md 2.5): its word in `LB_SVC_AFFINITY` says for how long.
+    pub const AFFINITY: Self = Self(8);
+
     /// All bits of both.
     #[must_use]
     pub const fn with(self, other: Self) -> Self {

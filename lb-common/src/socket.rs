@@ -1,9 +1,10 @@
 //! The socket hooks: a connection chooses its backend once, at `connect`. UDP is beside it, in [`crate::udp_socket`].
 
 use crate::{
+    affinity,
     backend::{Backend, NextHop},
     family::Addr,
-    frontend::{Client, Frontend, FrontendFlags, FrontendId, FrontendKey, PrefixFlags},
+    frontend::{Client, Frontend, FrontendFlags, FrontendId, FrontendKey, PrefixFlags, Scope},
     hash::{cookie_hash, scale},
     protocol::Protocol,
     ring::WhenEmpty,
@@ -60,18 +61,44 @@ impl<A: Addr> Socket<A> {
     }
 }
 
-// Subprograms, for the sake of the hooks' stack: an address takes much of it.
+// Subprograms, for the sake of the hooks' stack: an address takes much of it. `bound`: the socket's address.
 
-/// Whether the source that a host process's packets to a frontend would have is in a range. `bound`: the socket's address.
+/// Whether a host process is in a source range of a frontend's service.
 #[inline(never)]
 fn is_allowed<A: Addr, W: Tables<A>>(world: &W, frontend: &Frontend<A>, bound: &A) -> bool {
     if *bound != A::UNSPECIFIED {
         world.is_allowed(frontend.service, bound)
     } else if frontend.flags.contains(FrontendFlags::OWN_ADDRESS) {
-        // The kernel speaks to an address of its own from that address (semantics.md 2.7.3).
         world.is_allowed(frontend.service, &frontend.address.addr)
     } else {
         world.is_allowed(frontend.service, &host_source(world))
+    }
+}
+
+/// Number of the backend that a host process is remembered with, for a frontend that sends it to set `scope`; 0: none.
+#[inline(never)]
+fn recall<A: Addr, W: Tables<A>>(world: &W, frontend: &Frontend<A>, bound: &A, scope: Scope) -> u32 {
+    affinity::recall(world, frontend.service.get(), scope, source(frontend, bound, &host_source(world)))
+}
+
+/// Remembers the backend of a host process's new connection.
+#[inline(never)]
+fn remember_client<A: Addr, W: Tables<A>>(world: &W, frontend: &Frontend<A>, bound: &A, id: u32, generation: u32) {
+    let service = frontend.service.get();
+    affinity::remember(world, service, source(frontend, bound, &host_source(world)), id, generation);
+}
+
+/// The source that a host process's packets to a frontend would have; unspecified where nobody knows. `own`:
+/// [`host_source`].
+#[inline(always)]
+fn source<'a, A: Addr>(frontend: &'a Frontend<A>, bound: &'a A, own: &'a A) -> &'a A {
+    if *bound != A::UNSPECIFIED {
+        bound
+    } else if frontend.flags.contains(FrontendFlags::OWN_ADDRESS) {
+        // The kernel speaks to an address of its own from that address (semantics.md 2.7.3).
+        &frontend.address.addr
+    } else {
+        own
     }
 }
 
@@ -115,12 +142,16 @@ fn decide<A: Addr, W: Tables<A>>(world: &W, socket: Socket<A>, destination: L4Ad
         return verdict;
     }
     let hash = cookie_hash(socket.cookie, world.setting(Setting::HashSeed));
-    match select::backend(world, frontend.service, frontend.rule(client).scope(), hash) {
+    let scope = frontend.rule(client).scope();
+    // A pod's address is not known, and not needed: see NO_POD_SOCKET.
+    let remembered = recall(world, frontend, &socket.bound, scope);
+    match select::remembered_or(world, remembered, frontend.service, scope, hash) {
         Choice::Backend(_, backend) if client == Client::Host && socket.cannot_reach(world, backend) => {
             SocketVerdict::refuse(Counter::SocketBoundLoopback)
         }
         Choice::Backend(id, backend) => {
             remember(world, socket.cookie, frontend_id);
+            remember_client(world, frontend, &socket.bound, id.get(), backend.generation.get());
             world.count_connection(frontend.service, id);
             SocketVerdict::rewrite(Counter::SocketConnect, backend.address)
         }

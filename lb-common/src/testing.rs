@@ -5,6 +5,7 @@ use std::{cell::RefCell, collections::BTreeMap, vec::Vec};
 use zerocopy::{FromZeros, IntoBytes};
 
 use crate::{
+    affinity::Client,
     backend::{Backend, BackendId, NextHop, NextHopId, ServiceId},
     checksum::{Checksum, Sum},
     conntrack::Conntrack,
@@ -106,6 +107,8 @@ pub struct FamilyTables<A: Addr> {
     pub connections: RefCell<BTreeMap<(u32, u32), u64>>,
     /// Slots of half-open flows.
     pub half_open: RefCell<BTreeMap<u32, HalfOpen<A>>>,
+    /// Remembered clients by slot.
+    pub clients: RefCell<BTreeMap<u32, Client<A>>>,
     /// Connected UDP sockets by cookie.
     pub connected: RefCell<BTreeMap<u64, Peer<A>>>,
     /// Room for them.
@@ -130,6 +133,7 @@ impl<A: Addr> Default for FamilyTables<A> {
             conntrack_capacity: 65_536,
             connections: RefCell::default(),
             half_open: RefCell::default(),
+            clients: RefCell::default(),
             connected: RefCell::default(),
             connected_capacity: 16_384,
             fragments: RefCell::default(),
@@ -147,6 +151,8 @@ pub struct Memory {
     pub v6: FamilyTables<[u8; 16]>,
     /// Ring words by `2 * service + scope`.
     pub services: BTreeMap<u32, RingWord>,
+    /// Affinity timeouts by service.
+    pub affinities: BTreeMap<u32, u64>,
     /// The ring array.
     pub rings: BTreeMap<u32, BackendId>,
     /// Settings.
@@ -181,6 +187,10 @@ impl World for Memory {
 
     fn slot(&self, index: u32) -> Option<BackendId> {
         self.rings.get(&index).copied()
+    }
+
+    fn affinity(&self, service: ServiceId) -> u64 {
+        self.affinities.get(&service.get()).copied().unwrap_or(0)
     }
 
     fn add_traffic(&self, service: ServiceId, packets: u64, bytes: u64) {
@@ -272,6 +282,14 @@ macro_rules! tables {
                 let mut slot = slots.borrow().get(&index).copied().unwrap_or_else(HalfOpen::new_zeroed);
                 let result = visit(&mut slot);
                 slots.borrow_mut().insert(index, slot);
+                Some(result)
+            }
+
+            fn client<R>(&self, index: u32, visit: impl FnOnce(&mut Client<$addr>) -> R) -> Option<R> {
+                let clients = &self.$field.clients;
+                let mut client = clients.borrow().get(&index).copied().unwrap_or(Client::NONE);
+                let result = visit(&mut client);
+                clients.borrow_mut().insert(index, client);
                 Some(result)
             }
 

@@ -280,6 +280,7 @@ fn ask<'w, A: Addr, W: Tables<A>, S: Storage<A>>(
     }
     match look_up(world, socket, Client::Host, destination) {
         Ok(asked) => storage.visit(true, cannot(&asked, Counter::SocketFull), |own| {
+            own.by_packets |= u8::from(is_left(asked.frontend.flags));
             if own.by_packets == 0 {
                 choose(own, &asked)
             } else if asked.frontend.flags.contains(FrontendFlags::OWN_ADDRESS) {
@@ -290,6 +291,13 @@ fn ask<'w, A: Addr, W: Tables<A>, S: Storage<A>>(
         }),
         Err(verdict) => verdict,
     }
+}
+
+/// Whether a frontend leaves a socket to the packet path, which alone remembers clients for UDP. To an address of this node
+/// there is no packet path: it is served without.
+#[inline(always)]
+const fn is_left(flags: FrontendFlags) -> bool {
+    flags.contains(FrontendFlags::AFFINITY) && !flags.contains(FrontendFlags::OWN_ADDRESS)
 }
 
 #[inline(always)]

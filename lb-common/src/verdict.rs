@@ -235,6 +235,8 @@ pub enum Counter {
     SourceRange = 49,
     /// Socket hook: refused for the same reason, where no packet path could drop it: the address is this node's own.
     SocketSourceRange = 50,
+    /// Clients of a Service with sessionAffinity that were forgotten before their timeout, to make room for newer ones.
+    AffinityEvicted = 51,
 }
 
 impl Counter {
@@ -242,7 +244,7 @@ impl Counter {
     pub const CAPACITY: u32 = 64;
 
     /// Every counter in index order.
-    pub const ALL: [Self; 51] = [
+    pub const ALL: [Self; 52] = [
         Self::OtherLink,
         Self::Vlan,
         Self::Malformed,
@@ -294,6 +296,7 @@ impl Counter {
         Self::SocketDestroyed,
         Self::SourceRange,
         Self::SocketSourceRange,
+        Self::AffinityEvicted,
     ];
 
     /// The error (Linux errno) of a call that a socket hook refuses for this reason.

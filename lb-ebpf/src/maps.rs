@@ -13,6 +13,7 @@ use aya_ebpf::{
     programs::SockAddrContext,
 };
 use lb_common::{
+    affinity::{AFFINITY_SLOTS, Client},
     backend::{Backend, BackendId, NextHop, NextHopId, ServiceId},
     conntrack::Conntrack,
     fragment::{Fragment, FragmentKey},
@@ -69,6 +70,14 @@ static LB6_CONNTRACK: HashMap<FlowTuple<A6>, Conntrack<A6>, 262_144> = HashMap::
 static LB4_HALF_OPEN: Array<HalfOpen<A4>, { HALF_OPEN_SLOTS as usize }> = Array::new();
 #[btf_map]
 static LB6_HALF_OPEN: Array<HalfOpen<A6>, { HALF_OPEN_SLOTS as usize }> = Array::new();
+/// Clients of services with session affinity.
+#[btf_map]
+static LB4_AFFINITY: Array<Client<A4>, { AFFINITY_SLOTS as usize }> = Array::new();
+#[btf_map]
+static LB6_AFFINITY: Array<Client<A6>, { AFFINITY_SLOTS as usize }> = Array::new();
+/// Seconds that a service remembers its clients.
+#[btf_map]
+static LB_SVC_AFFINITY: Array<u64, 65_536> = Array::new();
 /// First fragments; the oldest make room.
 #[btf_map]
 static LB4_FRAGMENTS: LruHashMap<FragmentKey<A4>, Fragment, 8192> = LruHashMap::new();
@@ -190,6 +199,11 @@ impl World for Kernel {
     }
 
     #[inline(always)]
+    fn affinity(&self, service: ServiceId) -> u64 {
+        word(&LB_SVC_AFFINITY, service.get())
+    }
+
+    #[inline(always)]
     fn add_traffic(&self, service: ServiceId, packets: u64, bytes: u64) {
         let index = service.get().wrapping_mul(2);
         add(&LB_SVC_TRAFFIC, index, packets);
@@ -212,7 +226,7 @@ impl World for Kernel {
 
 macro_rules! tables {
     ($addr:ty, $frontends:ident, $records:ident, $vips:ident, $prefixes:ident, $sources:ident, $backends:ident, $hops:ident,
-     $conntrack:ident, $half_open:ident, $fragments:ident, $connections:ident, $connected:ident,
+     $conntrack:ident, $half_open:ident, $clients:ident, $fragments:ident, $connections:ident, $connected:ident,
      $scratch:ident) => {
         impl Tables<$addr> for Kernel {
             #[inline(always)]
@@ -296,6 +310,12 @@ macro_rules! tables {
             }
 
             #[inline(always)]
+            fn client<R>(&self, index: u32, visit: impl FnOnce(&mut Client<$addr>) -> R) -> Option<R> {
+                // SAFETY: a live map value without alignment. Two CPUs may write it at once: see lb_common::affinity.
+                $clients.get_ptr_mut(index).map(|slot| visit(unsafe { &mut *value(slot) }))
+            }
+
+            #[inline(always)]
             fn set_connected(&self, cookie: u64, peer: &Peer<$addr>) -> bool {
                 $connected.insert(&cookie, peer, 0).is_ok()
             }
@@ -333,6 +353,7 @@ tables!(
     LB4_NEXT_HOPS,
     LB4_CONNTRACK,
     LB4_HALF_OPEN,
+    LB4_AFFINITY,
     LB4_FRAGMENTS,
     LB4_BKD_CONNS,
     LB4_CONNECTED,
@@ -349,6 +370,7 @@ tables!(
     LB6_NEXT_HOPS,
     LB6_CONNTRACK,
     LB6_HALF_OPEN,
+    LB6_AFFINITY,
     LB6_FRAGMENTS,
     LB6_BKD_CONNS,
     LB6_CONNECTED,

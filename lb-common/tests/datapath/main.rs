@@ -23,6 +23,7 @@ macro_rules! both {
     };
 }
 
+mod affinity;
 mod checksum;
 mod flows;
 mod fragments;

@@ -80,7 +80,8 @@ fn rule_2_7_2_pods_must_be_in_a_range<A: Ip>() {
     }
     // No hook knows a pod's address before it connects.
     let node = node::<A>(Protocol::TCP, net::PODS);
-    let socket = Socket { cookie: 1, netns: POD_NETNS, protocol: Protocol::TCP, connected: false, bound: A::UNSPECIFIED };
+    let socket =
+        Socket { cookie: 1, netns: POD_NETNS, protocol: Protocol::TCP, connected: false, bound: A::UNSPECIFIED };
     assert_eq!(connect(&node, socket, vip()), SocketVerdict::leave(Counter::SocketLeft));
 }
 

@@ -1,6 +1,7 @@
 //! What every map must look like: a pin that differs is refused, never reused.
 
 use lb_common::{
+    affinity::{AFFINITY_SLOTS, Client},
     backend::{Backend, BackendId, NextHop},
     conntrack::Conntrack,
     fragment::{Fragment, FragmentKey},
@@ -80,7 +81,7 @@ type A4 = [u8; 4];
 type A6 = [u8; 16];
 
 /// Every pinned map.
-pub(super) const MAPS: [Spec; 33] = [
+pub(super) const MAPS: [Spec; 36] = [
     spec::<FrontendKey<A4>, FrontendWord>("LB4_FRONTENDS", Kind::Hash, Size::Frontends(1)),
     spec::<FrontendKey<A6>, FrontendWord>("LB6_FRONTENDS", Kind::Hash, Size::Frontends(1)),
     spec::<u32, Frontend<A4>>("LB4_RECORDS", Kind::Array, Size::Frontends(2)),
@@ -99,6 +100,9 @@ pub(super) const MAPS: [Spec; 33] = [
     spec::<FlowTuple<A6>, Conntrack<A6>>("LB6_CONNTRACK", Kind::Hash, Size::Conntrack),
     spec::<u32, HalfOpen<A4>>("LB4_HALF_OPEN", Kind::Array, Size::Fixed(HALF_OPEN_SLOTS)),
     spec::<u32, HalfOpen<A6>>("LB6_HALF_OPEN", Kind::Array, Size::Fixed(HALF_OPEN_SLOTS)),
+    spec::<u32, Client<A4>>("LB4_AFFINITY", Kind::Array, Size::Fixed(AFFINITY_SLOTS)),
+    spec::<u32, Client<A6>>("LB6_AFFINITY", Kind::Array, Size::Fixed(AFFINITY_SLOTS)),
+    spec::<u32, u64>("LB_SVC_AFFINITY", Kind::Array, Size::Services(1)),
     spec::<FragmentKey<A4>, Fragment>("LB4_FRAGMENTS", Kind::LruHash, Size::Fixed(8192)),
     spec::<FragmentKey<A6>, Fragment>("LB6_FRAGMENTS", Kind::LruHash, Size::Fixed(8192)),
     spec::<u32, RingWord>("LB_SERVICES", Kind::Array, Size::Services(2)),

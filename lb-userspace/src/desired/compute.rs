@@ -92,7 +92,8 @@ impl<'a> Ours<'a> {
     /// `own`: addresses of this node.
     fn sources(&self, family: IpFamily, own: &BTreeSet<IpAddr>) -> BTreeSet<IpNet> {
         let of_family = |net: &&IpNet| IpFamily::of(&net.addr()) == family;
-        let mut sources: BTreeSet<IpNet> = self.service.source_ranges.iter().filter(of_family).map(IpNet::trunc).collect();
+        let mut sources: BTreeSet<IpNet> =
+            self.service.source_ranges.iter().filter(of_family).map(IpNet::trunc).collect();
         // A node that owns the address uses it as its source (semantics.md 2.7.3).
         if own.iter().any(|addr| sources.iter().any(|net| net.contains(addr))) {
             sources.extend(self.balancers(family).map(IpNet::from));
@@ -172,6 +173,7 @@ impl<'a> Compute<'a> {
             local_empty: if uses_local { local_empty } else { WhenEmpty::Reject },
             frontends,
             sources: if has_ranges { ours.sources(family, &self.own) } else { BTreeSet::new() },
+            affinity: ours.service.affinity_seconds,
         };
         self.out.services.insert(key, service);
     }
@@ -213,8 +215,14 @@ impl<'a> Compute<'a> {
             let own = self.node.node_port_addrs.contains(&addr) || self.node.local_addrs.contains(&addr);
             let mut flags = if own { FrontendFlags::OWN_ADDRESS } else { FrontendFlags::NONE };
             if kind == FrontendKind::LoadBalancer && has_ranges {
-                // No hook knows a pod's address (design.md section 2.2).
-                flags = flags.with(FrontendFlags::SOURCE_RANGES).with(FrontendFlags::NO_POD_SOCKET);
+                flags = flags.with(FrontendFlags::SOURCE_RANGES);
+            }
+            // No hook knows a pod's address (design.md section 2.2).
+            if ours.service.affinity_seconds.is_some() {
+                flags = flags.with(FrontendFlags::AFFINITY);
+            }
+            if flags.contains(FrontendFlags::SOURCE_RANGES) || flags.contains(FrontendFlags::AFFINITY) {
+                flags = flags.with(FrontendFlags::NO_POD_SOCKET);
             }
             frontends.push(DesiredFrontend { addr, port: number, kind, pod, host, outside, flags });
             used.push(rules);
@@ -226,9 +234,6 @@ impl<'a> Compute<'a> {
     fn note_unhonoured(&mut self, ours: &Ours<'a>) {
         let service = ours.service;
         let mut fields = Vec::new();
-        if service.affinity_seconds.is_some() {
-            fields.push("sessionAffinity".to_owned());
-        }
         if !service.external_ips.is_empty() {
             fields.push("externalIPs".to_owned());
         }

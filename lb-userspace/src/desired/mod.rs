@@ -115,6 +115,8 @@ pub struct DesiredService {
     pub frontends: Vec<DesiredFrontend>,
     /// Whose connections the frontends with [`FrontendFlags::SOURCE_RANGES`] take (semantics.md 2.7).
     pub sources: BTreeSet<IpNet>,
+    /// Seconds that clients are remembered (semantics.md 2.5).
+    pub affinity: Option<u32>,
 }
 
 impl DesiredService {

@@ -7,7 +7,7 @@ use std::{
 
 use ipnet::IpNet;
 use lb_common::{
-    backend::{Backend, NextHop, NextHopId, ServiceId},
+    backend::{Backend, NextHop, NextHopId, ServiceId, Sets},
     frontend::{
         ClientRule, Frontend, FrontendFlags, FrontendId, FrontendKey, FrontendWord, PrefixFlags, PrefixKey,
         SOURCE_ALLOWED, Scope, SourceKey, SourceRange, VIP_OWNED,
@@ -324,15 +324,26 @@ impl Builder<'_> {
             let next_hop = self.next_hop::<A>(at.addr);
             let generation = self.ids.family(A::FAMILY).backends.generation(*backend);
             let Some(address) = A::l4(at.addr, at.port.get()) else { continue };
+            let in_set = |scope, set: &BTreeSet<BackendAddr>| service.uses(scope) && set.contains(at);
+            let mut sets = Sets::NONE;
+            for (scope, set) in [(Scope::Cluster, &service.cluster), (Scope::Local, &service.local)] {
+                if in_set(scope, set) {
+                    sets = sets.with(Sets::of(scope));
+                }
+            }
             let record = Backend {
                 address,
-                reserved: [0; 2],
+                sets,
+                reserved: 0,
                 service: ServiceId::new(*id),
                 generation: U32::new(generation),
                 next_hop,
                 next_hop_generation: U32::ZERO,
             };
             self.built.image.insert(A::BACKENDS, &U32::new(*backend), &record);
+        }
+        if let Some(seconds) = service.affinity {
+            self.built.image.insert(Table::Affinities, &U32::new(*id), &u64::from(seconds));
         }
         for net in &service.sources {
             let Some(addr) = A::from_ip(net.network()) else { continue };
@@ -407,7 +418,8 @@ impl Builder<'_> {
         for (id, generation) in ids.backends.vacant() {
             let empty = Backend::<A> {
                 address: L4Addr::NONE,
-                reserved: [0; 2],
+                sets: Sets::NONE,
+                reserved: 0,
                 service: ServiceId::new(0),
                 generation: U32::new(generation),
                 next_hop: NextHopId(U32::ZERO),

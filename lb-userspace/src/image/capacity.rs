@@ -37,7 +37,7 @@ impl Capacity {
 pub(super) fn enlarging(table: Table) -> String {
     let map = table.map_name();
     let field = match table {
-        Table::Services => "services",
+        Table::Services | Table::Affinities => "services",
         Table::Frontends4
         | Table::Frontends6
         | Table::Records4

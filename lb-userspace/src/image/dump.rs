@@ -4,7 +4,10 @@ use std::{collections::BTreeMap, fmt::Write};
 
 use lb_common::{
     backend::{Backend, NextHop},
-    frontend::{ClientRule, Frontend, FrontendFlags, FrontendKey, FrontendWord, MetBy, PrefixFlags, PrefixKey, Scope, SourceKey, SourceRange},
+    frontend::{
+        ClientRule, Frontend, FrontendFlags, FrontendKey, FrontendWord, MetBy, PrefixFlags, PrefixKey, Scope,
+        SourceKey, SourceRange,
+    },
     ring::WhenEmpty,
 };
 use zerocopy::native_endian::U32;
@@ -48,7 +51,9 @@ impl Lines {
         services.dedup();
         self.add(services.into_iter().map(|service| {
             let set = |scope| set(image, service * 2 + scope, &backends);
-            format!("service   {service} cluster={} local={}", set(0), set(1))
+            let seconds = image.get(Table::Affinities, &service.to_ne_bytes()).and_then(|word| word.try_into().ok());
+            let affinity = seconds.map_or_else(String::new, |word| format!(" affinity={}", u64::from_ne_bytes(word)));
+            format!("service   {service} cluster={} local={}{affinity}", set(0), set(1))
         }));
         let live = backends.iter().filter(|(_, backend)| backend.service.get() != 0);
         self.add(live.map(|(id, backend)| {

@@ -36,6 +36,8 @@ pub enum Table {
     Records6,
     /// `LB_SERVICES`: array of [`lb_common::ring::RingWord`], index `2 * service + scope`.
     Services,
+    /// `LB_SVC_AFFINITY`: array of u64 by service: seconds it remembers its clients, zero for not at all.
+    Affinities,
     /// `LB_RINGS`: array of u32 backend ids. Ids are of the family of the service whose ring it is.
     Rings,
     /// `LB4_BACKENDS`: array of [`lb_common::backend::Backend`].
@@ -64,12 +66,13 @@ pub enum Table {
 
 impl Table {
     /// Every table.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::Frontends4,
         Self::Frontends6,
         Self::Records4,
         Self::Records6,
         Self::Services,
+        Self::Affinities,
         Self::Rings,
         Self::Backends4,
         Self::Backends6,
@@ -92,6 +95,7 @@ impl Table {
             Self::Records4 => "LB4_RECORDS",
             Self::Records6 => "LB6_RECORDS",
             Self::Services => "LB_SERVICES",
+            Self::Affinities => "LB_SVC_AFFINITY",
             Self::Rings => "LB_RINGS",
             Self::Backends4 => "LB4_BACKENDS",
             Self::Backends6 => "LB6_BACKENDS",

@@ -76,6 +76,7 @@ prop_compose! {
             local_empty: if set(1).is_empty() { WhenEmpty::Reject } else { WhenEmpty::Drop },
             frontends,
             sources: BTreeSet::new(),
+            affinity: None,
         };
         if !service.uses(Scope::Local) {
             service.local.clear();

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use aya::programs::{SchedClassifier, TestRun, TestRunOptions, Xdp};
 use lb_common::{
-    backend::{Backend, BackendId, NextHop, NextHopId, ServiceId},
+    backend::{Backend, BackendId, NextHop, NextHopId, ServiceId, Sets},
     checksum::Sum,
     fragment::Fragment,
     frontend::{
@@ -137,7 +137,8 @@ impl Twin {
         for (id, address, hop) in targets {
             let backend = Backend {
                 address,
-                reserved: [0; 2],
+                sets: Sets::CLUSTER.with(Sets::LOCAL),
+                reserved: 0,
                 service: ServiceId::new(base + 1),
                 generation: U32::new(7),
                 next_hop: NextHopId::new(hop),

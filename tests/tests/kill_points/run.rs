@@ -93,6 +93,11 @@ impl<S: MapStore> MapStore for Mortal<'_, S> {
         self.inner.dump(table)
     }
 
+    fn forget_clients(&mut self, services: &BTreeSet<u32>) -> io::Result<()> {
+        self.spend()?;
+        self.inner.forget_clients(services)
+    }
+
     fn capacity(&self, table: Table) -> u32 {
         self.inner.capacity(table)
     }
