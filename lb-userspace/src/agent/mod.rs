@@ -300,6 +300,7 @@ impl Agent {
             local_addrs: self.network.local_addresses(),
             service_cidrs: self.options.service_cidrs.clone(),
             detect_node_cidr: self.options.config.detects_node_cidr(),
+            external_ips: self.options.config.external_ips.clone(),
         }
     }
 

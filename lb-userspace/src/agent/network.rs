@@ -202,8 +202,10 @@ impl Network {
         let Ok(host) = self.host else { return };
         let mut wanted = BTreeMap::new();
         let frontends = desired.services.values().flat_map(|service| &service.frontends);
+        // An external IP may be another machine's, which has other ports as well: the hook alone serves this node's processes.
+        let owned = |kind| !matches!(kind, FrontendKind::NodePort | FrontendKind::ExternalIp);
         // The addresses of the node lead to itself: the socket hooks serve those (design.md section 2.3).
-        let others = frontends.filter(|frontend| frontend.kind != FrontendKind::NodePort).map(|frontend| frontend.addr);
+        let others = frontends.filter(|frontend| owned(frontend.kind)).map(|frontend| frontend.addr);
         let own = self.local_addresses();
         let singles = others.chain(desired.vips.iter().copied()).filter(|addr| !own.contains(addr)).map(IpNet::from);
         for net in desired.service_cidrs.iter().copied().chain(singles) {

@@ -109,11 +109,6 @@ impl Agent {
             counters: numbers::counters(maps),
             problems: self.problems(),
             warnings: self.warnings().await,
-            not_honoured: desired
-                .not_honoured
-                .iter()
-                .map(|(name, fields)| (name.to_string(), fields.clone()))
-                .collect(),
         }
     }
 }

@@ -10,6 +10,7 @@ use serde_json::Value;
 
 use crate::{
     bpf::MapSizes,
+    desired::ExternalIps,
     file_source::document::{self, Document},
     net::{
         node_ports::NodePortAddresses,
@@ -61,6 +62,8 @@ pub struct Config {
     pub snat_ports: RangeInclusive<u16>,
     /// How long connections that kube-proxy's rules opened are left to them after a first start; 0: not at all.
     pub takeover_seconds: u32,
+    /// Which externalIPs of Services are served.
+    pub external_ips: ExternalIps,
 }
 
 impl Default for Config {
@@ -76,6 +79,7 @@ impl Default for Config {
             maps: MapSizes::default(),
             snat_ports: 49_152..=65_535,
             takeover_seconds: 600,
+            external_ips: ExternalIps::Off,
         }
     }
 }

@@ -13,7 +13,7 @@ use lb_common::{
 };
 
 use super::{
-    Desired, DesiredFrontend, DesiredService, FrontendKind, NodeContext, ServiceKey,
+    Desired, DesiredFrontend, DesiredService, ExternalIps, FrontendKind, NodeContext, ServiceKey,
     rules::{Rules, unroutable},
 };
 use crate::{
@@ -112,7 +112,7 @@ struct Compute<'a> {
 
 impl<'a> Compute<'a> {
     fn add(&mut self, ours: &Ours<'a>, slices: &[&EndpointSlice]) {
-        self.note_unhonoured(ours);
+        self.warn_of_externals(ours);
         self.warn_of_open_family(ours);
         let mut unroutable_endpoints = BTreeSet::new();
         for port in &ours.service.ports {
@@ -198,6 +198,8 @@ impl<'a> Compute<'a> {
             wanted.extend(addrs.map(|addr| (*addr, node_port, FrontendKind::NodePort, external)));
         }
         wanted.extend(ours.balancers(family).map(|addr| (addr, port.port, FrontendKind::LoadBalancer, external)));
+        let externals = self.externals(ours.service, family);
+        wanted.extend(externals.map(|addr| (addr, port.port, FrontendKind::ExternalIp, external)));
 
         let has_ranges = ours.service.source_ranges.iter().any(|net| IpFamily::of(&net.addr()) == family);
         let mut frontends = Vec::new();
@@ -230,16 +232,40 @@ impl<'a> Compute<'a> {
         (frontends, used)
     }
 
-    /// Lists what the Service asks for and does not get (issue 5: never ignored in silence).
-    fn note_unhonoured(&mut self, ours: &Ours<'a>) {
-        let service = ours.service;
-        let mut fields = Vec::new();
-        if !service.external_ips.is_empty() {
-            fields.push("externalIPs".to_owned());
+    /// External IPs that are served. One that a balancer gave as well is its own: that has ranges.
+    fn externals<'s>(&'s self, service: &'s Service, family: IpFamily) -> impl Iterator<Item = IpAddr> + use<'s> {
+        let addrs = service.external_ips.iter().copied().filter(move |addr| IpFamily::of(addr) == family);
+        addrs.filter(|addr| {
+            self.node.external_ips.allow(*addr)
+                && unroutable(*addr).is_none()
+                && !service.load_balancer_ips.contains(addr)
+        })
+    }
+
+    /// External IPs that are not served, and why (reliability.md section 7).
+    fn warn_of_externals(&mut self, ours: &Ours<'a>) {
+        let asked = &ours.service.external_ips;
+        for addr in asked.iter().filter_map(|addr| Some((addr, unroutable(*addr)?))) {
+            let cause = format!("externalIP {} is {} and is not served", addr.0, addr.1);
+            self.problem(ours.name, cause, "write an address that others can reach");
         }
-        if !fields.is_empty() {
-            self.out.not_honoured.insert(ours.name.clone(), fields);
+        let closed: Vec<&IpAddr> = asked.iter().filter(|addr| !self.node.external_ips.allow(**addr)).collect();
+        if closed.is_empty() {
+            return;
         }
+        let (why, fix) = if self.node.external_ips == ExternalIps::Off {
+            ("they are off", "externalIPs: {enabled: true} in BallastConfiguration")
+        } else {
+            (
+                "they are in none of the allowed ranges",
+                "add their range to externalIPs.allowedCIDRs in BallastConfiguration",
+            )
+        };
+        self.out.warnings.push(Problem {
+            object: format!("Service {}", ours.name),
+            cause: format!("externalIPs {} are not served: {why}", list(&closed)),
+            fix: format!("{fix}; whoever may write Services then takes the traffic of these addresses"),
+        });
     }
 
     /// Ranges of one family say nothing about the other (semantics.md 2.7.4): as with kube-proxy, but told.

@@ -67,6 +67,8 @@ pub enum FrontendKind {
     NodePort,
     /// A load balancer address.
     LoadBalancer,
+    /// An external IP.
+    ExternalIp,
 }
 
 impl fmt::Display for FrontendKind {
@@ -75,6 +77,7 @@ impl fmt::Display for FrontendKind {
             Self::ClusterIp => "ClusterIP",
             Self::NodePort => "NodePort",
             Self::LoadBalancer => "LoadBalancer",
+            Self::ExternalIp => "ExternalIP",
         })
     }
 }
@@ -143,8 +146,29 @@ pub struct Desired {
     pub problems: Vec<Problem>,
     /// What may not be as meant in a Service, though it is programmed as asked.
     pub warnings: Vec<Problem>,
-    /// Fields not honoured, by Service.
-    pub not_honoured: BTreeMap<ObjectName, Vec<String>>,
+}
+
+/// Which externalIPs are served. Whoever may write a Service can write them, and takes the address's traffic on every node
+/// (CVE-2020-8554): off unless configured.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum ExternalIps {
+    /// None.
+    #[default]
+    Off,
+    /// Those in these ranges.
+    Within(Vec<IpNet>),
+    /// All.
+    All,
+}
+
+impl ExternalIps {
+    fn allow(&self, addr: IpAddr) -> bool {
+        match self {
+            Self::Off => false,
+            Self::Within(nets) => nets.iter().any(|net| net.contains(&addr)),
+            Self::All => true,
+        }
+    }
 }
 
 /// What `desired` must know of this node.
@@ -160,4 +184,6 @@ pub struct NodeContext {
     pub service_cidrs: Vec<IpNet>,
     /// Use the own Node's podCIDRs as the detector.
     pub detect_node_cidr: bool,
+    /// Which externalIPs are served.
+    pub external_ips: ExternalIps,
 }

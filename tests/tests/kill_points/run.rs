@@ -1,6 +1,6 @@
 //! One run: a node goes from one state to another, its agent is killed on the way, and others finish.
 
-use std::{fs, io};
+use std::{collections::BTreeSet, fs, io};
 
 use lb_common::settings::Setting;
 use lb_userspace::{
