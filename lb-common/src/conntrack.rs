@@ -54,6 +54,8 @@ impl Phase {
     pub const CLOSING: Self = Self(3);
     /// TCP: an RST went by.
     pub const CLOSED: Self = Self(4);
+    /// Of a whole TCP connection, in no entry: a FIN of one side went by, and the other side may still have much to say.
+    pub const HALF_CLOSED: Self = Self(5);
 }
 
 /// Value of `LB4_CONNTRACK` and `LB6_CONNTRACK` (hash by [`crate::tuple::FlowTuple`]). 72 bytes for IPv4, 120 for IPv6.

@@ -167,6 +167,8 @@ fn insert_at_free_port<A: Addr, W: Tables<A>>(
         };
         let own = u32::from(wanted.number()).wrapping_sub(first);
         let mut offset = if own < size { own } else { scale(hash, size) };
+        // Neighbours do not probe the same ports in the same order; a small range is looked through one by one.
+        let step = if size > 0xff { (hash & 0xff) | 1 } else { 1 };
         let mut probe = 0;
         while probe < SNAT_PROBES {
             let port = Port::new(first.wrapping_add(offset) as u16);
@@ -183,13 +185,9 @@ fn insert_at_free_port<A: Addr, W: Tables<A>>(
                 }
                 Err(InsertError::Exists) => {}
             }
-            // An odd step of the hash: neighbours do not probe the same ports in the same order.
-            offset = offset.wrapping_add((hash & 0xff) | 1);
+            offset = offset.wrapping_add(step);
             if offset >= size {
                 offset = offset.wrapping_sub(size);
-            }
-            if offset >= size {
-                offset = 0;
             }
             probe = probe.wrapping_add(1);
         }

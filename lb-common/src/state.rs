@@ -20,14 +20,15 @@ use crate::{
 
 /// How long a flow lives without a packet, in seconds.
 ///
-/// TCP established: a day, as kube-proxy sets `nf_conntrack` (RFC 5382 asks for 2 h 4 min or more). UDP: as its
-/// `udp_timeout` and `udp_timeout_stream`.
+/// TCP established: a day, as kube-proxy sets `nf_conntrack` (RFC 5382 asks for 2 h 4 min or more), and an hour once one
+/// side has closed (its `tcpCloseWaitTimeout`). UDP: as the kernel's `udp_timeout` and `udp_timeout_stream`.
 pub const fn timeout_seconds(protocol: Protocol, phase: Phase) -> u32 {
     match (protocol, phase) {
         (Protocol::UDP, Phase::OPENING) => 30,
         (Protocol::UDP, _) => 180,
         (_, Phase::OPENING | Phase::ANSWERED) => 60,
         (_, Phase::OPEN) => 86_400,
+        (_, Phase::HALF_CLOSED) => 3_600,
         (_, Phase::CLOSING) => 120,
         _ => 10,
     }
@@ -45,7 +46,14 @@ pub fn is_expired(protocol: Protocol, phase: Phase, stamp: u32, now: u32, ticks_
 /// by either side.
 #[inline(always)]
 pub fn flow_phase(protocol: Protocol, original: Phase, answer: Phase) -> Phase {
-    if protocol == Protocol::UDP || answer.0 >= Phase::CLOSING.0 { original.max(answer) } else { original }
+    let ending = answer.0 >= Phase::CLOSING.0;
+    if protocol == Protocol::TCP && original.0.max(answer.0) == Phase::CLOSING.0 && original.0 != answer.0 {
+        Phase::HALF_CLOSED
+    } else if protocol == Protocol::UDP || ending {
+        original.max(answer)
+    } else {
+        original
+    }
 }
 
 /// Where one direction of a connection stands.

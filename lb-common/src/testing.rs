@@ -1,6 +1,10 @@
 //! Packets and tables in memory, for tests, tools and fuzzers.
 
-use std::{cell::RefCell, collections::BTreeMap, vec::Vec};
+use std::{
+    cell::{Cell, RefCell},
+    collections::BTreeMap,
+    vec::Vec,
+};
 
 use zerocopy::{FromZeros, IntoBytes};
 
@@ -9,8 +13,8 @@ use crate::{
     backend::{Backend, BackendId, NextHop, NextHopId, ServiceId},
     checksum::{Checksum, Sum},
     conntrack::Conntrack,
-    family::Addr,
-    fragment::{Fragment, FragmentKey},
+    family::{Addr, Family, Full, V4, V6},
+    fragment::{Fragment, FragmentKey, Part},
     frontend::{Frontend, FrontendId, FrontendKey, FrontendWord, PrefixFlags, Scope},
     half_open::HalfOpen,
     packet::{L4Change, LAST_HEADER, Packet, Wire, replace_inline},
@@ -20,6 +24,7 @@ use crate::{
     tuple::{FlowKey, FlowTuple},
     udp_socket::{Peer, Storage, UdpSocket},
     verdict::Counter,
+    wire::eth::Eth,
 };
 
 /// A frame in memory.
@@ -159,6 +164,9 @@ pub struct Memory {
     pub settings: BTreeMap<Setting, u64>,
     /// The clock.
     pub now: u32,
+    /// For a clock that moves while a packet is looked at: how many more times it tells `now`, and what it tells from then
+    /// on.
+    pub turn: Cell<Option<(u32, u32)>>,
     /// Counters.
     pub counters: RefCell<BTreeMap<Counter, u64>>,
     /// Socket slots.
@@ -169,7 +177,14 @@ pub struct Memory {
 
 impl World for Memory {
     fn now(&self) -> u32 {
-        self.now
+        match self.turn.get() {
+            None => self.now,
+            Some((0, then)) => then,
+            Some((readings, then)) => {
+                self.turn.set(Some((readings - 1, then)));
+                self.now
+            }
+        }
     }
 
     fn count(&self, counter: Counter) {
@@ -326,38 +341,47 @@ fn covers<A: Addr>(length: u32, prefix: &A, addr: &A) -> bool {
     shift >= 128 || (bits(prefix) ^ bits(addr)) >> shift == 0
 }
 
-/// Whether the L4 checksum of a whole, unfragmented IPv4 or IPv6 TCP, UDP, ICMP or ICMPv6 frame is right; `None`: not such
-/// a frame.
+/// The checksum of an SCTP packet whose own field is zero (RFC 9260 appendix A), bit by bit.
+pub fn crc32c(message: &[u8]) -> [u8; 4] {
+    let mut register = !0_u32;
+    for byte in message {
+        register ^= u32::from(*byte);
+        for _ in 0..8 {
+            register = if register & 1 == 0 { register >> 1 } else { (register >> 1) ^ 0x82f6_3b78 };
+        }
+    }
+    (!register).to_le_bytes()
+}
+
+/// Whether the L4 checksum of a whole, untagged and unfragmented TCP, UDP, SCTP, ICMP or ICMPv6 frame is right; `None`: not
+/// such a frame.
 pub fn l4_checksum_is_right(frame: &[u8]) -> Option<bool> {
-    use crate::{
-        family::{Family, Plain, V4, V6},
-        wire::eth::Eth,
-    };
     let buffer = Buffer(frame.to_vec());
-    let check = |source: &[u8], destination: &[u8], protocol: u8, payload: usize, length: usize| {
-        let segment = frame.get(payload..payload + length)?;
-        let pseudo = Sum::default()
-            .add(source)
-            .add(destination)
-            .add(&[0, protocol])
-            .add(&u16::try_from(length).ok()?.to_be_bytes());
-        match protocol {
-            17 if segment.get(6..8)? == Checksum::ZERO.as_bytes() => Some(source.len() == 4),
-            6 | 17 | 58 => Some(pseudo.add(segment).fold() == 0xffff),
-            1 => Some(Sum::default().add(segment).fold() == 0xffff),
-            _ => None,
-        }
-    };
     match buffer.get::<Eth>(0)?.ethertype {
-        Eth::IPV4 => {
-            let network = V4::parse::<_, Plain>(&buffer, Eth::LENGTH).ok()?;
-            let (source, destination) = V4::addresses(&buffer, Eth::LENGTH)?;
-            check(source, destination, network.protocol.0, network.payload, network.payload_length)
-        }
-        Eth::IPV6 => {
-            let network = V6::parse::<_, Plain>(&buffer, Eth::LENGTH).ok()?;
-            let (source, destination) = V6::addresses(&buffer, Eth::LENGTH)?;
-            check(source, destination, network.protocol.0, network.payload, network.payload_length)
+        Eth::IPV4 => family_checksum_is_right::<V4>(&buffer),
+        Eth::IPV6 => family_checksum_is_right::<V6>(&buffer),
+        _ => None,
+    }
+}
+
+fn family_checksum_is_right<F: Family>(frame: &Buffer) -> Option<bool> {
+    let network = F::parse::<_, Full>(frame, Eth::LENGTH).ok()?;
+    if network.position.part != Part::WHOLE {
+        return None;
+    }
+    let (source, destination) = F::addresses(frame, Eth::LENGTH)?;
+    let segment = frame.0.get(network.payload..network.payload + network.payload_length)?;
+    let length = u16::try_from(segment.len()).ok()?;
+    let pseudo = F::pseudo(*source, *destination, network.protocol.0, length);
+    match network.protocol.0 {
+        17 if segment.get(6..8)? == Checksum::ZERO.as_bytes() => Some(!F::IPV6),
+        6 | 17 | 58 => Some(pseudo.add(segment).fold() == 0xffff),
+        1 => Some(Sum::default().add(segment).fold() == 0xffff),
+        132 => {
+            let mut message = segment.to_vec();
+            let written: [u8; 4] = message.get(8..12)?.try_into().ok()?;
+            message.get_mut(8..12)?.fill(0);
+            Some(crc32c(&message) == written)
         }
         _ => None,
     }

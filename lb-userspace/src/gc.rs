@@ -1,17 +1,15 @@
 //! Garbage collection of flows: those that ended without a packet to say so.
 //!
 //! The kernel side expires lazily, when a packet meets an old entry. What no packet meets any more is collected here in
-//! two rounds: a flow that is over is marked, and removed one round later if nothing touched it meanwhile.
+//! two rounds: a flow that is over, or will be by the next round, is marked, and removed once it is over if nothing touched
+//! it meanwhile.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    io,
-};
+use std::{collections::BTreeMap, io};
 
 use lb_common::{
-    conntrack::{Conntrack, EntryKind},
+    conntrack::{Conntrack, EntryKind, Phase},
     settings::{Setting, takeover_left},
-    state::{flow_phase, is_expired},
+    state::{flow_phase, timeout_seconds},
     tuple::FlowTuple,
 };
 
@@ -58,6 +56,8 @@ pub struct Round {
     pub removed: u64,
     /// What they counted.
     pub ended: Traffic,
+    /// Ticks until the first of the flows that stayed is over if nothing touches it; none where there is no flow.
+    pub next: Option<u32>,
 }
 
 /// What a conntrack map holds.
@@ -92,15 +92,18 @@ pub fn survey<A: FlowFamily>(maps: &Maps) -> io::Result<Survey> {
 }
 
 impl<A: FlowFamily> Collector<A> {
-    /// One round over the conntrack map of a family.
-    pub fn round(&mut self, maps: &Maps, clock: Clock) -> io::Result<Round> {
+    /// One round over the conntrack map of a family. The next one comes in `ahead` ticks.
+    pub fn round(&mut self, maps: &Maps, clock: Clock, ahead: u32) -> io::Result<Round> {
         let entries = list::<A>(maps)?;
         let previous = std::mem::take(&mut self.marked);
         let mut round = Round::default();
-        for key in over(&entries, clock) {
-            let Some(entry) = entries.get(&key) else { continue };
-            if previous.get(&key) != Some(&entry.stamp.get()) {
-                self.marked.insert(key, entry.stamp.get());
+        for (key, entry, left) in lives(&entries, clock) {
+            let marked = previous.get(&key) == Some(&entry.stamp.get());
+            if left > 0 || !marked {
+                round.next = Some(round.next.map_or(left, |next| next.min(left)));
+                if left <= ahead {
+                    self.marked.insert(key, entry.stamp.get());
+                }
                 continue;
             }
             // Seen untouched twice; a packet that came since the listing still saves the whole flow, some of whose
@@ -138,34 +141,39 @@ fn counts<A: FlowFamily>(entry: &Conntrack<A>) -> bool {
         || entry.kind == EntryKind::RETURN && entry.host != 0
 }
 
-/// The entries of flows that are over: both directions are silent for longer than the flow's phase allows, or the
-/// original entry is gone.
-fn over<A: FlowFamily>(entries: &Entries<A>, clock: Clock) -> BTreeSet<FlowTuple<A>> {
-    let ended = |original: &Conntrack<A>| {
+/// The entries with the ticks that each has left: 0 if its flow is over, for both directions were silent for longer than
+/// the flow's phase allows, or the original entry is gone.
+fn lives<A: FlowFamily>(
+    entries: &Entries<A>,
+    clock: Clock,
+) -> impl Iterator<Item = (FlowTuple<A>, &Conntrack<A>, u32)> {
+    let left = move |original: &Conntrack<A>| {
         let answer = entries.get(&original.answer_key().0);
         let phase = answer.map_or(original.phase, |answer| flow_phase(original.protocol, original.phase, answer.phase));
-        let silent = |entry: &Conntrack<A>| {
-            is_expired(entry.protocol, phase, entry.stamp.get(), clock.now, clock.ticks_per_second)
-        };
-        silent(original) && answer.is_none_or(silent)
+        let left = |entry: &Conntrack<A>| ticks_left(entry, phase, clock);
+        left(original).max(answer.map_or(0, left))
     };
-    entries
-        .iter()
-        .filter(|(_, entry)| {
-            // Another flow may have taken over the original key: its entries name another backend.
-            let original = entries.get(&entry.original_key().0);
-            original.is_none_or(|original| original.backend != entry.backend || ended(original))
-        })
-        .map(|(key, _)| *key)
-        .collect()
+    entries.iter().map(move |(key, entry)| {
+        // Another flow may have taken over the original key: its entries name another backend.
+        let original = entries.get(&entry.original_key().0).filter(|original| original.backend == entry.backend);
+        (*key, entry, original.map_or(0, left))
+    })
+}
+
+/// How long until [`lb_common::state::is_expired`] says so.
+fn ticks_left<A>(entry: &Conntrack<A>, phase: Phase, clock: Clock) -> u32 {
+    let timeout = timeout_seconds(entry.protocol, phase).wrapping_mul(clock.ticks_per_second);
+    let age = clock.now.wrapping_sub(entry.stamp.get());
+    // A packet came after the clock was read: young, not ages old.
+    if age > u32::MAX / 2 { timeout } else { timeout.saturating_add(1).saturating_sub(age) }
 }
 
 #[cfg(test)]
 mod tests {
     use lb_common::{
         backend::{BackendId, ServiceId},
-        conntrack::Phase,
         protocol::{Port, Protocol},
+        state::is_expired,
         tuple::L4Addr,
     };
     use zerocopy::native_endian::{U32, U64};
@@ -202,6 +210,24 @@ mod tests {
         let original = entry(original.0, original.1);
         let reply = Conntrack { kind: EntryKind::REPLY, ..entry(reply.0, reply.1) };
         [(original.original_key().0, original), (reply.answer_key().0, reply)].into()
+    }
+
+    fn over(entries: &Entries<[u8; 4]>, clock: Clock) -> Vec<FlowTuple<[u8; 4]>> {
+        lives(entries, clock).filter(|(.., left)| *left == 0).map(|(key, ..)| key).collect()
+    }
+
+    #[test]
+    fn a_flow_is_over_when_its_phase_says_so_and_not_a_tick_before() {
+        for (phase, seconds) in
+            [(Phase::CLOSED, 10), (Phase::CLOSING, 120), (Phase::OPENING, 60), (Phase::OPEN, 86_400)]
+        {
+            for (age, left) in [(0, seconds * 100 + 1), (seconds * 100, 1), (seconds * 100 + 1, 0), (seconds * 200, 0)]
+            {
+                let clock = Clock { now: age, ..CLOCK };
+                let expired = is_expired(Protocol::TCP, phase, 0, clock.now, clock.ticks_per_second);
+                assert_eq!((ticks_left(&entry(0, phase), phase, clock), expired), (left, left == 0), "{phase:?} {age}");
+            }
+        }
     }
 
     #[test]

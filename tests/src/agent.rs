@@ -6,10 +6,7 @@ use anyhow::{Context, bail};
 use lb_userspace::report::{ServiceRow, Status};
 use rustix::process::Signal;
 
-use crate::{Node, Place, Process, World, process::binary, wait_until};
-
-/// The Service CIDRs of a world.
-const SERVICE_CIDRS: &str = "10.96.0.0/16,fd00:10:96::/112";
+use crate::{Node, Place, Process, World, process::binary, wait_until, wiring::SERVICE_CIDRS};
 
 /// How an agent is configured; written as a `BallastConfiguration`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -84,7 +81,7 @@ impl Agent {
     pub fn launch(&mut self) -> anyhow::Result<()> {
         let mut command = self.place.command(binary("ballast")?)?;
         command.arg("run").arg("-f").arg(&self.manifests);
-        command.args(["--node", self.place.name(), "--service-cidr", SERVICE_CIDRS]);
+        command.args(["--node", self.place.name(), "--service-cidr", &SERVICE_CIDRS.join(",")]);
         command.arg("--config").arg(&self.config).arg("--allocations").arg(&self.allocations);
         self.where_it_lives(&mut command);
         let label = format!("agent of {}", self.place.name());

@@ -307,14 +307,23 @@ pub struct Crowd {
 impl Crowd {
     /// Opens them, to each address in turn; all were answered when this returns.
     pub fn start(place: &Place, to: &[SocketAddr], tcp: u32, udp: u32) -> anyhow::Result<Self> {
+        Self::with(place, to, &["--tcp", &tcp.to_string(), "--udp", &udp.to_string()])
+    }
+
+    fn with(place: &Place, to: &[SocketAddr], arguments: &[&str]) -> anyhow::Result<Self> {
         let mut command = place.command(binary("ballast-peer")?)?;
-        command.arg("crowd").args(["--tcp", &tcp.to_string(), "--udp", &udp.to_string()]);
+        command.arg("crowd").args(arguments);
         for to in to {
             command.arg("--to").arg(to.to_string());
         }
         let mut process = Process::spawn(&format!("crowd at {}", place.name()), command)?;
         process.first_line(Duration::from_secs(30))?;
         Ok(Self { process })
+    }
+
+    /// The same, TCP that ends by RST.
+    pub fn resetting(place: &Place, to: &[SocketAddr], tcp: u32) -> anyhow::Result<Self> {
+        Self::with(place, to, &["--reset", "--tcp", &tcp.to_string(), "--udp", "0"])
     }
 
     /// Ends them; how they fared.

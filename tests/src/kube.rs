@@ -54,7 +54,8 @@ impl PodSpec {
         self
     }
 
-    fn document(&self, pod: &Pod) -> Value {
+    /// The document of `pod`.
+    pub fn document(&self, pod: &Pod) -> Value {
         let status = if self.ready { "True" } else { "False" };
         let mut metadata = json!({"name": pod.name(), "namespace": "default", "labels": self.labels});
         if self.terminating

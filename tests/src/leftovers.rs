@@ -10,27 +10,31 @@ use crate::{cgroup, netns, sys};
 
 static SWEPT: Once = Once::new();
 
-/// Sweeps once per process. Two processes may sweep at once: what the other removed first is no error.
+/// Sweeps once per process.
 pub(crate) fn sweep() {
-    SWEPT.call_once(|| {
-        // Processes first: they hold namespaces, mounts and links.
-        if let Ok(mount) = sys::cgroup2_mount() {
-            for path in orphans_in(&mount) {
-                report(cgroup::remove(&path), &path);
-            }
+    SWEPT.call_once(sweep_leftovers);
+}
+
+/// Removes what worlds left whose owners are gone. Two processes may do so at once: what the other removed first is no
+/// error.
+pub fn sweep_leftovers() {
+    // Processes first: they hold namespaces, mounts and links.
+    if let Ok(mount) = sys::cgroup2_mount() {
+        for path in orphans_in(&mount) {
+            report(cgroup::remove(&path), &path);
         }
-        for path in orphans_in(Path::new(netns::NAMES)) {
-            if let Some(name) = path.file_name().and_then(|name| name.to_str()) {
-                report(netns::delete(name), &path);
-            }
+    }
+    for path in orphans_in(Path::new(netns::NAMES)) {
+        if let Some(name) = path.file_name().and_then(|name| name.to_str()) {
+            report(netns::delete(name), &path);
         }
-        for path in orphans_in(&std::env::temp_dir()) {
-            for mount in sys::mounts_below(&path) {
-                report(sys::unmount(&mount), &mount);
-            }
-            report(fs::remove_dir_all(&path).map_err(Into::into), &path);
+    }
+    for path in orphans_in(&std::env::temp_dir()) {
+        for mount in sys::mounts_below(&path) {
+            report(sys::unmount(&mount), &mount);
         }
-    });
+        report(fs::remove_dir_all(&path).map_err(Into::into), &path);
+    }
 }
 
 /// All that this machine has of the world called `id`, or of the worlds whose names start with it: namespaces, mounts,

@@ -10,6 +10,7 @@
 //! * [`client`] opens connections from a place and tells what they saw; [`Echo`] is the server behind a pod;
 //! * [`kube`] writes the folder of Kubernetes documents the agents read; [`Agent`] is a running `ballast run`;
 //! * [`inject`] puts packets on a wire that no kernel would send;
+//! * [`ControlPlane`] is a real etcd, kube-apiserver and kube-controller-manager in the world;
 //! * [`Cluster`] is all of this with a Service over four pods;
 //! * [`ChecksumSink`] verifies every checksum of what an interface receives, [`Capture`] remembers its addresses and hop
 //!   limits; [`LossyHop`] loses, repeats and reorders what the router forwards; [`ForeignProgram`] stands in a tcx chain beside ours; [`wait_until`] waits without sleeping.
@@ -22,6 +23,7 @@ mod builder;
 mod cgroup;
 pub mod client;
 mod cluster;
+mod control_plane;
 pub mod inject;
 pub mod kube;
 mod leftovers;
@@ -50,7 +52,8 @@ pub use agent::{Agent, Setup};
 pub use bpffs::Bpffs;
 pub use builder::{Options, WorldBuilder};
 pub use cluster::{Cluster, NODE_PORT, TARGET};
-pub use leftovers::traces;
+pub use control_plane::{ControlPlane, Endpoint, program};
+pub use leftovers::{sweep_leftovers, traces};
 pub use listen::{Capture, Seen};
 pub use lossy::{Damage, LossyHop};
 pub use netns::Namespace;
@@ -60,10 +63,17 @@ pub use place::Place;
 pub use process::{Echo, Process, binary};
 pub use rows::{Expect, Rows};
 pub use sink::{ChecksumSink, SinkReport};
+pub use sys::owner;
 pub use tcx::{Fate, ForeignProgram, Matching, Position, TcxHook, tcx_chain, tcx_chain_here};
 pub use wait::wait_until;
 pub use world::World;
 pub use xdp::ForeignXdp;
+
+/// Tells what a test showed of a row of the reliability scoreboard; `cargo xtask test --scoreboard` makes
+/// docs/reliability.md of it.
+pub fn scoreboard(row: &str, shown: &str) {
+    println!("SCOREBOARD {row} {shown}");
+}
 
 /// Whether this process may build a [`World`].
 pub fn is_root() -> bool {
@@ -76,6 +86,18 @@ macro_rules! needs_root {
     () => {
         if !$crate::is_root() {
             println!("SKIP {}: needs root", ::std::thread::current().name().unwrap_or("test"));
+            return;
+        }
+    };
+}
+
+/// Returns from the calling test, saying so, when the programs of a control plane are not built; also without root.
+#[macro_export]
+macro_rules! needs_control_plane {
+    () => {
+        $crate::needs_root!();
+        if let Err(missing) = $crate::ControlPlane::programs() {
+            println!("SKIP {}: {missing}", ::std::thread::current().name().unwrap_or("test"));
             return;
         }
     };

@@ -5,7 +5,7 @@ use std::{
     io::Write as _,
     net::IpAddr,
     os::unix::{fs::FileExt, process::CommandExt},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     thread,
     time::Duration,
@@ -15,6 +15,9 @@ use anyhow::{Context, anyhow, bail};
 use rustix::process::{Pid, Signal};
 
 use crate::{Place, wait_until};
+
+/// How much of what a child wrote is shown when a test fails: servers of Kubernetes write thousands of lines.
+const SHOWN: usize = 200;
 
 /// A running child; killed on drop, and its stderr printed if the thread is panicking then.
 #[derive(Debug)]
@@ -27,9 +30,18 @@ pub struct Process {
 
 impl Process {
     /// Starts `command`; `label` names it in messages.
-    pub fn spawn(label: &str, mut command: Command) -> anyhow::Result<Self> {
+    pub fn spawn(label: &str, command: Command) -> anyhow::Result<Self> {
+        Self::spawn_into(label, command, tempfile::tempfile().context("no temporary file for the output")?)
+    }
+
+    /// The same with its stderr in the file `log`, which is appended to.
+    pub(crate) fn spawn_logged(label: &str, command: Command, log: &Path) -> anyhow::Result<Self> {
+        let file = File::options().create(true).read(true).append(true).open(log);
+        Self::spawn_into(label, command, file.with_context(|| format!("cannot open {}", log.display()))?)
+    }
+
+    fn spawn_into(label: &str, mut command: Command, stderr: File) -> anyhow::Result<Self> {
         let stdout = tempfile::tempfile().context("no temporary file for the output")?;
-        let stderr = tempfile::tempfile().context("no temporary file for the output")?;
         // A group of its own: Ctrl-C at a terminal is for whoever built the world, who then ends it in order.
         let child = command
             .process_group(0)
@@ -39,6 +51,11 @@ impl Process {
             .spawn()
             .with_context(|| format!("cannot start {label}: {}", command.get_program().display()))?;
         Ok(Self { label: label.to_owned(), child, stdout, stderr })
+    }
+
+    /// What it is called in messages.
+    pub(crate) fn label(&self) -> &str {
+        &self.label
     }
 
     /// Its pid.
@@ -99,6 +116,12 @@ impl Process {
         rustix::process::kill_process(pid, signal).with_context(|| format!("cannot signal {}", self.label))
     }
 
+    /// Asks a process that is no child of ours to end (SIGTERM).
+    pub fn ask_to_end(pid: u32) -> anyhow::Result<()> {
+        let target = i32::try_from(pid).ok().and_then(Pid::from_raw).with_context(|| format!("{pid} is no pid"))?;
+        rustix::process::kill_process(target, Signal::TERM).with_context(|| format!("cannot end process {pid}"))
+    }
+
     /// `kill -9`, and waits for the end.
     pub fn kill(&mut self) -> anyhow::Result<()> {
         self.child.kill().with_context(|| format!("cannot kill {}", self.label))?;
@@ -135,10 +158,18 @@ impl Drop for Process {
         if thread::panicking() {
             let stderr = self.stderr();
             if !stderr.trim().is_empty() {
-                eprintln!("--- stderr of {} ---\n{}", self.label, stderr.trim_end());
+                eprintln!("--- stderr of {} ---\n{}", self.label, last_lines(&stderr, SHOWN));
             }
         }
     }
+}
+
+/// The end of a text: at most `count` lines, and how many were left out.
+pub(crate) fn last_lines(text: &str, count: usize) -> String {
+    let lines: Vec<_> = text.trim_end().lines().collect();
+    let skipped = lines.len().saturating_sub(count);
+    let shown = lines.get(skipped..).unwrap_or_default().join("\n");
+    if skipped == 0 { shown } else { format!("({skipped} lines before)\n{shown}") }
 }
 
 /// Reads by position: the child's descriptor shares the file's offset.

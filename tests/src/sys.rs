@@ -23,13 +23,18 @@ pub(crate) fn unique_name() -> anyhow::Result<String> {
 
 /// Whether `name` belongs to a world whose owner is gone; false for names that are no world's.
 pub(crate) fn is_orphan(name: &str) -> bool {
-    let Some(rest) = name.strip_prefix(PREFIX) else { return false };
-    let mut parts = rest.split('-');
-    let (Some(Ok(pid)), Some(Ok(start))) = (parts.next().map(str::parse::<u32>), parts.next().map(str::parse::<u64>))
-    else {
-        return false;
-    };
-    start_time(pid) != Some(start)
+    maker(name).is_some_and(|(pid, start)| start_time(pid) != Some(start))
+}
+
+/// The process that owns the world called `id`, while it lives.
+pub fn owner(id: &str) -> Option<u32> {
+    maker(id).filter(|&(pid, start)| start_time(pid) == Some(start)).map(|(pid, _)| pid)
+}
+
+/// Pid and start time that the name of a world holds.
+fn maker(name: &str) -> Option<(u32, u64)> {
+    let mut parts = name.strip_prefix(PREFIX)?.split('-');
+    Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
 }
 
 /// Field 22 of `/proc/PID/stat`: ticks since boot at which the process started.
@@ -88,6 +93,7 @@ mod tests {
     fn a_living_owners_name_is_no_orphan() -> anyhow::Result<()> {
         let name = unique_name()?;
         assert!(!is_orphan(&name));
+        assert_eq!(owner(&name), Some(std::process::id()));
         assert!(!is_orphan(&format!("{name}-node1")));
         Ok(())
     }
@@ -95,6 +101,7 @@ mod tests {
     #[test]
     fn a_used_again_pid_is_not_taken_for_the_owner() {
         assert!(is_orphan(&format!("{PREFIX}{}-1-00000000", std::process::id())));
+        assert_eq!(owner(&format!("{PREFIX}{}-1-00000000", std::process::id())), None);
         assert!(!is_orphan("somebody-elses-netns"));
         assert!(!is_orphan("btw-not-a-number"));
     }

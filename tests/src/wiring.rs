@@ -4,12 +4,13 @@
 //! |---|---|---|
 //! | client to router | 192.168.100.0/24 | `fd00:192:168:100::/64` |
 //! | node N to router, uplink U | 192.168.(N + 10 U).0/24 | `fd00:192:168:(N + 10 U)::/64` |
+//! | control plane to router | 192.168.10.0/24 | `fd00:192:168:10::/64` |
 //! | pods of node N | 10.244.N.0/24 | `fd00:10:244:N::/64` |
 //! | `ClusterIPs` | 10.96.0.0/16 | `fd00:10:96::/112` |
 //! | `LoadBalancer` addresses | 203.0.113.0/24 | `fd00:203:0:113::/64` |
 //!
-//! On one segment ([`WorldBuilder::segment`](crate::WorldBuilder::segment)) the networks of all first uplinks are one:
-//! 192.168.0.0/20 and `fd00:192:168::/56`.
+//! On one segment ([`WorldBuilder::segment`](crate::WorldBuilder::segment)) the networks of all first uplinks and of the
+//! control plane are one: 192.168.0.0/20 and `fd00:192:168::/56`.
 //!
 //! The router is .1 of each network, the others .2. A client has one address more per uplink (network 100 + U), to
 //! which the nodes' route leads over that uplink: paths are symmetric, as strict reverse path filtering wants.
@@ -20,6 +21,8 @@ use crate::{Namespace, Options};
 
 /// The network segment of the client for uplink 0.
 const CLIENT_SEGMENT: u8 = 100;
+/// That of the control plane: between those of nine nodes and those of their second uplinks.
+const CONTROL_SEGMENT: u8 = 10;
 
 /// The router's bridge.
 pub(crate) const SEGMENT: &str = "nodes0";
@@ -34,6 +37,13 @@ pub(crate) const SERVICE_RANGES: [&str; 4] =
 
 pub(crate) fn client_ips(uplink: u8) -> (Ipv4Addr, Ipv6Addr) {
     segment_ips(CLIENT_SEGMENT + uplink, 2)
+}
+
+/// Where Services get their ClusterIPs from, IPv4 first.
+pub(crate) const SERVICE_CIDRS: [&str; 2] = ["10.96.0.0/16", "fd00:10:96::/112"];
+
+pub(crate) fn control_ips() -> (Ipv4Addr, Ipv6Addr) {
+    segment_ips(CONTROL_SEGMENT, 2)
 }
 
 pub(crate) fn node_ips(node: u8, uplink: u8) -> (Ipv4Addr, Ipv6Addr) {
@@ -100,6 +110,20 @@ pub(crate) fn join_client(router: &Namespace, client: &Namespace, options: &Opti
     default_route(&mut at_client, "eth0", CLIENT_SEGMENT);
     router.ip(&at_router)?;
     client.ip(&at_client)
+}
+
+/// Joins the control plane to the router, or to the segment of the nodes.
+pub(crate) fn join_control_plane(router: &Namespace, plane: &Namespace, options: &Options) -> anyhow::Result<()> {
+    router.ip(&format!("link add control type veth peer name eth0 netns {}\nlink set control up\n", plane.name()))?;
+    let (mut at_router, mut at_plane) = (String::new(), "link set eth0 up\n".to_owned());
+    if options.segment {
+        line(&mut at_router, &format!("link set control master {SEGMENT}"));
+    }
+    let (far, prefixes) = if options.segment { (SEGMENT, SHARED) } else { ("control", ALONE) };
+    address_pair(&mut at_router, far, &mut at_plane, "eth0", CONTROL_SEGMENT, prefixes);
+    default_route(&mut at_plane, "eth0", CONTROL_SEGMENT);
+    router.ip(&at_router)?;
+    plane.ip(&at_plane)
 }
 
 /// Makes the router's side of a segment.

@@ -155,6 +155,23 @@ impl World {
         node.pods.last().context("the pod just added")
     }
 
+    /// A namespace beside the nodes, where a control plane can run, with a cgroup below the world's.
+    pub(crate) fn add_control_plane(&self) -> anyhow::Result<(Place, Cgroup)> {
+        let cgroup = Cgroup::create(self.cgroup.path().join("control-plane"))?;
+        let namespace = Namespace::create(&format!("{}-control", self.id))?;
+        wiring::prepare(&namespace, &self.options, false)?;
+        wiring::join_control_plane(&self.router, &namespace, &self.options)?;
+        let (ipv4, ipv6) = wiring::control_ips();
+        let place = Place {
+            name: "control-plane".to_owned(),
+            namespace: Arc::new(namespace),
+            procs: cgroup.procs(),
+            ipv4,
+            ipv6,
+        };
+        Ok((place, cgroup))
+    }
+
     /// Makes the veth pair of a pod again, after it was deleted.
     pub fn plug(&self, pod: &Pod) -> anyhow::Result<()> {
         let node = self.nodes.iter().find(|node| node.name() == pod.node()).context("a pod of another world")?;

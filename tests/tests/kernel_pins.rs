@@ -11,7 +11,7 @@ use aya_obj::{
     EbpfSectionKind,
     maps::{LegacyMap, bpf_map_def},
 };
-use lb_tests::{Bpffs, needs_root};
+use lb_tests::{Bpffs, needs_root, scoreboard};
 use lb_userspace::{
     bpf::{Datapath, MapSizes, OpenError, Pins},
     image::Table,
@@ -117,6 +117,7 @@ fn r3_pin_mismatch_matrix() {
         ("flags", "LB4_VIPS", |def| def.map_flags = NO_PREALLOC, &["flags 1", "needs 0"]),
         ("read-only flag", "LB_SERVICES", |def| def.map_flags = 1 << 7, &["flags 128", "needs 0"]),
     ];
+    let count = cases.len();
     for (what, name, change, parts) in cases {
         let (bpffs, maps) = pinned();
         let path = maps.join(name);
@@ -127,6 +128,11 @@ fn r3_pin_mismatch_matrix() {
         let all = [parts, &[name, &place, "left untouched", "ballast cleanup"]].concat();
         assert_refused(bpffs.path(), what, &all);
     }
+    let words = "refused by name with the difference, nothing of bpffs touched";
+    scoreboard(
+        "R3",
+        &format!("pin_mismatch_matrix: {count} mismatches of type, key, value, max entries and flags {words}"),
+    );
 }
 
 #[test]
@@ -160,6 +166,10 @@ fn r3_a_foreign_object_under_a_pin_of_ours_is_refused() {
     fs::remove_file(maps.join("LB_RINGS")).expect("a pin");
     fs::create_dir(maps.join("LB_RINGS")).expect("a directory");
     assert_refused(bpffs.path(), "a directory", &["LB_RINGS", "cannot be read as a map", "remove it"]);
+    scoreboard(
+        "R3",
+        "a foreign map, another map of ours, a program and a directory under a pin: refused, nothing touched",
+    );
 }
 
 #[test]
@@ -179,4 +189,8 @@ fn r3_pins_of_another_schema_or_owner_are_refused() {
     assert_refused(bpffs.path(), "owner", &["user 65534", "chown 0"]);
     std::os::unix::fs::chown(&base, Some(0), None).expect("taken back");
     drop(Datapath::open(bpffs.path(), &SIZES).expect("the same pins as before"));
+    scoreboard(
+        "R3",
+        "another schema, mode or owner of the directory: refused, nothing touched (no layout is migrated yet)",
+    );
 }

@@ -8,6 +8,7 @@ use std::{
     path::Path,
 };
 
+use lb_tests::scoreboard;
 use lb_userspace::{
     desired::NodeContext,
     engine::Engine,
@@ -115,7 +116,7 @@ fn r8_each_full_table_refuses_a_service_whole_and_takes_it_when_there_is_room() 
         node.image().clone()
     };
     let (image, other) = (alone(&one), alone(&two));
-    for table in [
+    let tables = [
         Table::Frontends4,
         Table::Frontends6,
         Table::Records4,
@@ -128,7 +129,8 @@ fn r8_each_full_table_refuses_a_service_whole_and_takes_it_when_there_is_room() 
         Table::Vips6,
         Table::Sources4,
         Table::Sources6,
-    ] {
+    ];
+    for table in tables {
         // Number zero of what is numbered is never given out, and a service port has two words.
         let room = match table {
             Table::Services => 2 * 5,
@@ -159,6 +161,9 @@ fn r8_each_full_table_refuses_a_service_whole_and_takes_it_when_there_is_room() 
         assert_eq!(node.sync(std::slice::from_ref(&two)), [], "{table:?}: there is room now");
         assert_eq!(keys(node.image()), keys(&other), "{table:?}");
     }
+    let words =
+        "a Service that does not fit is refused whole and told with map and mend, the others stay, room is used";
+    scoreboard("R8", &format!("map_full, {} tables in memory: {words}", tables.len()));
 }
 
 #[test]
@@ -176,6 +181,7 @@ fn r8_without_room_for_a_next_hop_the_service_is_served_and_the_route_is_told() 
         assert_eq!(keys(node.image()), keys(roomy.image()));
         assert_eq!(node.sync(&two[..1]), []);
     }
+    scoreboard("R8", "map_full, next hops: the Service is served, the route without a place is told");
 }
 
 #[test]
@@ -185,4 +191,5 @@ fn r8_without_room_for_a_prefix_it_is_told_and_services_work() {
     let [problem] = &refused[..] else { panic!("{refused:?}") };
     assert!(problem.object == "prefix 10.96.0.0/16" && problem.cause.contains("LB4_PREFIXES"), "{problem:?}");
     assert!(node.image().len(Table::Frontends4) == 4 && node.image().len(Table::Prefixes6) == 1);
+    scoreboard("R8", "map_full, prefixes: told, Services are served");
 }

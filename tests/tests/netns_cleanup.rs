@@ -15,7 +15,7 @@ use lb_tests::{
     Agent, Echo, NODE_PORT, Node, Setup, TARGET, World,
     client::Call,
     kube::{PodSpec, Service},
-    needs_root, wait_until,
+    needs_root, scoreboard, wait_until,
 };
 use serde_json::json;
 
@@ -165,5 +165,18 @@ fn r21_cleanup_exact() {
         .expect("gone");
         let left = differences(&before, &listing(node));
         assert!(left.is_empty(), "{setup:?}:\n{}", left.join("\n"));
+        scoreboard(
+            "R21",
+            &format!(
+                "cleanup_exact ({}, agent {}): {} programs, {} maps and {} links gone; {} lines of links, qdiscs, routes, \
+                 rules, sysctls and files as before",
+                if setup.xdp == "on" { "XDP" } else { "tcx" },
+                if kill { "killed" } else { "stopped" },
+                counts.0,
+                counts.1,
+                counts.2,
+                before.values().map(|text| text.lines().count()).sum::<usize>(),
+            ),
+        );
     }
 }

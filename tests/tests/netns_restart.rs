@@ -6,7 +6,7 @@ use std::{
 };
 
 use aya::programs::{SchedClassifier, TcAttachType};
-use lb_tests::{Cluster, Setup, client::Crowd, needs_root};
+use lb_tests::{Cluster, Setup, client::Crowd, needs_root, scoreboard};
 
 /// How often programs were looked for on a device, and for how long at a time there were none.
 #[derive(Debug, Default)]
@@ -53,7 +53,22 @@ fn conn_disrupt_restart(restarts: u32, tcp: u32, udp: u32) {
             watching.join().expect("a watch")
         });
         let report = crowd.stop().expect("a report");
-        println!("R2: {restarts} restarts under {tcp} TCP and {udp} UDP flows, {setup:?}: {report:?}, {watched:?}");
+        println!("{setup:?}: {report:?}, {watched:?}");
+        scoreboard(
+            "R2",
+            &format!(
+                "conn_disrupt_restart ({}): {restarts} restarts, every other one by SIGKILL, under {tcp} TCP and {udp} UDP \
+                 flows: {} broken, {} moved to another backend, {} of {} echoes lost; no program at {} of {} looks at the \
+                 device",
+                if setup.xdp == "on" { "XDP" } else { "tcx" },
+                report.broken,
+                report.moved,
+                report.lost,
+                report.rounds,
+                watched.without,
+                watched.looks,
+            ),
+        );
         assert_eq!((report.broken, report.moved, report.lost), (0, 0, 0), "{report:?}");
         assert_eq!(report.flows, u64::from(tcp + udp));
         assert!(report.rounds >= u64::from(restarts * (tcp + udp)), "an echo a flow and restart: {report:?}");

@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use lb_tests::{
     Cluster, Setup,
     client::{Call, Transport},
-    needs_root,
+    needs_root, scoreboard,
 };
 
 const SETUPS: [fn(bool) -> Setup; 2] = [Setup::tcx, Setup::xdp];
@@ -44,5 +44,7 @@ fn r22_a_pods_address_from_outside_gets_nothing() {
                 Call::tcp(to).run_one(place).expect("a run").reached().expect("an answer");
             }
         }
+        let words = "a pod's address from outside: TCP and UDP of both families dropped and counted";
+        scoreboard("R22", &format!("{words} ({})", if setup(false).xdp == "on" { "XDP" } else { "tcx" }));
     }
 }

@@ -1,4 +1,4 @@
-//! Ballast's automation: `cargo xtask build | check | test | run | bench | ci | tidy`.
+//! Ballast's automation: `cargo xtask build | check | test | run | cluster | bench | ci | tidy`.
 //!
 //! Every command prints one line per step with its time; `check`, `test` and `ci` end with one line
 //! `N passed, N failed, N skipped`. Nothing is installed unless it is missing, apt is there and we are root;
@@ -6,9 +6,11 @@
 
 mod build;
 mod check;
+mod cluster;
 mod libtest;
 mod report;
 mod root;
+mod scoreboard;
 mod step;
 mod suites;
 mod tidy;
@@ -47,6 +49,11 @@ enum Command {
     Test(suites::Options),
     /// Show the main job in network namespaces, or (--host) run the agent on this machine
     Run(world::RunOptions),
+    /// A real Kubernetes control plane in namespaces of this machine
+    Cluster {
+        #[command(subcommand)]
+        what: cluster::Cluster,
+    },
     /// Measure
     Bench {
         #[command(subcommand)]
@@ -96,6 +103,7 @@ fn dispatch(command: Command) -> Result<ExitCode> {
             Ok(close(&check::tidy()))
         }
         Command::Run(options) => world::run(&options),
+        Command::Cluster { what } => cluster::run(&what),
         Command::Bench { what } => world::bench(&what),
     }
 }

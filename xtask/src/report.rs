@@ -2,12 +2,16 @@
 
 use std::fmt;
 
+use crate::scoreboard::Score;
+
 /// The counts behind the closing line.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub(crate) struct Tally {
     pub(crate) passed: usize,
     pub(crate) failed: usize,
     pub(crate) skipped: usize,
+    /// What tests told of rows of the scoreboard.
+    pub(crate) scores: Vec<Score>,
     /// One line for each failure and each skip, in order.
     reasons: Vec<String>,
 }
@@ -49,6 +53,7 @@ impl Tally {
         self.passed += other.passed;
         self.failed += other.failed;
         self.skipped += other.skipped;
+        self.scores.extend_from_slice(&other.scores);
         self.reasons.extend_from_slice(&other.reasons);
     }
 

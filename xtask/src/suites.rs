@@ -6,9 +6,9 @@ use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
 
 use crate::{
-    build, libtest,
+    build, cluster, libtest,
     report::{Skip, Tally},
-    root,
+    root, scoreboard,
     step::{self, Mark},
     toolchain, tools,
 };
@@ -21,6 +21,9 @@ pub(crate) struct Options {
     /// The slow suites too
     #[arg(long)]
     all: bool,
+    /// Write docs/reliability.md from what the tests print, if none of them fails
+    #[arg(long)]
+    scoreboard: bool,
 }
 
 /// A tier of the pyramid, cheapest first.
@@ -34,13 +37,15 @@ enum Tier {
     Kernel,
     /// Real sockets in network namespaces
     Netns,
+    /// A real Kubernetes control plane beside them; needs Go to build it once
+    Cluster,
 }
 
 impl Tier {
-    const ALL: [Self; 4] = [Self::Unit, Self::Scenario, Self::Kernel, Self::Netns];
+    const ALL: [Self; 5] = [Self::Unit, Self::Scenario, Self::Kernel, Self::Netns, Self::Cluster];
 
     fn needs_root(self) -> bool {
-        matches!(self, Self::Kernel | Self::Netns)
+        matches!(self, Self::Kernel | Self::Netns | Self::Cluster)
     }
 
     fn name(self) -> &'static str {
@@ -49,12 +54,27 @@ impl Tier {
             Self::Scenario => "scenario",
             Self::Kernel => "kernel",
             Self::Netns => "netns",
+            Self::Cluster => "cluster",
         }
     }
 }
 
 /// Runs the tiers and returns the counts.
 pub(crate) fn run(options: Options) -> Result<Tally> {
+    // Before anything is run: it may refuse.
+    let stamp = options.scoreboard.then(scoreboard::Stamp::here).transpose()?;
+    let tally = run_tiers(options)?;
+    if let Some(stamp) = stamp {
+        if tally.failed > 0 {
+            step::print_line(Mark::Note, "docs/reliability.md is left as it was: a test failed", None);
+        } else {
+            scoreboard::write(&tally.scores, &stamp)?;
+        }
+    }
+    Ok(tally)
+}
+
+fn run_tiers(options: Options) -> Result<Tally> {
     let tiers: Vec<Tier> = options.tier.map_or_else(|| Tier::ALL.to_vec(), |tier| vec![tier]);
     let mut tally = Tally::default();
     if tiers.iter().any(|&tier| tier != Tier::Unit) {
@@ -84,6 +104,18 @@ pub(crate) fn run(options: Options) -> Result<Tally> {
                 tally.skip(Skip::Environment, tier.name(), &format!("{error:#}"));
                 continue;
             }
+        }
+        if tier == Tier::Cluster
+            && let Err(error) = cluster::build_for_tests()
+        {
+            let why = format!("{error:#}");
+            if error.is::<cluster::NoGo>() {
+                step::print_line(Mark::Skipped, tier.name(), None);
+                tally.skip(Skip::Environment, tier.name(), &why);
+            } else {
+                tally.fail(tier.name(), &why);
+            }
+            continue;
         }
         for name in names {
             let mut command = step::cargo();
@@ -119,6 +151,7 @@ pub(crate) fn fast(tally: &mut Tally) -> Result<()> {
 fn suite(tally: &mut Tally, name: &str, command: &mut Command) -> Result<()> {
     let outcome = step::run(name, command)?;
     libtest::count(tally, name, outcome.ok, &outcome.lines);
+    tally.scores.extend(scoreboard::scores(&outcome.lines));
     for note in libtest::notes(&outcome.lines) {
         println!("      {note}");
     }
@@ -154,7 +187,9 @@ fn targets(folder: &Path) -> Result<BTreeMap<Tier, Vec<String>>> {
 }
 
 fn tier_of(target: &str) -> Tier {
-    if target.starts_with("netns") {
+    if target.starts_with("cluster") {
+        Tier::Cluster
+    } else if target.starts_with("netns") {
         Tier::Netns
     } else if target.starts_with("kernel") {
         Tier::Kernel
@@ -170,6 +205,7 @@ mod tests {
     #[test]
     fn a_target_belongs_to_the_tier_of_its_prefix() {
         assert_eq!(tier_of("netns_matrix"), Tier::Netns);
+        assert_eq!(tier_of("cluster_up"), Tier::Cluster);
         assert_eq!(tier_of("kernel"), Tier::Kernel);
         assert_eq!(tier_of("scenario"), Tier::Scenario);
         assert_eq!(tier_of("allocations"), Tier::Scenario);

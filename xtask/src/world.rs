@@ -74,7 +74,7 @@ fn prepare() -> Result<()> {
 }
 
 /// Replaces this process, so that signals and the exit code are the program's own.
-fn become_program(command: &mut Command) -> Result<ExitCode> {
+pub(crate) fn become_program(command: &mut Command) -> Result<ExitCode> {
     step::clean(command);
     let shown = step::show(command);
     let error = command.exec();

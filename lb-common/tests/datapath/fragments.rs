@@ -179,6 +179,8 @@ fn what_overlaps_the_first_is_dropped<A: Ip>() {
     assert_eq!(node.egress(&mut cut::<A>(&answer.frame(), &CUTS, 3)[0]).counter, Counter::FromFrontend);
     let verdict = node.egress(&mut cut::<A>(&answer.frame(), &[8], 3)[1]);
     assert_eq!((verdict.action, verdict.counter), (Action::Drop, Counter::FragmentOverlap));
+    let family = if A::is_v6() { "IPv6" } else { "IPv4" };
+    println!("SCOREBOARD R22 fragments that overlap the first one: dropped and counted, in memory ({family})");
 }
 
 fn the_fragments_of_a_refused_packet_are_dropped<A: Ip>() {

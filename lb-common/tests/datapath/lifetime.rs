@@ -21,6 +21,7 @@ both! {
     phases_follow_the_packets,
     an_answer_keeps_a_flow_alive,
     a_silent_flow_ends,
+    a_connection_closed_by_one_side_waits_for_the_other,
     timeouts_survive_the_wrap_of_the_clock,
     a_syn_on_a_closing_flow_makes_a_new_choice,
     a_repeated_syn_stays_with_its_backend,
@@ -38,6 +39,7 @@ both! {
 fn timeouts_are_those_of_the_table() {
     let tcp = |phase| timeout_seconds(Protocol::TCP, phase);
     assert_eq!([Phase::OPENING, Phase::OPEN, Phase::CLOSING, Phase::CLOSED].map(tcp), [60, 86_400, 120, 10]);
+    assert_eq!(tcp(Phase::HALF_CLOSED), 3_600);
     // RFC 5382: not less than 2 hours 4 minutes.
     assert!(tcp(Phase::OPEN) >= 7_440);
     assert_eq!(timeout_seconds(Protocol::UDP, Phase::OPENING), 30);
@@ -160,6 +162,32 @@ fn a_silent_flow_ends<A: Ip>() {
     let (action, reason, _) = node.refused(From::Device, &tcp(outside(), vip(), ACK));
     assert_eq!((action, reason), (Action::Reply, Counter::NoState));
     assert_eq!(node.entries(), []);
+}
+
+/// As kube-proxy's `tcpCloseWaitTimeout`: who sent all of a question may wait for long for its answer.
+fn a_connection_closed_by_one_side_waits_for_the_other<A: Ip>() {
+    for by_client in [true, false] {
+        for (seconds, both) in [(3_600, false), (3_601, false), (120, true), (121, true)] {
+            let mut node = node::<A>(Protocol::TCP);
+            open(&node, Protocol::TCP);
+            if by_client || both {
+                node.send(From::Device, &tcp(outside(), vip(), FIN_ACK));
+            }
+            if !by_client || both {
+                node.send(From::Device, &from_backend(FIN_ACK));
+            }
+            node.pass_seconds(seconds);
+            // What the client's own packets do not tell is collected by user space.
+            let over = seconds % 10 == 1 && (by_client || both);
+            let client = tcp(outside(), vip(), ACK);
+            if over {
+                assert_eq!(node.refused(From::Device, &client).1, Counter::NoState, "{seconds}");
+            } else {
+                goes_to(&node, &client, remote_backend(), Counter::ToBackend);
+                node.send(From::Device, &from_backend(ACK));
+            }
+        }
+    }
 }
 
 fn timeouts_survive_the_wrap_of_the_clock<A: Ip>() {

@@ -4,7 +4,7 @@ use lb_common::{
     conntrack::{EntryKind, Phase},
     pipeline::Hook,
     protocol::Protocol,
-    testing::Buffer,
+    testing::{Buffer, crc32c},
     verdict::{Action, Counter},
 };
 
@@ -15,7 +15,7 @@ use crate::{
         BACKEND, From, KEEP, MASQUERADE, Node, Place, Rules, SERVICE, host, other_vip, outside, pod, remote_backend,
         vip,
     },
-    segment::{SYN_ACK, Segment, crc32c, l4_offset, sctp},
+    segment::{SYN_ACK, Segment, l4_offset, sctp},
 };
 
 both! {

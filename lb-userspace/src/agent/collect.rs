@@ -1,21 +1,142 @@
 //! Flows that ended in silence are removed, and what they counted is kept.
 
-use std::{collections::BTreeMap, io};
+use std::{collections::BTreeMap, io, time::Duration};
+
+use lb_common::{conntrack::Phase, protocol::Protocol, state::timeout_seconds, verdict::Counter};
+use tokio::time::Instant;
 
 use super::Agent;
 use crate::{
     bpf::{FlowFamily, Maps},
-    gc::Clock,
+    gc::{Clock, Collector},
+    report::Problem,
 };
 
+/// How often flows are collected while there is room.
+const AT_LEAST: Duration = Duration::from_secs(10);
+/// The same at most, while there is none.
+const AT_MOST: Duration = Duration::from_millis(100);
+/// How often it is asked whether there is.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// A round under pressure is followed by a pause of at least this many times its length.
+const REST: u32 = 3;
+/// What counts flows that found no room.
+const REFUSALS: [Counter; 3] = [Counter::ConntrackFull, Counter::SnatExhausted, Counter::TupleTaken];
+
+/// The rounds of both families and when the next one comes.
+pub(super) struct Collection {
+    collectors: (Collector<[u8; 4]>, Collector<[u8; 16]>),
+    next: Instant,
+    look: Instant,
+    pressure: Pressure,
+}
+
+/// Whether flows are refused because there is no room: what ends is then removed as soon as it is over.
+#[derive(Debug, Default)]
+struct Pressure {
+    refused: Option<[u64; 3]>,
+    /// Refusals since it began, and when the last ones were seen.
+    now: Option<([u64; 3], Instant)>,
+}
+
+impl Pressure {
+    /// It lasts for as long as flows that were there at the last refusal may take to end: all but open TCP connections.
+    fn lasts() -> Duration {
+        Duration::from_secs(timeout_seconds(Protocol::UDP, Phase::OPEN).into())
+    }
+
+    /// `counted`: [`REFUSALS`]. Whether it has just begun.
+    fn look(&mut self, counted: [u64; 3], now: Instant) -> bool {
+        let before = self.refused.replace(counted).unwrap_or(counted);
+        let mut more = [0; 3];
+        for (more, (counted, before)) in more.iter_mut().zip(counted.iter().zip(before)) {
+            *more = counted.saturating_sub(before);
+        }
+        let begun = self.now.is_none();
+        if more != [0; 3] {
+            let (sum, last) = self.now.get_or_insert(([0; 3], now));
+            *last = now;
+            for (sum, more) in sum.iter_mut().zip(more) {
+                *sum += more;
+            }
+        } else if self.now.is_some_and(|(_, last)| now.duration_since(last) > Self::lasts()) {
+            self.now = None;
+        }
+        begun && self.now.is_some()
+    }
+
+    fn problem(&self) -> Option<Problem> {
+        let (refused, _) = self.now?;
+        let named: Vec<String> = REFUSALS
+            .iter()
+            .zip(refused)
+            .filter(|(_, count)| *count > 0)
+            .map(|(what, n)| format!("{n} {what:?}"))
+            .collect();
+        let fix = if refused[0] > 0 {
+            "raise maps.conntrack in BallastConfiguration; what ended is removed at once meanwhile"
+        } else {
+            "widen snatPorts in BallastConfiguration; what ended is removed at once meanwhile"
+        };
+        Some(Problem {
+            object: "new flows".to_owned(),
+            cause: format!("refused within the last {} s: {}", Self::lasts().as_secs(), named.join(", ")),
+            fix: fix.to_owned(),
+        })
+    }
+}
+
+impl Collection {
+    pub(super) fn new(maps: &Maps) -> Self {
+        let next = Instant::now() + AT_LEAST;
+        let mut new =
+            Self { collectors: Default::default(), next, look: Instant::now(), pressure: Pressure::default() };
+        new.look(maps);
+        new
+    }
+
+    /// When [`Agent::collect`] has something to do.
+    pub(super) fn due(&self) -> Instant {
+        self.next.min(self.look)
+    }
+
+    /// Flows are refused, or were a short while ago.
+    pub(super) fn problem(&self) -> Option<Problem> {
+        self.pressure.problem()
+    }
+
+    fn look(&mut self, maps: &Maps) {
+        self.look = Instant::now() + LOOK_EVERY;
+        let mut counted = [0; 3];
+        for (counted, counter) in counted.iter_mut().zip(REFUSALS) {
+            match maps.counter(counter) {
+                Ok(count) => *counted = count,
+                Err(error) => return tracing::warn!("cannot read {counter:?}: {error}"),
+            }
+        }
+        let now = Instant::now();
+        if self.pressure.look(counted, now) {
+            if let Some(problem) = self.problem() {
+                tracing::warn!("new flows are {}; {}", problem.cause, problem.fix);
+            }
+            self.next = now;
+        }
+    }
+}
+
 impl Agent {
-    /// A round of garbage collection.
-    pub(super) async fn collect(&mut self) {
+    /// A round of garbage collection, if it is time for one; whether it was.
+    pub(super) async fn collect(&mut self) -> bool {
+        self.collection.look(&self.datapath.maps);
+        if Instant::now() < self.collection.next {
+            return false;
+        }
+        self.collection.next = Instant::now() + AT_LEAST;
         let now = match self.datapath.clock() {
             Ok(now) => now,
             Err(error) => {
                 tracing::warn!("cannot read the kernel's clock: {error}; flows are not collected now");
-                return;
+                return true;
             }
         };
         let clock = Clock { now, ticks_per_second: self.clock_ticks };
@@ -23,8 +144,10 @@ impl Agent {
             self.program().await;
         }
         let maps = &self.datapath.maps;
-        let rounds = (self.collectors.0.round(maps, clock), self.collectors.1.round(maps, clock));
-        match rounds {
+        let ahead = self.clock_ticks.saturating_mul(u32::try_from(AT_LEAST.as_secs()).unwrap_or(u32::MAX));
+        let (v4, v6) = &mut self.collection.collectors;
+        let start = Instant::now();
+        match (v4.round(maps, clock, ahead), v6.round(maps, clock, ahead)) {
             (Ok(v4), Ok(v6)) => {
                 let removed = v4.removed + v6.removed;
                 for (service, (packets, bytes)) in v4.ended.iter().chain(&v6.ended) {
@@ -32,6 +155,12 @@ impl Agent {
                 }
                 if removed > 0 {
                     tracing::debug!("{removed} conntrack entries collected");
+                }
+                if let (Some(_), Some(ticks)) = (self.collection.pressure.now, v4.next.into_iter().chain(v6.next).min())
+                {
+                    let left = Duration::from_secs(ticks.into()) / self.clock_ticks.max(1);
+                    let rest = AT_MOST.max(start.elapsed() * REST);
+                    self.collection.next = Instant::now() + left.min(AT_LEAST).max(rest);
                 }
             }
             (Err(error), _) | (_, Err(error)) => tracing::warn!("cannot collect flows: {error}; tried again soon"),
@@ -41,6 +170,7 @@ impl Agent {
             Ok(forgotten) => tracing::debug!("{forgotten} clients forgotten"),
             Err(error) => tracing::warn!("cannot collect clients: {error}; tried again soon"),
         }
+        true
     }
 
     /// Forgets clients whose timeout is over. The kernel side would not count them anyway, until its clock has come round.
@@ -68,4 +198,26 @@ fn forget<A: FlowFamily>(maps: &Maps, seconds: &BTreeMap<u32, u64>, clock: Clock
         let seconds = seconds.get(&client.service.get()).and_then(|seconds| u32::try_from(*seconds).ok());
         !client.is_live(clock.now, seconds.unwrap_or(0).saturating_mul(clock.ticks_per_second))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pressure_begins_with_a_refusal_and_lasts_until_the_flows_of_then_have_ended() {
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let mut pressure = Pressure::default();
+        // What an earlier run counted is none of ours.
+        assert!(!pressure.look([7, 0, 0], at(0)) && pressure.problem().is_none());
+        assert!(pressure.look([7, 2, 0], at(1)), "begun");
+        assert!(!pressure.look([7, 3, 0], at(2)), "goes on");
+        let problem = pressure.problem().expect("told");
+        assert!(problem.cause.ends_with(": 3 SnatExhausted") && problem.fix.contains("snatPorts"), "{problem:?}");
+        assert!(!pressure.look([7, 3, 0], at(182)) && pressure.problem().is_some());
+        assert!(!pressure.look([7, 3, 0], at(183)) && pressure.problem().is_none(), "over");
+        assert!(pressure.look([8, 3, 0], at(200)), "and begins again");
+        assert!(pressure.problem().is_some_and(|problem| problem.fix.contains("maps.conntrack")));
+    }
 }

@@ -25,11 +25,11 @@ use lb_common::{
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::mpsc,
-    time::{Instant, MissedTickBehavior, interval_at},
+    time::{Instant, MissedTickBehavior, interval_at, sleep_until},
 };
 
 pub use self::cleanup::cleanup;
-use self::{loader::Loader, network::Network, orphans::Orphans, takeover::Takeover};
+use self::{collect::Collection, loader::Loader, network::Network, orphans::Orphans, takeover::Takeover};
 use crate::{
     bpf::{self, Datapath},
     config::{Config, Notes},
@@ -37,7 +37,7 @@ use crate::{
     desired::NodeContext,
     engine::Engine,
     file_source::{self, Finding, Watch},
-    gc::{Clock, Collector},
+    gc::Clock,
     lock::InstanceLock,
     memory,
     model::Model,
@@ -45,8 +45,6 @@ use crate::{
     report::{HookStatus, Problem},
 };
 
-/// How often flows that ended in silence are collected. A flow is removed in the second round that finds it over.
-const COLLECT_EVERY: Duration = Duration::from_secs(10);
 /// How often the network is listed even if no event came.
 const LIST_EVERY: Duration = Duration::from_secs(30);
 
@@ -110,7 +108,7 @@ struct Agent {
     takeover: Takeover,
     hash_seed: u64,
     netns_cookie: u64,
-    collectors: (Collector<[u8; 4]>, Collector<[u8; 16]>),
+    collection: Collection,
 }
 
 /// Runs until SIGTERM or SIGINT. What was pinned stays and keeps forwarding.
@@ -133,11 +131,8 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
     let server = control::Server::bind(&agent.options.state_dir)
         .with_context(|| format!("cannot open the control socket in {}", agent.options.state_dir.display()))?;
     let mut requests = server.serve();
-    let mut collect = interval_at(Instant::now() + COLLECT_EVERY, COLLECT_EVERY);
     let mut list = interval_at(Instant::now() + LIST_EVERY, LIST_EVERY);
-    for timer in [&mut collect, &mut list] {
-        timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    }
+    list.set_missed_tick_behavior(MissedTickBehavior::Delay);
     tracing::info!("ready: {} Services, {} frontends", agent.model.services.len(), agent.frontends());
     loop {
         tokio::select! {
@@ -156,10 +151,11 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
                     loader.start();
                 }
             }
-            _ = collect.tick() => {
-                agent.collect().await;
-                // A socket may have asked for its backend just before that went, and connected just after.
-                agent.collect_sockets();
+            () = sleep_until(agent.collection.due()) => {
+                if agent.collect().await {
+                    // A socket may have asked for its backend just before that went, and connected just after.
+                    agent.collect_sockets();
+                }
             }
             Some((request, answer)) = requests.recv() => {
                 let response = agent.answer(&request).await;
@@ -209,6 +205,7 @@ impl Agent {
         let clock = Clock { now, ticks_per_second: clock_ticks };
         let seconds = options.config.takeover_seconds;
         let network = Network::open(&options).await?;
+        let collection = Collection::new(&datapath.maps);
         let mut agent = Self {
             clock_ticks,
             takeover: Takeover::begin(taking_over, seed == 0, clock, seconds),
@@ -226,7 +223,7 @@ impl Agent {
             start_problems: problem.into_iter().collect(),
             socket_hooks: HookStatus::default(),
             orphans: Orphans::open(),
-            collectors: Default::default(),
+            collection,
         };
         // Tables before hooks: the first packet a program sees finds everything.
         agent.network.list(&agent.options).await;

@@ -67,6 +67,7 @@ impl Agent {
         problems.extend(self.options.notes.not_yet.iter().cloned());
         problems.extend(self.engine.desired.problems.iter().cloned());
         problems.extend(self.engine.refused.iter().cloned());
+        problems.extend(self.collection.problem());
         problems.extend(self.network.problems());
         problems.extend(self.orphans.problems().filter(|_| self.socket_hooks.attached));
         if !self.socket_hooks.attached {

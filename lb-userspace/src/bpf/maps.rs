@@ -221,13 +221,17 @@ impl Maps {
 
     /// Every counter, summed over CPUs.
     pub fn counters(&self) -> io::Result<BTreeMap<Counter, u64>> {
-        let map = self.get("LB_COUNTERS")?;
-        let mut counters = BTreeMap::new();
-        for counter in Counter::ALL {
-            let bytes = map.lookup(&u32::from(counter as u8).to_ne_bytes(), self.cpus)?.unwrap_or_default();
-            counters.insert(counter, words(&bytes).sum());
-        }
-        Ok(counters)
+        let mut sums: Vec<u64> = Vec::new();
+        self.get("LB_COUNTERS")?.for_first(Counter::CAPACITY, self.cpus, |_, copies| sums.push(words(copies).sum()))?;
+        let sum = |counter: Counter| sums.get(usize::from(counter as u8)).copied().unwrap_or_default();
+        Ok(Counter::ALL.into_iter().map(|counter| (counter, sum(counter))).collect())
+    }
+
+    /// A counter, summed over CPUs.
+    pub fn counter(&self, counter: Counter) -> io::Result<u64> {
+        let key = u32::from(counter as u8).to_ne_bytes();
+        let copies = self.get("LB_COUNTERS")?.lookup(&key, self.cpus)?.unwrap_or_default();
+        Ok(words(&copies).sum())
     }
 
     /// Adds to a counter that no program of ours counts.
@@ -310,6 +314,18 @@ impl Maps {
         let mut entries = Vec::new();
         self.get(map)?.for_each(|key, value| entries.push((key.into(), value.into())))?;
         Ok(entries)
+    }
+
+    /// An entry of a map, as bytes. Not of a per-CPU map.
+    pub fn entry(&self, map: &str, key: &[u8]) -> io::Result<Option<Vec<u8>>> {
+        self.get(map)?.lookup(key, 1)
+    }
+
+    /// The first `count` values of an array, as bytes.
+    pub fn first(&self, map: &str, count: u32) -> io::Result<Vec<Box<[u8]>>> {
+        let mut values = Vec::new();
+        self.get(map)?.for_first(count, 1, |_, value| values.push(value.into()))?;
+        Ok(values)
     }
 
     /// Every conntrack entry of a family.

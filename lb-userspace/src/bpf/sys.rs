@@ -209,47 +209,92 @@ impl RawMap {
 
     /// Visits every entry, in batches. Entries that change meanwhile may be seen old, new, or not at all.
     pub(super) fn for_each(&self, mut visit: impl FnMut(&[u8], &[u8])) -> io::Result<()> {
-        let mut room = 4096_u32.min(self.max_entries.max(1));
-        // The cursor is a u32 for arrays and hashes, a key for tries.
-        let mut cursor = vec![0_u8; self.key_size.max(8)];
-        let mut started = false;
-        let mut keys = vec![0_u8; self.key_size * room as usize];
-        let mut values = vec![0_u8; self.value_size * room as usize];
+        let mut batch = Batches::new(self, 4096.min(self.max_entries.max(1)), 1);
         loop {
-            let mut attr = Attr { zero: [0; 16] };
-            attr.batch = Batch {
-                from: if started { cursor.as_ptr() as u64 } else { 0 },
-                to: cursor.as_mut_ptr() as u64,
-                keys: keys.as_mut_ptr() as u64,
-                values: values.as_mut_ptr() as u64,
-                count: room,
-                fd: self.fd.as_raw_fd().cast_unsigned(),
-                element_flags: 0,
-                flags: 0,
-            };
-            let result = call(BPF_MAP_LOOKUP_BATCH, &mut attr);
-            // SAFETY: the union holds plain numbers; this member was written above and by the kernel.
-            let count = unsafe { attr.batch.count } as usize;
-            let last = match result {
-                Ok(_) => false,
-                Err(error) if error.raw_os_error() == Some(libc::ENOENT) => true,
+            let last = match batch.next() {
+                Ok(last) => last,
                 // A bucket of a hash holds more than there is room for.
-                Err(error) if error.raw_os_error() == Some(libc::ENOSPC) && room < self.max_entries => {
-                    room = room.saturating_mul(2).min(self.max_entries);
-                    keys.resize(self.key_size * room as usize, 0);
-                    values.resize(self.value_size * room as usize, 0);
+                Err(error) if error.raw_os_error() == Some(libc::ENOSPC) && batch.room < self.max_entries => {
+                    batch.resize(batch.room.saturating_mul(2).min(self.max_entries));
                     continue;
                 }
                 Err(error) => return Err(error),
             };
-            let pairs = keys.chunks_exact(self.key_size).zip(values.chunks_exact(self.value_size));
-            for (key, value) in pairs.take(count) {
-                visit(key, value);
-            }
+            batch.visit(&mut visit);
             if last {
                 return Ok(());
             }
-            started = true;
+        }
+    }
+
+    /// Visits the first entries of an array. `copies`: as for [`Self::lookup`].
+    pub(super) fn for_first(&self, count: u32, copies: usize, visit: impl FnMut(&[u8], &[u8])) -> io::Result<()> {
+        let mut batch = Batches::new(self, count.min(self.max_entries).max(1), copies);
+        batch.next()?;
+        batch.visit(visit);
+        Ok(())
+    }
+}
+
+/// A map's entries, some at a time.
+struct Batches<'a> {
+    map: &'a RawMap,
+    /// Entries for which there is room.
+    room: u32,
+    /// Bytes the kernel writes for a value.
+    value_size: usize,
+    /// Where the next batch begins: a u32 for arrays and hashes, a key for tries.
+    cursor: Vec<u8>,
+    started: bool,
+    keys: Vec<u8>,
+    values: Vec<u8>,
+    /// Entries of the last batch.
+    count: usize,
+}
+
+impl<'a> Batches<'a> {
+    fn new(map: &'a RawMap, room: u32, copies: usize) -> Self {
+        let value_size = if copies == 1 { map.value_size } else { map.value_size.next_multiple_of(8) * copies };
+        let cursor = vec![0; map.key_size.max(8)];
+        let (keys, values) = (vec![0; map.key_size * room as usize], vec![0; value_size * room as usize]);
+        Self { map, room, value_size, cursor, started: false, keys, values, count: 0 }
+    }
+
+    fn resize(&mut self, room: u32) {
+        self.room = room;
+        self.keys.resize(self.map.key_size * room as usize, 0);
+        self.values.resize(self.value_size * room as usize, 0);
+    }
+
+    /// Reads the next batch; whether it was the last.
+    fn next(&mut self) -> io::Result<bool> {
+        let mut attr = Attr { zero: [0; 16] };
+        attr.batch = Batch {
+            from: if self.started { self.cursor.as_ptr() as u64 } else { 0 },
+            to: self.cursor.as_mut_ptr() as u64,
+            keys: self.keys.as_mut_ptr() as u64,
+            values: self.values.as_mut_ptr() as u64,
+            count: self.room,
+            fd: self.map.fd.as_raw_fd().cast_unsigned(),
+            element_flags: 0,
+            flags: 0,
+        };
+        let result = call(BPF_MAP_LOOKUP_BATCH, &mut attr);
+        let last = match result {
+            Ok(_) => false,
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => true,
+            Err(error) => return Err(error),
+        };
+        // SAFETY: the union holds plain numbers; this member was written above and by the kernel.
+        self.count = unsafe { attr.batch.count } as usize;
+        self.started = true;
+        Ok(last)
+    }
+
+    fn visit(&self, mut visit: impl FnMut(&[u8], &[u8])) {
+        let pairs = self.keys.chunks_exact(self.map.key_size).zip(self.values.chunks_exact(self.value_size));
+        for (key, value) in pairs.take(self.count) {
+            visit(key, value);
         }
     }
 }

@@ -337,6 +337,31 @@ fn endpoints_of_another_family_or_special_addresses_are_refused_one_by_one() {
 }
 
 #[test]
+fn r22_endpoints_at_addresses_of_the_node_or_of_many_are_refused() {
+    let v4 = ["127.0.0.1", "127.1.2.3", "0.0.0.0", "169.254.169.254", "224.0.0.1", "255.255.255.255"];
+    let v6 = ["::1", "::", "fe80::1", "ff02::1", "::ffff:127.0.0.1"];
+    for (family, addresses, good) in [("IPv4", &v4[..], "10.0.0.1"), ("IPv6", &v6[..], "fd00::1")] {
+        for bad in addresses {
+            let text = format!(
+                "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {{name: s, labels: \
+                 {{kubernetes.io/service-name: web}}}}\naddressType: {family}\nendpoints:\n- addresses: ['{bad}']\n\
+                 - addresses: ['{good}']\n"
+            );
+            let loaded = Folder::new(&[("a.yaml", &text)]).load();
+            let reason = &only_error(&loaded).reason;
+            assert!(reason.contains(bad), "{bad}: {reason}");
+            let slice = loaded.model.slices.values().next().unwrap();
+            let kept: Vec<String> = slice.endpoints.iter().map(|endpoint| endpoint.address.to_string()).collect();
+            assert_eq!(kept, [good], "{bad}");
+        }
+        let count = addresses.len();
+        println!(
+            "SCOREBOARD R22 endpoints at loopback, link-local, multicast and such: {count} {family} ones refused by name"
+        );
+    }
+}
+
+#[test]
 fn a_broken_file_never_destroys_the_last_good_state() {
     let folder = Folder::new(&[("a.yaml", MY_SERVICE), ("b.yaml", SERVICE_PYTHON)]);
     let mut source = Source::new(folder.options());

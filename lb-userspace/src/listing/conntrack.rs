@@ -116,7 +116,7 @@ const fn phase_in_words(phase: Phase) -> &'static str {
     match phase {
         Phase::OPENING | Phase::ANSWERED => "opening",
         Phase::OPEN => "open",
-        Phase::CLOSING => "closing",
+        Phase::CLOSING | Phase::HALF_CLOSED => "closing",
         Phase::CLOSED => "closed",
         _ => crate::offline::UNKNOWN,
     }

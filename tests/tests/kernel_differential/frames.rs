@@ -1,6 +1,6 @@
 //! Frames by chance, many of them broken.
 
-use lb_common::checksum::Sum;
+use lb_common::{checksum::Sum, testing::crc32c};
 
 use crate::twin::{NODE, OUTSIDE, POD, Plan, REMOTE, SERVICE};
 
@@ -96,6 +96,9 @@ pub(crate) fn frame<A: Plan>(random: &mut Random, last: &[u8]) -> Vec<u8> {
         132 => {
             // The first chunk: mostly one that opens.
             segment[12] = random.pick(&[1, 1, 1, 0, 2, 6, 7, 14]);
+            segment[8..12].fill(0);
+            let sum = crc32c(&segment);
+            segment[8..12].copy_from_slice(&sum);
             None
         }
         _ => None,
@@ -136,6 +139,42 @@ fn packet<A: Plan>(source: &[u8], destination: &[u8], protocol: u8, payload: &[u
 
 pub(crate) fn ethertype<A: Plan>() -> [u8; 2] {
     if A::IPV6 { [0x86, 0xdd] } else { [8, 0] }
+}
+
+/// Bytes by chance: of any kind, or as something that a parser begins to read; some too short for an Ethernet header.
+pub(crate) fn noise(random: &mut Random) -> Vec<u8> {
+    let limit = random.pick(&[14, 64, 64, 128, 400, 1500]);
+    let mut frame: Vec<u8> = (0..random.below(limit)).map(|_| random.byte()).collect();
+    let ipv6 = random.chance(50);
+    let mut begin: Vec<u8> = Vec::new();
+    for _ in 0..random.pick(&[0, 0, 0, 1, 2, 3]) {
+        begin.extend([random.pick(&[0x81, 0x88]), random.pick(&[0, 0xa8]), random.byte(), random.byte()]);
+    }
+    match random.below(4) {
+        // Even the ethertype.
+        0 => return frame,
+        // One that is not ours: ARP, MPLS, a length, none at all.
+        1 => begin.extend(random.pick(&[[8, 6], [0x88, 0x47], [0, 60], [5, 0xff], [6, 0], [0xff, 0xff]])),
+        kind => {
+            begin.extend(if ipv6 { [0x86, 0xdd] } else { [8, 0] });
+            if kind == 3 {
+                // A version, and for IPv4 a header length.
+                begin.push(if ipv6 { 0x60 | random.byte() & 15 } else { 0x40 | random.pick(&[4, 5, 5, 5, 6, 15]) });
+                // A length that may fit.
+                let length = u16::try_from(random.below(frame.len() + 1)).expect("short").to_be_bytes();
+                if ipv6 {
+                    begin.extend([0, 0, 0, length[0], length[1]]);
+                } else {
+                    begin.extend([0, length[0], length[1]]);
+                }
+            }
+        }
+    }
+    let end = frame.len().min(12 + begin.len());
+    if let Some(room) = frame.get_mut(12..end) {
+        room.copy_from_slice(&begin[..room.len()]);
+    }
+    frame
 }
 
 /// Breaks a frame somewhere.

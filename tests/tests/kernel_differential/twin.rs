@@ -1,12 +1,8 @@
 //! The tables, filled alike in the kernel and in memory, and a packet run on both.
 
-use std::collections::BTreeMap;
-
 use aya::programs::{SchedClassifier, TestRun, TestRunOptions, Xdp};
 use lb_common::{
     backend::{Backend, BackendId, NextHop, NextHopId, ServiceId, Sets},
-    checksum::Sum,
-    fragment::Fragment,
     frontend::{
         ClientRule, Frontend, FrontendFlags, FrontendId, FrontendKey, FrontendWord, PrefixFlags, PrefixKey,
         SOURCE_ALLOWED, Scope, SourceKey, SourceRange, VIP_OWNED,
@@ -16,17 +12,19 @@ use lb_common::{
     ring::{RingWord, WhenEmpty},
     settings::{Setting, snat_ports},
     tables::World as _,
-    testing::{Buffer, FamilyTables, Memory, l4_checksum_is_right},
+    testing::{Buffer, FamilyTables, Memory},
     tuple::L4Addr,
-    verdict::Action,
+    verdict::{Action, Verdict},
 };
 use lb_tests::Bpffs;
 use lb_userspace::{
     bpf::{Datapath, FlowFamily, MapSizes},
-    image::Table,
+    image::{Image, Table},
     store::MapStore as _,
 };
-use zerocopy::{FromBytes as _, IntoBytes as _, native_endian::U32};
+use zerocopy::{IntoBytes as _, native_endian::U32};
+
+use crate::sound::{Faults, faults};
 
 /// Addresses of a family: outside, pod, other pod, remote pod, node, VIP, empty VIP, Local VIP, unallocated, foreign.
 pub(crate) trait Plan: FlowFamily {
@@ -34,6 +32,7 @@ pub(crate) trait Plan: FlowFamily {
     const TABLES: [Table; 6];
     const SOURCES: Table;
     const FRAGMENTS: &'static str;
+    const HALF_OPEN: &'static str;
     const CONNECTIONS: &'static str;
     fn addr(last: u8, net: u8) -> Self;
     fn of(memory: &mut Memory) -> &mut FamilyTables<Self>;
@@ -46,6 +45,7 @@ impl Plan for [u8; 4] {
         [Table::Frontends4, Table::Records4, Table::Vips4, Table::Prefixes4, Table::Backends4, Table::NextHops4];
     const SOURCES: Table = Table::Sources4;
     const FRAGMENTS: &'static str = "LB4_FRAGMENTS";
+    const HALF_OPEN: &'static str = "LB4_HALF_OPEN";
     const CONNECTIONS: &'static str = "LB4_BKD_CONNS";
 
     fn addr(last: u8, net: u8) -> Self {
@@ -67,6 +67,7 @@ impl Plan for [u8; 16] {
         [Table::Frontends6, Table::Records6, Table::Vips6, Table::Prefixes6, Table::Backends6, Table::NextHops6];
     const SOURCES: Table = Table::Sources6;
     const FRAGMENTS: &'static str = "LB6_FRAGMENTS";
+    const HALF_OPEN: &'static str = "LB6_HALF_OPEN";
     const CONNECTIONS: &'static str = "LB6_BKD_CONNS";
 
     fn addr(last: u8, net: u8) -> Self {
@@ -88,38 +89,80 @@ pub(crate) const OUTSIDE: u8 = 9;
 pub(crate) const NODE: u8 = 5;
 pub(crate) const SERVICE: u8 = 96;
 
+/// Readings of the clock within a packet, at most.
+const READINGS: u32 = 16;
+
+/// How large the tables of a round are, and how fast its flows get old.
+#[derive(Clone, Copy)]
+pub(crate) struct Setup {
+    pub(crate) conntrack: u32,
+    pub(crate) half_open: u32,
+    pub(crate) ticks_per_second: u64,
+}
+
+/// What the kernel's test run did with a frame.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Run {
+    /// Both sides decided alike.
+    Taken,
+    /// It does not take such a frame.
+    Refused,
+}
+
 /// Both sides of the comparison.
 pub(crate) struct Twin {
     pub(crate) datapath: Datapath,
     pub(crate) memory: Memory,
-    /// Frames the kernel's test run does not take.
-    pub(crate) refused: usize,
+    pub(crate) setup: Setup,
+    /// The configuration, as it was written.
+    pub(crate) image: Image,
+    /// The clock when it was last looked at.
+    clock: u32,
+    /// Packets during which it moved.
+    pub(crate) moved: usize,
+    /// Packets about which both sides agreed.
+    pub(crate) agreed: usize,
+    pub(crate) faults: Faults,
 }
 
 impl Twin {
-    pub(crate) fn new(bpffs: &Bpffs) -> Self {
-        let sizes = MapSizes { services: 64, frontends: 64, backends: 64, rings: 64, conntrack: 8192 };
+    pub(crate) fn new(bpffs: &Bpffs, setup: Setup) -> Self {
+        // What the services below need: the slow variant reads them after each packet.
+        let sizes = MapSizes { services: 20, frontends: 24, backends: 4, rings: 20, conntrack: setup.conntrack };
         let datapath = Datapath::open(bpffs.path(), &sizes).expect("the datapath");
-        let mut twin = Self { datapath, memory: Memory::default(), refused: 0 };
-        twin.memory.v4.conntrack_capacity = 8192;
-        twin.memory.v6.conntrack_capacity = 8192;
+        let mut twin = Self {
+            datapath,
+            memory: Memory::default(),
+            setup,
+            image: Image::default(),
+            clock: 0,
+            moved: 0,
+            agreed: 0,
+            faults: Faults::default(),
+        };
+        let capacity = usize::try_from(setup.conntrack).expect("small");
+        twin.memory.v4.conntrack_capacity = capacity;
+        twin.memory.v6.conntrack_capacity = capacity;
         for (setting, word) in [
             (Setting::HostDevice, 1),
             (Setting::HostMac, 0x0001_0203_0405_0607 & 0xffff_ffff_ffff),
             (Setting::SnatPorts, snat_ports(40_000, 40_063)),
             (Setting::HashSeed, 0x1234_5678_9abc_def0),
-            (Setting::TicksPerSecond, 250),
+            (Setting::TicksPerSecond, setup.ticks_per_second),
+            (Setting::HalfOpenSlots, u64::from(setup.half_open)),
         ] {
             twin.memory.settings.insert(setting, word);
             twin.set(Table::Settings, &(setting as u32).to_ne_bytes(), &word.to_ne_bytes());
         }
         twin.fill::<[u8; 4]>(0);
         twin.fill::<[u8; 16]>(16);
+        twin.look_at_clock();
         twin
     }
 
     fn set(&mut self, table: Table, key: &[u8], value: &[u8]) {
         self.datapath.maps.update(table, key, value).unwrap_or_else(|error| panic!("{table:?}: {error}"));
+        self.image.insert_bytes(table, key.into(), value.into());
     }
 
     /// Services `base + 1` (two backends), `base + 2` (none, reject), `base + 3` (none, drop), for TCP and UDP.
@@ -197,10 +240,15 @@ impl Twin {
         }
     }
 
+    /// The time now: packets are seen between two looks.
+    pub(crate) fn look_at_clock(&mut self) {
+        self.clock = self.datapath.clock().expect("the clock");
+    }
+
     /// Runs a frame on both sides and compares; the frame as it left.
-    pub(crate) fn run(&mut self, program: (&'static str, Option<Hook>), frame: &[u8]) -> Vec<u8> {
+    pub(crate) fn run(&mut self, program: (&'static str, Option<Hook>), frame: &[u8]) -> (Run, Vec<u8>) {
         let (name, hook) = program;
-        self.memory.now = self.datapath.clock().expect("the clock");
+        let before = self.clock;
         let mut out = vec![0; 4096];
         let options = TestRunOptions { data_in: Some(frame), data_out: Some(&mut out), ..TestRunOptions::default() };
         let loaded = self.datapath.program(name).expect("the program");
@@ -213,128 +261,119 @@ impl Twin {
         };
         let result = match result {
             Ok(result) => result,
-            // A test run wants an IP header behind an ethertype that promises one.
-            Err(_) if frame.len() < 14 + 40 => {
-                self.refused += 1;
-                return frame.to_vec();
+            Err(_) if is_refused(name, frame) => {
+                // Too short to be anything: memory must see that as well.
+                let (_, seen) = self.decide(program, frame);
+                assert!(
+                    hook == Some(Hook::Host) || seen == (returned(program, Action::Pass), frame.to_vec()),
+                    "{name}"
+                );
+                return (Run::Refused, frame.to_vec());
             }
-            Err(error) => panic!("{name}: {error:?} for {frame:02x?}"),
+            Err(error) => {
+                eprintln!("{name}: {error:?} for {frame:02x?}");
+                self.faults.failed += 1;
+                return (Run::Refused, frame.to_vec());
+            }
         };
         out.truncate(usize::try_from(result.data_size_out).expect("small"));
+        self.look_at_clock();
+        let kernel = (result.return_value, out);
+        let verdict = self.follow(program, frame, &kernel, before);
+        self.memory.count(verdict.counter);
+        self.agreed += 1;
+        let found = faults(name, result.return_value, verdict.action, frame, &kernel.1);
+        if found != Faults::default() {
+            eprintln!("{name}: {:?}: {found:?}: {frame:02x?} became {:02x?}", verdict.counter, kernel.1);
+            self.faults.add(found);
+        }
+        (Run::Taken, kernel.1)
+    }
+
+    /// Lets memory decide as the kernel did between `before` and the last look at the clock.
+    fn follow(
+        &mut self,
+        program: (&'static str, Option<Hook>),
+        frame: &[u8],
+        kernel: &(u32, Vec<u8>),
+        before: u32,
+    ) -> Verdict {
+        let (name, _) = program;
+        self.memory.now = before;
+        if before == self.clock {
+            let (verdict, seen) = self.decide(program, frame);
+            assert_eq!(kernel, &seen, "{name}: {:?} for {frame:02x?}", verdict.counter);
+            return verdict;
+        }
+        self.moved += 1;
+        let saved = self.memory.clone();
+        self.memory.now = self.clock;
+        let _late = self.decide(program, frame);
+        let late = self.memory.clone();
+        for (now, turn) in moments(before, self.clock) {
+            self.memory.clone_from(&saved);
+            self.memory.now = now;
+            self.memory.turn.set(turn);
+            let (verdict, seen) = self.decide(program, frame);
+            if *kernel == seen && self.written_agree(&saved, &late) {
+                self.memory.turn.set(None);
+                return verdict;
+            }
+        }
+        self.memory = saved;
+        self.memory.now = self.clock;
+        let (verdict, seen) = self.decide(program, frame);
+        assert_eq!(kernel, &seen, "{name}: {:?} for {frame:02x?}, at no time", verdict.counter);
+        self.compare();
+        panic!("{name}: {:?} for {frame:02x?}: the tables agree at no time", verdict.counter);
+    }
+
+    /// What memory makes of a frame: its verdict, and what the kernel's program would return and leave.
+    fn decide(&self, program: (&'static str, Option<Hook>), frame: &[u8]) -> (Verdict, (u32, Vec<u8>)) {
         let mut buffer = Buffer(frame.to_vec());
-        let verdict = match hook {
+        let verdict = match program.1 {
             Some(hook) => pipeline::ingress(&mut buffer, &self.memory, hook, u32::from(hook != Hook::Host)),
             None => pipeline::egress(&mut buffer, &self.memory),
         };
-        self.memory.count(verdict.counter);
-        let expected = match (hook, verdict.action) {
-            // XDP_DROP; XDP_PASS and TC_ACT_SHOT; TCX_NEXT; TC_ACT_REDIRECT.
-            (Some(Hook::Xdp), Action::Drop) => 1,
-            (Some(Hook::Xdp), Action::Pass) | (_, Action::Drop) => 2,
-            (_, Action::Pass) => u32::MAX,
-            (_, Action::Reply | Action::ToHost | Action::Forward) => 7,
-            (_, Action::Undecided) => panic!("{name}: undecided"),
-        };
-        assert_eq!(
-            (result.return_value, &out),
-            (expected, &buffer.0),
-            "{name}: {:?} for {frame:02x?}",
-            verdict.counter
-        );
-        sound(name, verdict.action, frame, &out);
-        out
-    }
-
-    /// Every table the programs write, whole, against memory; the conntrack entries.
-    pub(crate) fn compare(&self) -> usize {
-        let mut counters = self.datapath.maps.counters().expect("counters");
-        counters.retain(|_, count| *count > 0);
-        assert_eq!(&counters, &*self.memory.counters.borrow());
-        let mut traffic = BTreeMap::new();
-        for (service, (packets, bytes)) in self.memory.traffic.borrow().iter() {
-            traffic.extend([(service * 2, *packets), (service * 2 + 1, *bytes)]);
-        }
-        traffic.retain(|_, word| *word > 0);
-        assert_eq!(self.words("LB_SVC_TRAFFIC"), traffic);
-        let mut services = BTreeMap::new();
-        let flows = self.compare_family::<[u8; 4]>(&mut services) + self.compare_family::<[u8; 16]>(&mut services);
-        assert_eq!(self.words("LB_SVC_CONNS"), services);
-        flows
-    }
-
-    fn words(&self, map: &str) -> BTreeMap<u32, u64> {
-        self.datapath.maps.words(map).unwrap_or_else(|error| panic!("{map}: {error}"))
-    }
-
-    /// Adds the family's connections to those by service.
-    fn compare_family<A: Plan>(&self, services: &mut BTreeMap<u32, u64>) -> usize {
-        let tables = A::seen(&self.memory);
-        let mut kernel: BTreeMap<_, _> = self.datapath.maps.flows::<A>().expect("flows").into_iter().collect();
-        let mut memory = tables.conntrack.borrow().clone();
-        // The clocks are read one after the other.
-        for entry in kernel.values_mut().chain(memory.values_mut()) {
-            entry.stamp = U32::ZERO;
-        }
-        assert_eq!(kernel.len(), memory.len());
-        for (key, entry) in &memory {
-            assert_eq!(kernel.get(key), Some(entry), "{key:?}");
-        }
-        let mut backends = BTreeMap::new();
-        for ((service, backend), count) in tables.connections.borrow().iter() {
-            *services.entry(*service).or_default() += count;
-            *backends.entry(*backend).or_default() += count;
-        }
-        assert_eq!(self.words(A::CONNECTIONS), backends);
-        let mut fragments = BTreeMap::new();
-        for (key, value) in self.datapath.maps.entries(A::FRAGMENTS).expect("fragments") {
-            let mut fragment = Fragment::read_from_bytes(&value).expect("a fragment");
-            fragment.stamp = U32::ZERO;
-            fragments.insert(key.into_vec(), fragment);
-        }
-        let known = tables.fragments.borrow();
-        assert_eq!(fragments.len(), known.len());
-        for (key, fragment) in known.iter() {
-            let wanted = Fragment { stamp: U32::ZERO, ..*fragment };
-            assert_eq!(fragments.get(key.as_bytes()), Some(&wanted), "{key:?}");
-        }
-        kernel.len()
+        (verdict, (returned(program, verdict.action), buffer.0))
     }
 }
 
-/// What a rewritten or answered frame promises: checksums that are right, if the frame's were, and no packet longer than
-/// its frame. That both sides agree does not show it: they are the same code.
-fn sound(name: &str, action: Action, frame: &[u8], out: &[u8]) {
-    if frame == out || fragmented(out) {
-        return;
-    }
-    let answered = action == Action::Reply;
-    if answered || l4_checksum_is_right(frame) == Some(true) {
-        assert_ne!(l4_checksum_is_right(out), Some(false), "{name}: {frame:02x?} became {out:02x?}");
-    }
-    if answered || packet_is_right(frame) == Some(true) {
-        assert_ne!(packet_is_right(out), Some(false), "{name}: {frame:02x?} became {out:02x?}");
+/// What a program returns for an action.
+fn returned((name, hook): (&'static str, Option<Hook>), action: Action) -> u32 {
+    match (hook, action) {
+        // XDP_DROP; XDP_PASS and TC_ACT_SHOT; TCX_NEXT; TC_ACT_REDIRECT.
+        (Some(Hook::Xdp), Action::Drop) => 1,
+        (Some(Hook::Xdp), Action::Pass) | (_, Action::Drop) => 2,
+        (_, Action::Pass) => u32::MAX,
+        (_, Action::Reply | Action::ToHost | Action::Forward) => 7,
+        (_, Action::Undecided) => panic!("{name}: undecided"),
     }
 }
 
-/// Whether an untagged frame is a fragment: only the first one has a checksum, of more than itself.
-fn fragmented(frame: &[u8]) -> bool {
-    match frame.get(12..14) {
-        Some([8, 0]) => frame.get(20..22).is_some_and(|field| field[0] & 0x3f != 0 || field[1] != 0),
-        // Behind other extension headers as well.
-        Some([0x86, 0xdd]) => frame.get(20).is_some_and(|next| [0, 43, 44, 51, 60].contains(next)),
-        _ => true,
-    }
+/// Whether the kernel's test run cannot make a packet of a frame: it wants an Ethernet header, and for tc behind an
+/// ethertype that promises one an IP header.
+fn is_refused(name: &str, frame: &[u8]) -> bool {
+    let least = match frame.get(12..14) {
+        None => return true,
+        _ if name == "lb_xdp" => 14,
+        Some([8, 0]) => 14 + 20,
+        Some([0x86, 0xdd]) => 14 + 40,
+        Some(_) => 14,
+    };
+    frame.len() < least
 }
 
-/// Whether an untagged frame holds the whole of its packet, under a right header checksum.
-fn packet_is_right(frame: &[u8]) -> Option<bool> {
-    let length = |at: usize| Some(usize::from(u16::from_be_bytes(frame.get(at..at + 2)?.try_into().ok()?)));
-    match frame.get(12..14)? {
-        [8, 0] => {
-            let header = frame.get(14..14 + 4 * usize::from(frame.get(14)? & 15))?;
-            Some(frame.len() >= 14 + length(16)? && Sum::default().add(header).fold() == 0xffff)
-        }
-        [0x86, 0xdd] => Some(frame.len() >= 54 + length(18)?),
-        _ => None,
-    }
+/// Every course a clock may take from one time to another while a packet is looked at: where it stands, and after how many
+/// readings it shows another time. Those that are likely come first.
+fn moments(from: u32, to: u32) -> impl Iterator<Item = (u32, Option<(u32, u32)>)> {
+    let ticks = to.wrapping_sub(from);
+    let still = (0..=ticks).map(move |tick| (from.wrapping_add(tick), None));
+    let moving = (1..=ticks).flat_map(move |step| {
+        (0..=ticks - step).flat_map(move |tick| {
+            let now = from.wrapping_add(tick);
+            (1..READINGS).map(move |readings| (now, Some((readings, now.wrapping_add(step)))))
+        })
+    });
+    still.chain(moving)
 }

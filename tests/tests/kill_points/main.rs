@@ -4,14 +4,23 @@ mod reader;
 mod run;
 mod states;
 
+use lb_tests::scoreboard;
 use lb_userspace::{image::Capacity, store::testing::FakeStore};
 
 #[test]
 fn r1_500_kill_points_in_a_sync() {
-    let some =
-        |first| (first..500).step_by(2).for_each(|seed| run::one(seed, &mut FakeStore::new(Capacity::uniform(1024))));
-    std::thread::scope(|scope| {
-        scope.spawn(|| some(0));
-        some(1);
+    let some = |first| -> u64 {
+        (first..500).step_by(2).map(|seed| run::one(seed, &mut FakeStore::new(Capacity::uniform(1024)))).sum()
+    };
+    let died = std::thread::scope(|scope| {
+        let half = scope.spawn(|| some(0));
+        some(1) + half.join().expect("a half")
     });
+    scoreboard(
+        "R1",
+        &format!(
+            "kill_points: 500 seeded syncs of tables in memory, {died} agents killed in them; read after each write as a \
+             program reads: every frontend whole, of the old state or the new; the next agent finished each"
+        ),
+    );
 }

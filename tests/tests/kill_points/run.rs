@@ -122,8 +122,8 @@ fn expected(state: &State) -> Expected {
     reader::expected(&lb_userspace::desired::desired(&state.model, &states::node()))
 }
 
-/// The run of a seed, on tables that are empty or were left by another run.
-pub(crate) fn one<S: MapStore>(seed: u64, store: &mut S) {
+/// The run of a seed, on tables that are empty or were left by another run. How many agents died in it.
+pub(crate) fn one<S: MapStore>(seed: u64, store: &mut S) -> u64 {
     let mut random = Random(seed);
     let (from, to) = (states::state(&mut random), states::state(&mut random));
     let allowed = vec![expected(&from), expected(&to)];
@@ -138,7 +138,7 @@ pub(crate) fn one<S: MapStore>(seed: u64, store: &mut S) {
     let directory = tempfile::tempdir().expect("a directory");
     live(store, directory.path(), &from).expect("the first state");
     // Some agents die more than once before one of them gets through.
-    let mut deaths = 1 + random.below(3);
+    let (mut deaths, mut died) = (1 + random.below(3), 0);
     loop {
         let left = (deaths > 0).then(|| random.below(operations + 1));
         let what = format!("seed {seed}, dies after {left:?} of {operations}");
@@ -151,6 +151,7 @@ pub(crate) fn one<S: MapStore>(seed: u64, store: &mut S) {
             break;
         }
         deaths -= 1;
+        died += 1;
         // The file of numbers may be gone as well.
         if random.below(8) == 0 {
             fs::remove_file(directory.path().join("ids.json")).expect("the file is there");
@@ -163,4 +164,5 @@ pub(crate) fn one<S: MapStore>(seed: u64, store: &mut S) {
     // Another start finds nothing to do.
     let writes = live(store, directory.path(), &to).expect("a sync");
     assert_eq!((writes, plan::read_mirror(store).expect("a dump")), (0, end), "seed {seed}");
+    died
 }

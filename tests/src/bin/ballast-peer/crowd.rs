@@ -34,6 +34,9 @@ pub(crate) struct Crowd {
     /// Pause between two echoes of a flow.
     #[arg(long, default_value_t = 50)]
     interval_ms: u64,
+    /// End TCP connections by RST.
+    #[arg(long)]
+    reset: bool,
 }
 
 /// How long an echo may take: longer than a retransmission of TCP, and a datagram that takes it is lost.
@@ -90,7 +93,11 @@ impl Crowd {
         };
         stream.get_ref().set_read_timeout(Some(PATIENCE))?;
         ready.send(()).unwrap_or_default();
-        self.rounds(shared, |number| echo(&mut stream, number))
+        let result = self.rounds(shared, |number| echo(&mut stream, number));
+        if self.reset {
+            rustix::net::sockopt::set_socket_linger(stream.get_ref(), Some(Duration::ZERO))?;
+        }
+        result
     }
 
     fn datagrams(&self, to: SocketAddr, shared: &Shared, ready: &mpsc::Sender<()>) -> io::Result<()> {
