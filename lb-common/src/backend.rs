@@ -2,7 +2,7 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned, native_endian::U32};
 
-use crate::tuple::L4Addr;
+use crate::{frontend::Scope, tuple::L4Addr};
 
 /// Index of a service port of one family; its two ring words stand at `2 * id` and `2 * id + 1` of `LB_SERVICES`.
 /// Zero is never used.
@@ -45,6 +45,43 @@ macro_rules! ids {
 }
 ids!(ServiceId, BackendId, NextHopId);
 
+/// Backend sets of a service, a bit each.
+#[derive(
+    Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
+#[repr(transparent)]
+pub struct Sets(pub u8);
+
+impl Sets {
+    /// In none: flows that have it keep it.
+    pub const NONE: Self = Self(0);
+    /// The Cluster set.
+    pub const CLUSTER: Self = Self(1);
+    /// The Local set.
+    pub const LOCAL: Self = Self(2);
+
+    /// The set of a scope.
+    #[inline(always)]
+    pub const fn of(scope: Scope) -> Self {
+        match scope {
+            Scope::Cluster => Self::CLUSTER,
+            Scope::Local => Self::LOCAL,
+        }
+    }
+
+    /// All of both.
+    #[must_use]
+    pub const fn with(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
+    /// Whether all of `other` are set.
+    #[inline(always)]
+    pub const fn contains(self, other: Self) -> bool {
+        self.0 & other.0 == other.0
+    }
+}
+
 /// A backend: one endpoint of one service port. An empty slot has generation 0. 24 bytes
 /// for IPv4, 36 for IPv6. Numbers are in host byte order without alignment, as in every generic map type: that is what
 /// lets zerocopy prove there is no padding.
@@ -55,8 +92,11 @@ ids!(ServiceId, BackendId, NextHopId);
 pub struct Backend<A> {
     /// Where it listens.
     pub address: L4Addr<A>,
+    /// Which of the service's sets it is in. Changed in place: the rings say who is chosen, this says whether a remembered
+    /// choice still counts.
+    pub sets: Sets,
     /// Zero.
-    pub reserved: [u8; 2],
+    pub reserved: u8,
     /// The service port it belongs to.
     pub service: ServiceId,
     /// Grows by one each time the slot gets a new owner; never reset. A flow that remembers another generation belongs

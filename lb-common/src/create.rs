@@ -3,11 +3,12 @@
 use zerocopy::native_endian::{U32, U64};
 
 use crate::{
+    affinity,
     backend::NextHop,
     conntrack::{Conntrack, EntryKind, Phase},
     family::Addr,
     flow::Flow,
-    frontend::{Client, FrontendKey, PrefixFlags},
+    frontend::{Client, FrontendFlags, FrontendKey, PrefixFlags, Scope},
     hash::flow_hash,
     insert::{insert, is_same, remove_flow},
     pipeline,
@@ -89,7 +90,10 @@ pub(crate) fn enter<A: Addr, W: Tables<A>>(world: &W, flow: &Flow<A>, device: u3
         }
         let hash = flow_hash(&flow.key.0, world.setting(Setting::HashSeed));
         match insert(world, entry, other, hash) {
-            Ok(()) => Outcome::Flow(Counter::NewFlow),
+            Ok(()) => {
+                remember(world, entry);
+                Outcome::Flow(Counter::NewFlow)
+            }
             Err(Counter::TupleTaken) if is_same(entry, other) => Outcome::Flow(Counter::ToBackend),
             Err(reason) => Outcome::Refuse(reason),
         }
@@ -124,15 +128,24 @@ fn choose<A: Addr, W: Tables<A>>(world: &W, flow: &Flow<A>, device: u32, entry: 
         return Outcome::Drop(Counter::SpoofedSource);
     }
     // TCP begins with a SYN, SCTP with an INIT; anything else without state is somebody's past (design.md section 4).
-    if flow.protocol() != Protocol::UDP && !flow.flags.opens() {
-        if flow.protocol() == Protocol::TCP && takeover_left(world.setting(Setting::Takeover), world.now()) != 0 {
-            return Outcome::Pass(Counter::TakenOver);
-        }
-        return Outcome::Refuse(Counter::NoState);
+    let stateless = flow.protocol() != Protocol::UDP && !flow.flags.opens();
+    if stateless
+        && flow.protocol() == Protocol::TCP
+        && takeover_left(world.setting(Setting::Takeover), world.now()) != 0
+    {
+        return Outcome::Pass(Counter::TakenOver);
     }
     let Some(frontend) = world.record(word.id()) else {
         return Outcome::Drop(Counter::Inconsistent);
     };
+    // Whoever may not ask gets no answer, not even a refusal.
+    if frontend.flags.contains(FrontendFlags::SOURCE_RANGES) && !world.is_allowed(frontend.service, &flow.key.0.source)
+    {
+        return Outcome::Drop(Counter::SourceRange);
+    }
+    if stateless {
+        return Outcome::Refuse(Counter::NoState);
+    }
     let client = if host {
         Client::Host
     } else if from_pod {
@@ -142,7 +155,8 @@ fn choose<A: Addr, W: Tables<A>>(world: &W, flow: &Flow<A>, device: u32, entry: 
     };
     let rule = frontend.rule(client);
     let hash = flow_hash(&flow.key.0, world.setting(Setting::HashSeed));
-    let (id, backend) = match select::backend(world, frontend.service, rule.scope(), hash) {
+    let remembered = recall(world, frontend.service.get(), rule.scope(), &flow.key.0.source);
+    let (id, backend) = match select::remembered_or(world, remembered, frontend.service, rule.scope(), hash) {
         Choice::Backend(id, backend) => (id, backend),
         Choice::Empty(WhenEmpty::Reject) => return Outcome::Refuse(Counter::NoEndpoint),
         Choice::Empty(WhenEmpty::Drop) => return Outcome::Drop(Counter::NoLocalEndpoint),
@@ -182,6 +196,19 @@ fn choose<A: Addr, W: Tables<A>>(world: &W, flow: &Flow<A>, device: u32, entry: 
         entry.source = L4Addr { addr: hop.prefsrc, port: entry.client.port };
     }
     Outcome::Flow(Counter::NewFlow)
+}
+
+/// Number of the backend that a client is remembered with; 0: none.
+#[inline(never)]
+fn recall<A: Addr, W: Tables<A>>(world: &W, service: u32, scope: Scope, client: &A) -> u32 {
+    affinity::recall(world, service, scope, client)
+}
+
+/// Remembers the backend of a flow that was just made.
+#[inline(never)]
+fn remember<A: Addr, W: Tables<A>>(world: &W, entry: &Conntrack<A>) {
+    let (service, id) = (entry.service.get(), entry.backend_id.get());
+    affinity::remember(world, service, &entry.client.addr, id, entry.generation.get());
 }
 
 /// Whether an interface is one that pods of this node do not send by.

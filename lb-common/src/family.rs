@@ -8,6 +8,7 @@ use crate::{
     fragment::Position,
     packet::{Packet, Wire},
     protocol::Protocol,
+    settings::Setting,
     verdict::Counter,
     wire::{
         eth::Eth,
@@ -36,6 +37,13 @@ pub trait Addr: Abi + Unaligned + Eq + Ord + Hash + Debug + AsRef<[u8]> {
 
     /// `127.0.0.0/8` or `::1`: an address that every network namespace has for itself.
     fn is_loopback(&self) -> bool;
+
+    /// The settings that hold the address of this node's processes, and their words as an address.
+    const HOST_SOURCE: [Setting; 2];
+    /// The same as words.
+    fn from_words(words: [u64; 2]) -> Self;
+    /// Words for the settings.
+    fn to_words(self) -> [u64; 2];
 }
 
 impl Addr for [u8; 4] {
@@ -56,6 +64,17 @@ impl Addr for [u8; 4] {
     fn is_loopback(&self) -> bool {
         let [first, ..] = *self;
         first == 127
+    }
+
+    const HOST_SOURCE: [Setting; 2] = [Setting::HostSource4, Setting::HostSource4];
+
+    #[inline(always)]
+    fn from_words([word, _]: [u64; 2]) -> Self {
+        (word as u32).to_ne_bytes()
+    }
+
+    fn to_words(self) -> [u64; 2] {
+        [u64::from(u32::from_ne_bytes(self)); 2]
     }
 }
 
@@ -83,6 +102,20 @@ impl Addr for [u8; 16] {
     fn is_loopback(&self) -> bool {
         let [.., last] = *self;
         last == 1 && self.iter().take(15).fold(0, |all, byte| all | byte) == 0
+    }
+
+    const HOST_SOURCE: [Setting; 2] = [Setting::HostSource6Front, Setting::HostSource6Back];
+
+    #[inline(always)]
+    fn from_words([front, back]: [u64; 2]) -> Self {
+        let [a, b, c, d, e, f, g, h] = front.to_ne_bytes();
+        let [i, j, k, l, m, n, o, p] = back.to_ne_bytes();
+        [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p]
+    }
+
+    fn to_words(self) -> [u64; 2] {
+        let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = self;
+        [[a, b, c, d, e, f, g, h], [i, j, k, l, m, n, o, p]].map(u64::from_ne_bytes)
     }
 }
 

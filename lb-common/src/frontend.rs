@@ -172,6 +172,17 @@ impl FrontendFlags {
     pub const NO_POD_SOCKET: Self = Self(1);
     /// An address of this node: what its own processes send there stays on `lo`, where no packet path serves it.
     pub const OWN_ADDRESS: Self = Self(2);
+    /// Clients must be in one of the service's source ranges (semantics.md 2.7).
+    pub const SOURCE_RANGES: Self = Self(4);
+
+    /// The service remembers its clients (semantics.md 2.5): its word in `LB_SVC_AFFINITY` says for how long.
+    pub const AFFINITY: Self = Self(8);
+
+    /// All bits of both.
+    #[must_use]
+    pub const fn with(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
 
     /// Whether all bits of `other` are set.
     #[inline(always)]
@@ -195,6 +206,39 @@ pub struct PrefixKey<A> {
     /// The address; bits behind the prefix are zero in a stored key.
     pub addr: A,
 }
+
+/// Key of `LB4_SOURCES` and `LB6_SOURCES` (LPM trie): a range of addresses that may use the frontends of a service which
+/// have [`FrontendFlags::SOURCE_RANGES`]. Prefix length in host order, then what is compared bit by bit from its front.
+#[derive(
+    Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
+#[repr(C)]
+pub struct SourceKey<A> {
+    /// [`SourceRange::SERVICE_BITS`] and the bits of the range's prefix, host byte order.
+    pub length: U32,
+    /// The range.
+    pub range: SourceRange<A>,
+}
+
+/// A service and the first address of a range.
+#[derive(
+    Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
+#[repr(C)]
+pub struct SourceRange<A> {
+    /// The service, all its bits.
+    pub service: ServiceId,
+    /// The address; bits behind the prefix are zero in a stored key.
+    pub addr: A,
+}
+
+impl<A> SourceRange<A> {
+    /// Bits in front of the address.
+    pub const SERVICE_BITS: u32 = 32;
+}
+
+/// Value of the source range tables: there is nothing to say about a range but that it is there.
+pub const SOURCE_ALLOWED: u32 = 1;
 
 /// Value of the prefix tables.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]

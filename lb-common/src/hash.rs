@@ -24,6 +24,13 @@ pub const fn cookie_hash(cookie: u64, seed: u64) -> u32 {
     mix((word as u32).wrapping_mul(0x9E37_79B1) ^ ((word >> 32) as u32).wrapping_mul(0x85EB_CA77))
 }
 
+/// Hashes a client of a service port: the set of the affinity table it is remembered in.
+#[inline(always)]
+pub fn client_hash<A: Addr>(client: &A, service: u32, seed: u64) -> u32 {
+    let hash = (client.fold() ^ seed as u32).wrapping_mul(0x9E37_79B1);
+    mix(hash ^ (service ^ (seed >> 32) as u32).rotate_left(13).wrapping_mul(0x85EB_CA77))
+}
+
 /// Scales a hash to `0..length` without a division.
 #[inline(always)]
 pub const fn scale(hash: u32, length: u32) -> u32 {

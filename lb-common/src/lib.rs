@@ -25,6 +25,7 @@
 #[cfg(feature = "testing")]
 extern crate std;
 
+pub mod affinity;
 pub mod backend;
 pub mod checksum;
 pub mod conntrack;

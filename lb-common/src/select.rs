@@ -25,6 +25,24 @@ pub fn backend<A: Addr, W: Tables<A>>(world: &W, service: ServiceId, scope: Scop
     backend_after(world, service, scope, hash, 0)
 }
 
+/// The backend of a client: the one it is remembered with (semantics.md 2.5; its number, or 0), else the one that `hash`
+/// falls on.
+#[inline(always)]
+pub(crate) fn remembered_or<A: Addr, W: Tables<A>>(
+    world: &W,
+    remembered: u32,
+    service: ServiceId,
+    scope: Scope,
+    hash: u32,
+) -> Choice<'_, A> {
+    if remembered != 0
+        && let Some(backend) = world.backend(BackendId::new(remembered))
+    {
+        return Choice::Backend(BackendId::new(remembered), backend);
+    }
+    backend(world, service, scope, hash)
+}
+
 /// The backend that stands `step` slots behind the one that `hash` falls on, round the ring.
 #[inline(always)]
 pub fn backend_after<A: Addr, W: Tables<A>>(

@@ -29,6 +29,12 @@ pub enum Setting {
     Uplinks2 = 10,
     /// The same.
     Uplinks3 = 11,
+    /// The IPv4 address that this node's processes have towards Services, as it stands in a packet; 0: none.
+    HostSource4 = 12,
+    /// The first half of the same for IPv6.
+    HostSource6Front = 13,
+    /// Its second half.
+    HostSource6Back = 14,
 }
 
 impl Setting {

@@ -3,6 +3,7 @@
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::{
+    affinity::Client,
     backend::{Backend, BackendId, NextHop, NextHopId, ServiceId},
     conntrack::Conntrack,
     family::Addr,
@@ -53,6 +54,8 @@ pub trait World {
     fn ring(&self, service: ServiceId, scope: Scope) -> RingWord;
     /// A slot of `LB_RINGS`.
     fn slot(&self, index: u32) -> Option<BackendId>;
+    /// Seconds that a service port remembers its clients; 0: not at all.
+    fn affinity(&self, service: ServiceId) -> u64;
     /// Adds what an ended flow carried to its service: packets and bytes.
     fn add_traffic(&self, service: ServiceId, packets: u64, bytes: u64);
     /// Reads a word of `LB_SOCKETS`.
@@ -71,6 +74,8 @@ pub trait Tables<A: Addr>: World {
     fn is_vip(&self, addr: &A) -> bool;
     /// What the prefixes say about an address.
     fn prefix(&self, addr: &A) -> PrefixFlags;
+    /// Whether an address is in one of a service's source ranges.
+    fn is_allowed(&self, service: ServiceId, source: &A) -> bool;
     /// Reads a backend.
     fn backend(&self, id: BackendId) -> Option<&Backend<A>>;
     /// Reads a next hop.
@@ -88,6 +93,8 @@ pub trait Tables<A: Addr>: World {
     fn remove(&self, key: &FlowKey<A>);
     /// Lends a slot of the half-open table. `None`: there is no such slot.
     fn half_open<R>(&self, index: u32, visit: impl FnOnce(&mut HalfOpen<A>) -> R) -> Option<R>;
+    /// Lends a slot of the affinity table. `None`: there is no such slot.
+    fn client<R>(&self, index: u32, visit: impl FnOnce(&mut Client<A>) -> R) -> Option<R>;
     /// Remembers whom a UDP socket (by its cookie) was connected to, for user space to end it; false without room.
     fn set_connected(&self, cookie: u64, peer: &Peer<A>) -> bool;
     /// Forgets it.

@@ -9,6 +9,7 @@ use std::{
 use zerocopy::{FromZeros, IntoBytes};
 
 use crate::{
+    affinity::Client,
     backend::{Backend, BackendId, NextHop, NextHopId, ServiceId},
     checksum::{Checksum, Sum},
     conntrack::Conntrack,
@@ -97,6 +98,8 @@ pub struct FamilyTables<A: Addr> {
     pub vips: Vec<A>,
     /// Prefixes: length, address, flags. The longest match wins.
     pub prefixes: Vec<(u32, A, PrefixFlags)>,
+    /// Source ranges: service, length, address.
+    pub sources: Vec<(u32, u32, A)>,
     /// Backends by id.
     pub backends: BTreeMap<u32, Backend<A>>,
     /// Next hops by id.
@@ -109,6 +112,8 @@ pub struct FamilyTables<A: Addr> {
     pub connections: RefCell<BTreeMap<(u32, u32), u64>>,
     /// Slots of half-open flows.
     pub half_open: RefCell<BTreeMap<u32, HalfOpen<A>>>,
+    /// Remembered clients by slot.
+    pub clients: RefCell<BTreeMap<u32, Client<A>>>,
     /// Connected UDP sockets by cookie.
     pub connected: RefCell<BTreeMap<u64, Peer<A>>>,
     /// Room for them.
@@ -126,12 +131,14 @@ impl<A: Addr> Default for FamilyTables<A> {
             records: BTreeMap::new(),
             vips: Vec::new(),
             prefixes: Vec::new(),
+            sources: Vec::new(),
             backends: BTreeMap::new(),
             next_hops: BTreeMap::new(),
             conntrack: RefCell::default(),
             conntrack_capacity: 65_536,
             connections: RefCell::default(),
             half_open: RefCell::default(),
+            clients: RefCell::default(),
             connected: RefCell::default(),
             connected_capacity: 16_384,
             fragments: RefCell::default(),
@@ -149,6 +156,8 @@ pub struct Memory {
     pub v6: FamilyTables<[u8; 16]>,
     /// Ring words by `2 * service + scope`.
     pub services: BTreeMap<u32, RingWord>,
+    /// Affinity timeouts by service.
+    pub affinities: BTreeMap<u32, u64>,
     /// The ring array.
     pub rings: BTreeMap<u32, BackendId>,
     /// Settings.
@@ -195,6 +204,10 @@ impl World for Memory {
         self.rings.get(&index).copied()
     }
 
+    fn affinity(&self, service: ServiceId) -> u64 {
+        self.affinities.get(&service.get()).copied().unwrap_or(0)
+    }
+
     fn add_traffic(&self, service: ServiceId, packets: u64, bytes: u64) {
         let mut traffic = self.traffic.borrow_mut();
         let entry = traffic.entry(service.get()).or_default();
@@ -229,6 +242,11 @@ macro_rules! tables {
             fn prefix(&self, addr: &$addr) -> PrefixFlags {
                 let matching = self.$field.prefixes.iter().filter(|(length, prefix, _)| covers(*length, prefix, addr));
                 matching.max_by_key(|(length, ..)| *length).map_or(PrefixFlags::NONE, |(.., flags)| *flags)
+            }
+
+            fn is_allowed(&self, service: ServiceId, source: &$addr) -> bool {
+                let of_service = self.$field.sources.iter().filter(|(id, ..)| *id == service.get());
+                of_service.into_iter().any(|(_, length, prefix)| covers(*length, prefix, source))
             }
 
             fn backend(&self, id: BackendId) -> Option<&Backend<$addr>> {
@@ -279,6 +297,14 @@ macro_rules! tables {
                 let mut slot = slots.borrow().get(&index).copied().unwrap_or_else(HalfOpen::new_zeroed);
                 let result = visit(&mut slot);
                 slots.borrow_mut().insert(index, slot);
+                Some(result)
+            }
+
+            fn client<R>(&self, index: u32, visit: impl FnOnce(&mut Client<$addr>) -> R) -> Option<R> {
+                let clients = &self.$field.clients;
+                let mut client = clients.borrow().get(&index).copied().unwrap_or(Client::NONE);
+                let result = visit(&mut client);
+                clients.borrow_mut().insert(index, client);
                 Some(result)
             }
 

@@ -108,7 +108,7 @@ impl<A: Addr> UdpSocket<A> {
     /// Whether it is connected to this backend, by another address than `frontend`: then it hears this backend alone, and
     /// takes all for answers of the other address.
     #[inline(always)]
-    fn hears_only(&self, socket: &Socket, backend: &L4Addr<A>, frontend: &L4Addr<A>) -> bool {
+    fn hears_only(&self, socket: &Socket<A>, backend: &L4Addr<A>, frontend: &L4Addr<A>) -> bool {
         let connected = &self.connected;
         socket.connected && !connected.is_empty() && connected.backend == *backend && connected.frontend != *frontend
     }
@@ -175,12 +175,15 @@ pub trait Storage<A> {
 pub fn connect<A: Addr, W: Tables<A>, S: Storage<A>>(
     world: &W,
     storage: &S,
-    socket: Socket,
+    socket: Socket<A>,
     destination: L4Addr<A>,
 ) -> SocketVerdict<A> {
     // It is connected anew, whatever it was.
     let socket = Socket { connected: false, ..socket };
     let verdict = ask(world, storage, &socket, destination, |own, asked| {
+        if let Some(verdict) = socket.turned_away(world, asked.frontend) {
+            return verdict;
+        }
         let (service, scope) = (asked.frontend.service, asked.frontend.rule(Client::Host).scope());
         let hash = cookie_hash(socket.cookie, world.setting(Setting::HashSeed));
         match select::backend(world, service, scope, hash) {
@@ -222,7 +225,7 @@ pub fn connect<A: Addr, W: Tables<A>, S: Storage<A>>(
 pub fn send<A: Addr, W: Tables<A>, S: Storage<A>>(
     world: &W,
     storage: &S,
-    socket: Socket,
+    socket: Socket<A>,
     destination: L4Addr<A>,
 ) -> SocketVerdict<A> {
     let verdict =
@@ -246,7 +249,7 @@ pub fn send<A: Addr, W: Tables<A>, S: Storage<A>>(
 
 /// `recvmsg`: the address that the application sent to, if a datagram from `from` answers that.
 #[inline(always)]
-pub fn received<A: Addr, S: Storage<A>>(storage: &S, socket: Socket, from: L4Addr<A>) -> Option<L4Addr<A>> {
+pub fn received<A: Addr, S: Storage<A>>(storage: &S, socket: Socket<A>, from: L4Addr<A>) -> Option<L4Addr<A>> {
     storage.visit(false, None, |own| {
         let connected = &own.connected;
         if socket.connected && !connected.is_empty() && connected.backend == from {
@@ -267,7 +270,7 @@ pub fn peer_name<A: Addr, S: Storage<A>>(storage: &S) -> Option<L4Addr<A>> {
 fn ask<'w, A: Addr, W: Tables<A>, S: Storage<A>>(
     world: &'w W,
     storage: &S,
-    socket: &Socket,
+    socket: &Socket<A>,
     destination: L4Addr<A>,
     choose: impl FnOnce(&mut UdpSocket<A>, &Asked<'w, A>) -> SocketVerdict<A>,
 ) -> SocketVerdict<A> {
@@ -277,6 +280,7 @@ fn ask<'w, A: Addr, W: Tables<A>, S: Storage<A>>(
     }
     match look_up(world, socket, Client::Host, destination) {
         Ok(asked) => storage.visit(true, cannot(&asked, Counter::SocketFull), |own| {
+            own.by_packets |= u8::from(is_left(asked.frontend.flags));
             if own.by_packets == 0 {
                 choose(own, &asked)
             } else if asked.frontend.flags.contains(FrontendFlags::OWN_ADDRESS) {
@@ -289,11 +293,18 @@ fn ask<'w, A: Addr, W: Tables<A>, S: Storage<A>>(
     }
 }
 
+/// Whether a frontend leaves a socket to the packet path, which alone remembers clients for UDP. To an address of this node
+/// there is no packet path: it is served without.
+#[inline(always)]
+const fn is_left(flags: FrontendFlags) -> bool {
+    flags.contains(FrontendFlags::AFFINITY) && !flags.contains(FrontendFlags::OWN_ADDRESS)
+}
+
 #[inline(always)]
 fn send_to<A: Addr, W: Tables<A>>(
     world: &W,
     own: &mut UdpSocket<A>,
-    socket: &Socket,
+    socket: &Socket<A>,
     asked: &Asked<'_, A>,
     destination: &L4Addr<A>,
 ) -> SocketVerdict<A> {
@@ -312,6 +323,9 @@ fn send_to<A: Addr, W: Tables<A>>(
     }
     if let Some(peer) = own.peers.get_mut(place as usize) {
         *peer = Peer::NONE;
+    }
+    if let Some(verdict) = socket.turned_away(world, asked.frontend) {
+        return verdict;
     }
     let chosen = choose(world, own, socket, asked, destination);
     let Some(backend) = chosen.backend else { return chosen.verdict };
@@ -344,7 +358,7 @@ impl<A> Chosen<'_, A> {
 fn choose<'w, A: Addr, W: Tables<A>>(
     world: &'w W,
     own: &mut UdpSocket<A>,
-    socket: &Socket,
+    socket: &Socket<A>,
     asked: &Asked<'_, A>,
     destination: &L4Addr<A>,
 ) -> Chosen<'w, A> {
@@ -374,7 +388,7 @@ fn choose<'w, A: Addr, W: Tables<A>>(
 #[inline(always)]
 fn give_up<A: Addr>(
     own: &mut UdpSocket<A>,
-    socket: &Socket,
+    socket: &Socket<A>,
     asked: &Asked<'_, A>,
     reason: Counter,
 ) -> SocketVerdict<A> {

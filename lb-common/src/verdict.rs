@@ -231,6 +231,12 @@ pub enum Counter {
     SocketBoundLoopback = 47,
     /// Connected UDP sockets of host processes that were ended because their backend is gone.
     SocketDestroyed = 48,
+    /// Dropped: the client is in none of the source ranges of a load balancer address (semantics.md 2.7.1).
+    SourceRange = 49,
+    /// Socket hook: refused for the same reason, where no packet path could drop it: the address is this node's own.
+    SocketSourceRange = 50,
+    /// Clients of a Service with sessionAffinity that were forgotten before their timeout, to make room for newer ones.
+    AffinityEvicted = 51,
 }
 
 impl Counter {
@@ -238,7 +244,7 @@ impl Counter {
     pub const CAPACITY: u32 = 64;
 
     /// Every counter in index order.
-    pub const ALL: [Self; 49] = [
+    pub const ALL: [Self; 52] = [
         Self::OtherLink,
         Self::Vlan,
         Self::Malformed,
@@ -288,12 +294,17 @@ impl Counter {
         Self::SocketFull,
         Self::SocketBoundLoopback,
         Self::SocketDestroyed,
+        Self::SourceRange,
+        Self::SocketSourceRange,
+        Self::AffinityEvicted,
     ];
 
     /// The error (Linux errno) of a call that a socket hook refuses for this reason.
     #[inline(always)]
     pub const fn errno(self) -> i32 {
         match self {
+            // EACCES: what a firewall's refusal looks like.
+            Self::SocketSourceRange => 13,
             // EADDRNOTAVAIL
             Self::SocketBoundLoopback => 99,
             // ECONNREFUSED

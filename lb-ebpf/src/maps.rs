@@ -13,10 +13,11 @@ use aya_ebpf::{
     programs::SockAddrContext,
 };
 use lb_common::{
+    affinity::{AFFINITY_SLOTS, Client},
     backend::{Backend, BackendId, NextHop, NextHopId, ServiceId},
     conntrack::Conntrack,
     fragment::{Fragment, FragmentKey},
-    frontend::{Frontend, FrontendId, FrontendKey, FrontendWord, PrefixFlags, Scope},
+    frontend::{Frontend, FrontendId, FrontendKey, FrontendWord, PrefixFlags, Scope, SourceRange},
     half_open::{HALF_OPEN_SLOTS, HalfOpen},
     ring::RingWord,
     settings::Setting,
@@ -47,6 +48,11 @@ static LB6_VIPS: HashMap<A6, u64, 32_768> = HashMap::new();
 static LB4_PREFIXES: LpmTrie<A4, PrefixFlags, 1024> = LpmTrie::new();
 #[btf_map]
 static LB6_PREFIXES: LpmTrie<A6, PrefixFlags, 1024> = LpmTrie::new();
+/// Source ranges by service.
+#[btf_map]
+static LB4_SOURCES: LpmTrie<SourceRange<A4>, u32, 131_072> = LpmTrie::new();
+#[btf_map]
+static LB6_SOURCES: LpmTrie<SourceRange<A6>, u32, 131_072> = LpmTrie::new();
 #[btf_map]
 static LB4_BACKENDS: Array<Backend<A4>, 131_072> = Array::new();
 #[btf_map]
@@ -64,6 +70,14 @@ static LB6_CONNTRACK: HashMap<FlowTuple<A6>, Conntrack<A6>, 262_144> = HashMap::
 static LB4_HALF_OPEN: Array<HalfOpen<A4>, { HALF_OPEN_SLOTS as usize }> = Array::new();
 #[btf_map]
 static LB6_HALF_OPEN: Array<HalfOpen<A6>, { HALF_OPEN_SLOTS as usize }> = Array::new();
+/// Clients of services with session affinity.
+#[btf_map]
+static LB4_AFFINITY: Array<Client<A4>, { AFFINITY_SLOTS as usize }> = Array::new();
+#[btf_map]
+static LB6_AFFINITY: Array<Client<A6>, { AFFINITY_SLOTS as usize }> = Array::new();
+/// Seconds that a service remembers its clients.
+#[btf_map]
+static LB_SVC_AFFINITY: Array<u64, 65_536> = Array::new();
 /// First fragments; the oldest make room.
 #[btf_map]
 static LB4_FRAGMENTS: LruHashMap<FragmentKey<A4>, Fragment, 8192> = LruHashMap::new();
@@ -185,6 +199,11 @@ impl World for Kernel {
     }
 
     #[inline(always)]
+    fn affinity(&self, service: ServiceId) -> u64 {
+        word(&LB_SVC_AFFINITY, service.get())
+    }
+
+    #[inline(always)]
     fn add_traffic(&self, service: ServiceId, packets: u64, bytes: u64) {
         let index = service.get().wrapping_mul(2);
         add(&LB_SVC_TRAFFIC, index, packets);
@@ -206,8 +225,8 @@ impl World for Kernel {
 }
 
 macro_rules! tables {
-    ($addr:ty, $frontends:ident, $records:ident, $vips:ident, $prefixes:ident, $backends:ident, $hops:ident,
-     $conntrack:ident, $half_open:ident, $fragments:ident, $connections:ident, $connected:ident,
+    ($addr:ty, $frontends:ident, $records:ident, $vips:ident, $prefixes:ident, $sources:ident, $backends:ident, $hops:ident,
+     $conntrack:ident, $half_open:ident, $clients:ident, $fragments:ident, $connections:ident, $connected:ident,
      $scratch:ident) => {
         impl Tables<$addr> for Kernel {
             #[inline(always)]
@@ -232,6 +251,14 @@ macro_rules! tables {
             fn prefix(&self, addr: &$addr) -> PrefixFlags {
                 let key = TrieKey8 { before: 0, key: Key::new(8 * size_of::<$addr>() as u32, *addr) };
                 $prefixes.get(&key.key).copied().unwrap_or(PrefixFlags::NONE)
+            }
+
+            #[inline(always)]
+            fn is_allowed(&self, service: ServiceId, source: &$addr) -> bool {
+                let range = SourceRange { service, addr: *source };
+                // The length and the service are eight bytes: the address stands well.
+                let key = Key8(Key::new(8 * size_of::<SourceRange<$addr>>() as u32, range));
+                $sources.get(&key.0).is_some()
             }
 
             #[inline(always)]
@@ -283,6 +310,12 @@ macro_rules! tables {
             }
 
             #[inline(always)]
+            fn client<R>(&self, index: u32, visit: impl FnOnce(&mut Client<$addr>) -> R) -> Option<R> {
+                // SAFETY: a live map value without alignment. Two CPUs may write it at once: see lb_common::affinity.
+                $clients.get_ptr_mut(index).map(|slot| visit(unsafe { &mut *value(slot) }))
+            }
+
+            #[inline(always)]
             fn set_connected(&self, cookie: u64, peer: &Peer<$addr>) -> bool {
                 $connected.insert(&cookie, peer, 0).is_ok()
             }
@@ -315,10 +348,12 @@ tables!(
     LB4_RECORDS,
     LB4_VIPS,
     LB4_PREFIXES,
+    LB4_SOURCES,
     LB4_BACKENDS,
     LB4_NEXT_HOPS,
     LB4_CONNTRACK,
     LB4_HALF_OPEN,
+    LB4_AFFINITY,
     LB4_FRAGMENTS,
     LB4_BKD_CONNS,
     LB4_CONNECTED,
@@ -330,10 +365,12 @@ tables!(
     LB6_RECORDS,
     LB6_VIPS,
     LB6_PREFIXES,
+    LB6_SOURCES,
     LB6_BACKENDS,
     LB6_NEXT_HOPS,
     LB6_CONNTRACK,
     LB6_HALF_OPEN,
+    LB6_AFFINITY,
     LB6_FRAGMENTS,
     LB6_BKD_CONNS,
     LB6_CONNECTED,

@@ -40,7 +40,7 @@ pub(crate) enum Call {
 /// `connect` and `sendmsg` of an IPv4 socket, and `sendmsg` of an IPv6 one to an IPv4-mapped address.
 #[inline(always)]
 pub(crate) fn ask4(context: &SockAddrContext, call: Call) -> i32 {
-    decide(context, call, address4(context), loopback4(context), |backend| set4(context, backend))
+    decide(context, call, address4(context), bound4(context), |backend| set4(context, backend))
 }
 
 #[inline(always)]
@@ -49,11 +49,11 @@ pub(crate) fn ask6(context: &SockAddrContext, call: Call) -> i32 {
     match mapped(words) {
         // The kernel takes IPv4-mapped destinations of sendmsg to the IPv4 hook.
         Some(addr) if call == Call::Connect => {
-            decide(context, call, L4Addr { addr, port }, loopback4(context), |backend| set_mapped(context, backend))
+            decide(context, call, L4Addr { addr, port }, bound4(context), |backend| set_mapped(context, backend))
         }
         _ => {
             let destination = L4Addr { addr: bytes6(words), port };
-            decide(context, call, destination, loopback6(context), |backend| set6(context, backend))
+            decide(context, call, destination, bound6(context), |backend| set6(context, backend))
         }
     }
 }
@@ -105,7 +105,7 @@ fn decide<A: Addr>(
     context: &SockAddrContext,
     call: Call,
     destination: L4Addr<A>,
-    bound_to_loopback: bool,
+    bound: A,
     set: impl FnOnce(L4Addr<A>),
 ) -> i32
 where
@@ -113,7 +113,7 @@ where
     for<'a> OfSocket<'a>: Storage<A>,
 {
     let Some(protocol) = protocol(context) else { return ALLOW };
-    let socket = Socket { bound_to_loopback, ..socket(context, protocol) };
+    let socket = socket(context, protocol, bound);
     let verdict = match (protocol, call) {
         (Protocol::TCP, _) => socket::connect(&Kernel, socket, destination),
         (_, Call::Connect) => udp_socket::connect(&Kernel, &OfSocket(context), socket, destination),
@@ -143,7 +143,7 @@ where
     if protocol(context) != Some(Protocol::UDP) {
         return None;
     }
-    let frontend = udp_socket::received(&OfSocket(context), socket(context, Protocol::UDP), from)?;
+    let frontend = udp_socket::received(&OfSocket(context), socket(context, Protocol::UDP, A::UNSPECIFIED), from)?;
     Kernel.count(Counter::SocketReceive);
     Some(frontend)
 }
@@ -172,22 +172,22 @@ fn protocol(context: &SockAddrContext) -> Option<Protocol> {
 }
 
 #[inline(always)]
-fn socket(context: &SockAddrContext, protocol: Protocol) -> Socket {
+fn socket<A: Addr>(context: &SockAddrContext, protocol: Protocol, bound: A) -> Socket<A> {
     // SAFETY: the helper takes the program's own context.
     let netns = unsafe { bpf_get_netns_cookie(context.as_ptr()) };
     let connected = own(context, |sock| sock.state) == ESTABLISHED;
-    Socket { cookie: cookie(context), netns, protocol, connected, bound_to_loopback: false }
+    Socket { cookie: cookie(context), netns, protocol, connected, bound }
 }
 
-/// Whether the socket is bound to an IPv4 loopback address.
+/// The IPv4 address that the socket is bound to.
 #[inline(always)]
-fn loopback4(context: &SockAddrContext) -> bool {
-    own(context, |sock| sock.src_ip4).to_ne_bytes().is_loopback()
+fn bound4(context: &SockAddrContext) -> [u8; 4] {
+    own(context, |sock| sock.src_ip4).to_ne_bytes()
 }
 
-/// Whether the socket is bound to the IPv6 loopback address.
+/// The IPv6 address that the socket is bound to.
 #[inline(always)]
-fn loopback6(context: &SockAddrContext) -> bool {
+fn bound6(context: &SockAddrContext) -> [u8; 16] {
     let words = [0, 1, 2, 3].map(|index| {
         own(context, |sock| {
             let [a, b, c, d] = sock.src_ip6;
@@ -199,7 +199,7 @@ fn loopback6(context: &SockAddrContext) -> bool {
             }
         })
     });
-    bytes6(words).is_loopback()
+    bytes6(words)
 }
 
 /// A field of the hook's socket; 0 without one, which the verifier thinks possible.
@@ -292,14 +292,12 @@ fn set_words6(context: &SockAddrContext, words: [u32; 4], port: Port) {
     set_port(context, port);
 }
 
+/// Byte by byte: iterators over the parts would take a third of the stack.
 #[inline(always)]
-fn bytes6(words: [u32; 4]) -> [u8; 16] {
-    let [a, b, c, d] = words.map(u32::to_ne_bytes);
-    let mut bytes = [0; 16];
-    for (to, from) in bytes.iter_mut().zip(a.into_iter().chain(b).chain(c).chain(d)) {
-        *to = from;
-    }
-    bytes
+const fn bytes6([front, second, third, last]: [u32; 4]) -> [u8; 16] {
+    let ([a, b, c, d], [e, f, g, h]) = (front.to_ne_bytes(), second.to_ne_bytes());
+    let ([i, j, k, l], [m, n, o, p]) = (third.to_ne_bytes(), last.to_ne_bytes());
+    [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p]
 }
 
 #[inline(always)]

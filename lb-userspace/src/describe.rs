@@ -113,7 +113,6 @@ fn row(name: &ObjectName, service: &Service, slices: &[&EndpointSlice], desired:
             })
             .collect(),
         backends: usable_addresses(name, service, slices, desired).len() as u64,
-        not_honoured: Some(desired.not_honoured.get(name).cloned().unwrap_or_default()),
     }
 }
 
@@ -191,7 +190,7 @@ mod tests {
             "namespace": "default", "name": "web", "type": "LoadBalancer", "clusterIPs": ["10.96.0.10"],
             "loadBalancerIPs": ["203.0.113.7"],
             "ports": [{ "name": "http", "protocol": "TCP", "port": 80, "nodePort": 30080 }],
-            "backends": 2, "notHonoured": []
+            "backends": 2
         }]);
         assert_eq!(json, expected);
     }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::{
-    bpf::Maps,
+    bpf::{FlowFamily, Maps},
     describe::ServiceNumbers,
     desired::BackendAddr,
     gc::{self, Survey},
@@ -62,14 +62,21 @@ pub fn map_use(maps: &Maps, mirror: &Image, [v4, v6]: &[Survey; 2]) -> BTreeMap<
         ("LB4_CONNECTED", maps.connected::<[u8; 4]>().map_or(0, |all| all.len() as u64)),
         ("LB6_CONNECTED", maps.connected::<[u8; 16]>().map_or(0, |all| all.len() as u64)),
     ];
-    for (name, used) in
-        tables.into_iter().chain([("LB4_CONNTRACK", v4.entries), ("LB6_CONNTRACK", v6.entries)]).chain(connected)
-    {
+    let clients = [("LB4_AFFINITY", clients::<[u8; 4]>(maps)), ("LB6_AFFINITY", clients::<[u8; 16]>(maps))];
+    let flows = [("LB4_CONNTRACK", v4.entries), ("LB6_CONNTRACK", v6.entries)];
+    for (name, used) in tables.into_iter().chain(flows).chain(connected).chain(clients) {
         if let Some(status) = all.get_mut(name) {
             status.used = used;
         }
     }
     all
+}
+
+/// Clients that are remembered.
+fn clients<A: FlowFamily>(maps: &Maps) -> u64 {
+    let mut count = 0;
+    maps.each_client::<A>(|_, _| count += 1).unwrap_or_else(|error| tracing::warn!("cannot list the clients: {error}"));
+    count
 }
 
 /// The counters that are not zero, by name.

@@ -57,7 +57,7 @@ pub(crate) fn look<A: Octets>(
 #[cfg(test)]
 mod tests {
     use lb_common::{
-        backend::{BackendId, NextHopId, ServiceId},
+        backend::{BackendId, NextHopId, ServiceId, Sets},
         tuple::L4Addr,
     };
     use zerocopy::native_endian::U32;
@@ -75,7 +75,8 @@ mod tests {
     fn image(service: u32, generation: u32) -> Image {
         let backend = Backend {
             address: l4("10.0.0.3:53"),
-            reserved: [0; 2],
+            sets: Sets::NONE,
+            reserved: 0,
             service: ServiceId::new(service),
             generation: U32::new(generation),
             next_hop: NextHopId::new(0),

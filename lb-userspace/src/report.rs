@@ -54,8 +54,6 @@ pub struct Status {
     pub problems: Vec<Problem>,
     /// What means nothing here or may not be as meant: shown, but nothing is degraded by it.
     pub warnings: Vec<Problem>,
-    /// Fields that are not honoured yet, by Service `namespace/name` (exit code 3 as well).
-    pub not_honoured: BTreeMap<String, Vec<String>>,
 }
 
 /// The watch of one kind of objects at the API server.
@@ -147,9 +145,6 @@ pub struct ServiceRow {
     pub ports: Vec<PortRow>,
     /// Usable backends (distinct endpoint addresses).
     pub backends: u64,
-    /// Fields not honoured; absent when read from the pins, which do not tell.
-    #[serde(rename = "notHonoured")]
-    pub not_honoured: Option<Vec<String>>,
 }
 
 /// A port in [`ServiceRow`].

@@ -1,6 +1,6 @@
 //! The four operations the control plane needs of the kernel's tables.
 
-use std::io;
+use std::{collections::BTreeSet, io};
 
 use crate::image::Table;
 
@@ -12,6 +12,8 @@ pub trait MapStore {
     fn delete(&mut self, table: Table, key: &[u8]) -> io::Result<()>;
     /// Every entry of a table; for arrays only those that are not all zeroes.
     fn dump(&mut self, table: Table) -> io::Result<Vec<(Box<[u8]>, Box<[u8]>)>>;
+    /// Forgets the clients that services with session affinity remember.
+    fn forget_clients(&mut self, services: &BTreeSet<u32>) -> io::Result<()>;
     /// `max_entries` of a table.
     fn capacity(&self, table: Table) -> u32;
     /// Waits until every BPF program that may have read an old word has ended (design.md section 4).
@@ -21,7 +23,10 @@ pub trait MapStore {
 pub mod testing {
     //! Tables in memory, as strict as the kernel's.
 
-    use std::{collections::BTreeMap, io};
+    use std::{
+        collections::{BTreeMap, BTreeSet},
+        io,
+    };
 
     use super::MapStore;
     use crate::image::{Capacity, Table};
@@ -36,12 +41,14 @@ pub mod testing {
         pub writes: usize,
         /// Grace periods so far.
         pub graces: usize,
+        /// Services whose clients were forgotten, in this order.
+        pub forgotten: Vec<u32>,
     }
 
     impl FakeStore {
         /// Empty tables.
         pub const fn new(capacity: Capacity) -> Self {
-            Self { tables: BTreeMap::new(), capacity, fail_after: None, writes: 0, graces: 0 }
+            Self { tables: BTreeMap::new(), capacity, fail_after: None, writes: 0, graces: 0, forgotten: Vec::new() }
         }
 
         /// After `writes` more writes every operation fails, until this is called with `None`.
@@ -92,6 +99,11 @@ pub mod testing {
             let all = self.tables.iter().filter(|((other, _), _)| *other == table);
             let used = all.filter(|(_, value)| !table.is_array() || value.iter().any(|byte| *byte != 0));
             Ok(used.map(|((_, key), value)| (key.clone(), value.clone())).collect())
+        }
+
+        fn forget_clients(&mut self, services: &BTreeSet<u32>) -> io::Result<()> {
+            self.forgotten.extend(services);
+            Ok(())
         }
 
         fn capacity(&self, table: Table) -> u32 {

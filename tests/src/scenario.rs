@@ -11,8 +11,9 @@ use std::{
 };
 
 use anyhow::{Context, Result, anyhow, bail};
+use ipnet::IpNet;
 use lb_userspace::{
-    desired::{Desired, NodeContext, desired},
+    desired::{Desired, ExternalIps, NodeContext, desired},
     file_source,
     ids::Ids,
     image::{Capacity, Image, NextHopInfo, Table, build, dump},
@@ -47,7 +48,7 @@ pub struct Scenario {
 }
 
 fn default_show() -> BTreeSet<String> {
-    ["frontend", "service", "backend", "problem", "unhonoured"].map(str::to_owned).into()
+    ["frontend", "service", "backend", "warning", "problem"].map(str::to_owned).into()
 }
 
 /// The node.
@@ -62,12 +63,20 @@ pub struct Node {
     pub node_port_addresses: Vec<IpAddr>,
     /// Whether its podCIDRs are the local-traffic detector.
     pub detector: bool,
+    /// Ranges of externalIPs that are served; none: they are off.
+    pub external_ips: Vec<IpNet>,
 }
 
 impl Default for Node {
     fn default() -> Self {
         let own = IpAddr::from([192, 0, 2, 1]);
-        Self { name: "node1".to_owned(), addresses: [own].into(), node_port_addresses: vec![own], detector: true }
+        Self {
+            name: "node1".to_owned(),
+            addresses: [own].into(),
+            node_port_addresses: vec![own],
+            detector: true,
+            external_ips: Vec::new(),
+        }
     }
 }
 
@@ -186,11 +195,11 @@ impl Run<'_> {
             bail!("the mirror is not what the tables hold");
         }
         let mut lines = dump(&self.mirror);
-        for (service, fields) in &desired.not_honoured {
-            lines.push_str(&format!("unhonoured {service} {}\n", fields.join(", ")));
-        }
         for problem in desired.problems.iter().chain(&refused) {
             lines.push_str(&format!("problem   {}: {}\n", problem.object, problem.cause));
+        }
+        for warning in &desired.warnings {
+            lines.push_str(&format!("warning   {}: {}\n", warning.object, warning.cause));
         }
         for finding in findings {
             lines.push_str(&format!("problem   {finding}\n"));
@@ -216,6 +225,10 @@ impl Run<'_> {
             local_addrs: node.addresses.clone(),
             service_cidrs: options.service_cidrs.clone(),
             detect_node_cidr: node.detector,
+            external_ips: match node.external_ips.as_slice() {
+                [] => ExternalIps::Off,
+                nets => ExternalIps::Within(nets.to_vec()),
+            },
         };
         let folder = format!("{}/", options.path.display());
         let findings = loaded.findings.iter().map(|finding| finding.to_string().replace(&folder, "")).collect();

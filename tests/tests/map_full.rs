@@ -32,6 +32,7 @@ spec:
   ipFamilyPolicy: RequireDualStack
   ipFamilies: [IPv4, IPv6]
   clusterIPs: [10.96.0.{number}, 'fd00:10:96::{number}']
+  loadBalancerSourceRanges: [198.51.100.0/24, '2001:db8:5::/48']
   ports: [{{name: a, port: 80, targetPort: 8080}}, {{name: b, port: 81, targetPort: 8081}}]
 status: {{loadBalancer: {{ingress: [{{ip: 203.0.113.{number}}}, {{ip: '2001:db8::{number}'}}]}}}}
 ---
@@ -126,12 +127,17 @@ fn r8_each_full_table_refuses_a_service_whole_and_takes_it_when_there_is_room() 
         Table::Backends6,
         Table::Vips4,
         Table::Vips6,
+        Table::Sources4,
+        Table::Sources6,
     ];
     for table in tables {
         // Number zero of what is numbered is never given out, and a service port has two words.
         let room = match table {
             Table::Services => 2 * 5,
-            Table::Frontends4 | Table::Frontends6 | Table::Vips4 | Table::Vips6 | Table::Rings => image.len(table),
+            // Old and new ones are there at once.
+            Table::Sources4 | Table::Sources6 => 2 * image.len(table),
+            Table::Rings => image.len(table),
+            _ if !table.is_array() => image.len(table),
             _ => image.len(table) + 1,
         };
         let room = u32::try_from(room).expect("small");

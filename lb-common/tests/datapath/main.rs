@@ -23,6 +23,7 @@ macro_rules! both {
     };
 }
 
+mod affinity;
 mod checksum;
 mod flows;
 mod fragments;
@@ -44,3 +45,4 @@ mod snat;
 mod socket;
 mod socket_peers;
 mod socket_udp;
+mod source_ranges;

@@ -3,7 +3,7 @@
 use std::marker::PhantomData;
 
 use lb_common::{
-    backend::{Backend, BackendId, NextHop, NextHopId, ServiceId},
+    backend::{Backend, BackendId, NextHop, NextHopId, ServiceId, Sets},
     conntrack::{Conntrack, EntryKind},
     frontend::{ClientRule, Frontend, FrontendFlags, FrontendId, FrontendKey, FrontendWord, PrefixFlags, Scope},
     pipeline::{self, Hook},
@@ -179,13 +179,39 @@ impl<A: Ip> Node<A> {
         tables.vips.push(address.addr);
     }
 
+    /// Sets flags of every frontend of a service.
+    pub(crate) fn flags(&mut self, service: u32, flags: FrontendFlags) {
+        let records = A::tables_mut(&mut self.memory).records.values_mut();
+        for record in records.filter(|record| record.service.get() == service) {
+            record.flags = record.flags.with(flags);
+        }
+    }
+
+    /// Gives a service an affinity of so many seconds; 0: none.
+    pub(crate) fn affinity(&mut self, service: u32, seconds: u64) {
+        self.memory.affinities.insert(service, seconds);
+        self.flags(service, FrontendFlags::NO_POD_SOCKET.with(FrontendFlags::AFFINITY));
+    }
+
+    /// Puts a backend into some of its service's sets, without touching the rings.
+    pub(crate) fn sets(&mut self, backend: u32, sets: Sets) {
+        A::tables_mut(&mut self.memory).backends.get_mut(&backend).expect("a backend").sets = sets;
+    }
+
+    /// Lets the addresses of a network use a service's frontends with source ranges.
+    pub(crate) fn allow(&mut self, service: u32, network: u8) {
+        let range = (service, A::NET_BITS, A::host(network, 0));
+        A::tables_mut(&mut self.memory).sources.push(range);
+    }
+
     /// Fills a backend slot; its generation is one more than before.
     pub(crate) fn backend(&mut self, id: u32, service: u32, address: L4Addr<A>, place: Place) {
         let backends = &mut A::tables_mut(&mut self.memory).backends;
         let generation = backends.get(&id).map_or(0, |backend| backend.generation.get()) + 1;
         let backend = Backend {
             address,
-            reserved: [0; 2],
+            sets: Sets::CLUSTER.with(Sets::LOCAL),
+            reserved: 0,
             service: ServiceId::new(service),
             generation: U32::new(generation),
             next_hop: NextHopId::new(place as u32),

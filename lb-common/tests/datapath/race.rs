@@ -3,6 +3,7 @@
 use std::cell::Cell;
 
 use lb_common::{
+    affinity::Client,
     backend::{Backend, BackendId, NextHop, NextHopId, ServiceId},
     conntrack::{Conntrack, EntryKind},
     family::Addr,
@@ -53,6 +54,10 @@ impl World for Interrupted<'_> {
     fn slot(&self, index: u32) -> Option<BackendId> {
         self.memory.slot(index)
     }
+    fn affinity(&self, service: ServiceId) -> u64 {
+        self.memory.affinity(service)
+    }
+
     fn add_traffic(&self, service: ServiceId, packets: u64, bytes: u64) {
         self.memory.add_traffic(service, packets, bytes);
     }
@@ -80,6 +85,10 @@ where
     fn prefix(&self, addr: &A) -> PrefixFlags {
         self.memory.prefix(addr)
     }
+    fn is_allowed(&self, service: ServiceId, source: &A) -> bool {
+        self.memory.is_allowed(service, source)
+    }
+
     fn backend(&self, id: BackendId) -> Option<&Backend<A>> {
         self.memory.backend(id)
     }
@@ -109,6 +118,10 @@ where
     fn remove(&self, key: &FlowKey<A>) {
         self.memory.remove(key);
     }
+    fn client<R>(&self, index: u32, visit: impl FnOnce(&mut Client<A>) -> R) -> Option<R> {
+        self.memory.client(index, visit)
+    }
+
     fn set_connected(&self, cookie: u64, peer: &Peer<A>) -> bool {
         self.memory.set_connected(cookie, peer)
     }

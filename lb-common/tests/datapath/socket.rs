@@ -37,15 +37,15 @@ both! {
 
 const POD_NETNS: u64 = 815;
 
-fn socket(cookie: u64, netns: u64) -> Socket {
-    Socket { cookie, netns, protocol: Protocol::TCP, connected: false, bound_to_loopback: false }
+fn socket<A: Ip>(cookie: u64, netns: u64) -> Socket<A> {
+    Socket { cookie, netns, protocol: Protocol::TCP, connected: false, bound: A::UNSPECIFIED }
 }
 
 fn node<A: Ip>(rules: Rules) -> Node<A> {
     Node::with_backend(Protocol::TCP, rules, remote_backend(), Place::Remote)
 }
 
-fn connect<A: Ip>(node: &Node<A>, socket: Socket, destination: L4Addr<A>) -> SocketVerdict<A> {
+fn connect<A: Ip>(node: &Node<A>, socket: Socket<A>, destination: L4Addr<A>) -> SocketVerdict<A> {
     lb_common::socket::connect(A::world(&node.memory), socket, destination)
 }
 
@@ -231,7 +231,7 @@ fn rule_2_9_3_loopback_frontends_are_for_the_host_alone<A: Ip>() {
 }
 
 fn a_socket_bound_to_loopback_reaches_this_node_only<A: Ip>() {
-    let bound = Socket { bound_to_loopback: true, ..socket(1, NETNS) };
+    let bound = Socket { bound: A::loopback(0).addr, ..socket(1, NETNS) };
     for (place, expected) in [
         (Place::Remote, SocketVerdict::refuse(Counter::SocketBoundLoopback)),
         (Place::Pod, SocketVerdict::refuse(Counter::SocketBoundLoopback)),

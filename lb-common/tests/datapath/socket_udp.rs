@@ -39,14 +39,19 @@ const POD_NETNS: u64 = 815;
 
 /// A socket with what is remembered of it.
 pub(crate) struct Own<A> {
-    pub(crate) socket: Socket,
+    pub(crate) socket: Socket<A>,
     pub(crate) storage: SocketStorage<A>,
 }
 
 impl<A: Ip> Own<A> {
     pub(crate) fn new(cookie: u64, netns: u64) -> Self {
-        let socket = Socket { cookie, netns, protocol: Protocol::UDP, connected: false, bound_to_loopback: false };
+        let socket = Socket { cookie, netns, protocol: Protocol::UDP, connected: false, bound: A::UNSPECIFIED };
         Self { socket, storage: SocketStorage { record: None.into(), no_memory: false } }
+    }
+
+    /// The same socket, of another protocol.
+    pub(crate) fn socket_of(&self, protocol: Protocol) -> Socket<A> {
+        Socket { protocol, ..self.socket }
     }
 
     pub(crate) fn send(&self, node: &Node<A>, to: L4Addr<A>) -> SocketVerdict<A> {
@@ -265,7 +270,7 @@ fn a_socket_bound_to_loopback_reaches_this_node_only<A: Ip>() {
     for (place, expected) in [(Place::Remote, refused), (Place::Node, sent(remote_backend()))] {
         let node = Node::<A>::with_backend(Protocol::UDP, Rules::all(KEEP), remote_backend(), place);
         let mut own = own();
-        own.socket.bound_to_loopback = true;
+        own.socket.bound = A::loopback(0).addr;
         assert_eq!(own.send(&node, vip()), expected);
         assert_eq!(own.connect(&node, vip()).action, expected.action);
     }

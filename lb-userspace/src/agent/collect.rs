@@ -1,13 +1,13 @@
 //! Flows that ended in silence are removed, and what they counted is kept.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, io, time::Duration};
 
 use lb_common::{conntrack::Phase, protocol::Protocol, state::timeout_seconds, verdict::Counter};
 use tokio::time::Instant;
 
 use super::Agent;
 use crate::{
-    bpf::Maps,
+    bpf::{FlowFamily, Maps},
     gc::{Clock, Collector},
     model::IpFamily,
     report::Problem,
@@ -169,7 +169,19 @@ impl Agent {
             }
             (Err(error), _) | (_, Err(error)) => tracing::warn!("cannot collect flows: {error}; tried again soon"),
         }
+        match self.collect_clients(clock) {
+            Ok(0) => {}
+            Ok(forgotten) => tracing::debug!("{forgotten} clients forgotten"),
+            Err(error) => tracing::warn!("cannot collect clients: {error}; tried again soon"),
+        }
         true
+    }
+
+    /// Forgets clients whose timeout is over. The kernel side would not count them anyway, until its clock has come round.
+    fn collect_clients(&self, clock: Clock) -> io::Result<u64> {
+        let maps = &self.datapath.maps;
+        let seconds = maps.words("LB_SVC_AFFINITY")?;
+        Ok(forget::<[u8; 4]>(maps, &seconds, clock)? + forget::<[u8; 16]>(maps, &seconds, clock)?)
     }
 
     fn add_traffic(&self, service: u32, packets: u64, bytes: u64) {
@@ -183,6 +195,13 @@ impl Agent {
             }
         }
     }
+}
+
+fn forget<A: FlowFamily>(maps: &Maps, seconds: &BTreeMap<u32, u64>, clock: Clock) -> io::Result<u64> {
+    maps.forget::<A>(|client| {
+        let seconds = seconds.get(&client.service.get()).and_then(|seconds| u32::try_from(*seconds).ok());
+        !client.is_live(clock.now, seconds.unwrap_or(0).saturating_mul(clock.ticks_per_second))
+    })
 }
 
 #[cfg(test)]

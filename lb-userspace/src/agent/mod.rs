@@ -331,6 +331,7 @@ impl Agent {
             local_addrs: self.network.local_addresses(),
             service_cidrs: self.service_cidrs(),
             detect_node_cidr: self.options.config.detects_node_cidr(),
+            external_ips: self.options.config.external_ips.clone(),
         }
     }
 

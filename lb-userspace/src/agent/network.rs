@@ -3,18 +3,18 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     io,
-    net::IpAddr,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     path::Path,
 };
 
 use ipnet::IpNet;
-use lb_common::settings::Setting;
+use lb_common::{family::Addr as _, settings::Setting};
 
 use super::RunOptions;
 use crate::{
     bpf::{Attached, Datapath},
     desired::{Desired, FrontendKind},
-    image::NextHopInfo,
+    image::{NextHopInfo, octets::Octets as _},
     model::Node,
     net::{
         self, Address, Netlink, NextHop, bridges,
@@ -202,8 +202,10 @@ impl Network {
         let Ok(host) = self.host else { return };
         let mut wanted = BTreeMap::new();
         let frontends = desired.services.values().flat_map(|service| &service.frontends);
+        // An external IP may be another machine's, which has other ports as well: the hook alone serves this node's processes.
+        let owned = |kind| !matches!(kind, FrontendKind::NodePort | FrontendKind::ExternalIp);
         // The addresses of the node lead to itself: the socket hooks serve those (design.md section 2.3).
-        let others = frontends.filter(|frontend| frontend.kind != FrontendKind::NodePort).map(|frontend| frontend.addr);
+        let others = frontends.filter(|frontend| owned(frontend.kind)).map(|frontend| frontend.addr);
         let own = self.local_addresses();
         let singles = others.chain(desired.vips.iter().copied()).filter(|addr| !own.contains(addr)).map(IpNet::from);
         for net in desired.service_cidrs.iter().copied().chain(singles) {
@@ -254,6 +256,17 @@ impl Network {
         let mut candidates: Vec<&Address> = self.addresses.iter().filter(suits).collect();
         candidates.sort_by_key(|address| !uplink(address));
         candidates.first().map(|address| address.net.addr())
+    }
+
+    /// The source of packets into `ballast0`, as settings: what the socket hooks take for the address of a process that
+    /// has not bound its socket.
+    pub(super) fn host_source_words(&self) -> Vec<(Setting, u64)> {
+        let source = |any: IpAddr| self.host.as_ref().ok().and_then(|_| self.source(any.into()));
+        let v4 = source(Ipv4Addr::UNSPECIFIED.into()).and_then(<[u8; 4]>::from_ip).unwrap_or_default();
+        let v6 = source(Ipv6Addr::UNSPECIFIED.into()).and_then(<[u8; 16]>::from_ip).unwrap_or_default();
+        let words = |settings: [Setting; 2], words: [u64; 2]| settings.into_iter().zip(words);
+        let v4 = words(<[u8; 4]>::HOST_SOURCE, v4.to_words()).take(1);
+        v4.chain(words(<[u8; 16]>::HOST_SOURCE, v6.to_words())).collect()
     }
 
     /// Interfaces that no pod of this node sends by: uplinks and overlays.

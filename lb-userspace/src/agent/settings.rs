@@ -19,6 +19,7 @@ impl Agent {
             (Setting::Takeover, self.takeover.word),
         ];
         settings.extend(self.network.uplink_words());
+        settings.extend(self.network.host_source_words());
         if let Some(host) = self.network.host_device() {
             let [a, b, c, d, e, f] = host.mac;
             settings.push((Setting::HostDevice, u64::from(host.ifindex)));

@@ -51,6 +51,7 @@ impl Agent {
         let silent = self.network.silent_neighbours().await;
         let network = without_documents.chain(&self.takeover.warning).cloned().chain(silent);
         network
+            .chain(self.engine.desired.warnings.iter().cloned())
             .chain(self.input.problems(Severity::Warning))
             .chain(self.without_ranges())
             .chain(self.without_node())
@@ -132,11 +133,6 @@ impl Agent {
             counters: numbers::counters(maps),
             problems: self.problems(),
             warnings: self.warnings().await,
-            not_honoured: desired
-                .not_honoured
-                .iter()
-                .map(|(name, fields)| (name.to_string(), fields.clone()))
-                .collect(),
         }
     }
 }

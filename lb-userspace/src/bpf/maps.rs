@@ -1,7 +1,7 @@
 //! The pinned maps: checked before they are reused, and written as bytes.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     error::Error,
     io,
     os::{fd::OwnedFd, unix::fs::MetadataExt as _},
@@ -9,7 +9,9 @@ use std::{
 };
 
 use aya::maps::MapInfo;
-use lb_common::{conntrack::Conntrack, family::Abi, tuple::FlowTuple, udp_socket::Peer, verdict::Counter};
+use lb_common::{
+    affinity::Client, conntrack::Conntrack, family::Abi, tuple::FlowTuple, udp_socket::Peer, verdict::Counter,
+};
 use zerocopy::IntoBytes as _;
 
 use super::{
@@ -258,6 +260,33 @@ impl Maps {
         self.get(A::CONNECTED)?.delete(&cookie.to_ne_bytes())
     }
 
+    /// Visits every client that services with session affinity remember.
+    pub fn each_client<A: FlowFamily>(&self, mut visit: impl FnMut(u32, Client<A>)) -> io::Result<()> {
+        self.get(A::AFFINITY)?.for_each(|key, value| {
+            if let (Ok(key), Some(client)) = (key.try_into().map(u32::from_ne_bytes), read::<Client<A>>(value))
+                && client.service.get() != 0
+            {
+                visit(key, client);
+            }
+        })
+    }
+
+    /// Forgets the clients that `which` names; their number. A program may write a slot meanwhile: then its client is
+    /// forgotten as well, and free to choose anew.
+    pub fn forget<A: FlowFamily>(&self, which: impl Fn(&Client<A>) -> bool) -> io::Result<u64> {
+        let mut slots = Vec::new();
+        self.each_client::<A>(|slot, client| {
+            if which(&client) {
+                slots.push(slot);
+            }
+        })?;
+        let map = self.get(A::AFFINITY)?;
+        for slot in &slots {
+            map.update(&slot.to_ne_bytes(), Client::<A>::NONE.as_bytes())?;
+        }
+        Ok(slots.len() as u64)
+    }
+
     /// A word of one of the arrays of u64.
     pub fn word(&self, map: &str, index: u32) -> io::Result<u64> {
         let bytes = self.get(map)?.lookup(&index.to_ne_bytes(), 1)?.unwrap_or_default();
@@ -346,6 +375,8 @@ pub trait FlowFamily: lb_common::family::Addr {
     const CONNTRACK: &'static str;
     /// Name of the map of connected UDP sockets.
     const CONNECTED: &'static str;
+    /// Name of the map of remembered clients.
+    const AFFINITY: &'static str;
     /// Key from bytes.
     fn tuple(bytes: &[u8]) -> Option<FlowTuple<Self>>;
     /// Value from bytes.
@@ -355,10 +386,11 @@ pub trait FlowFamily: lb_common::family::Addr {
 }
 
 macro_rules! flow_family {
-    ($addr:ty, $name:literal, $connected:literal) => {
+    ($addr:ty, $name:literal, $connected:literal, $affinity:literal) => {
         impl FlowFamily for $addr {
             const CONNTRACK: &'static str = $name;
             const CONNECTED: &'static str = $connected;
+            const AFFINITY: &'static str = $affinity;
 
             fn tuple(bytes: &[u8]) -> Option<FlowTuple<Self>> {
                 read(bytes)
@@ -374,8 +406,8 @@ macro_rules! flow_family {
         }
     };
 }
-flow_family!([u8; 4], "LB4_CONNTRACK", "LB4_CONNECTED");
-flow_family!([u8; 16], "LB6_CONNTRACK", "LB6_CONNECTED");
+flow_family!([u8; 4], "LB4_CONNTRACK", "LB4_CONNECTED", "LB4_AFFINITY");
+flow_family!([u8; 16], "LB6_CONNTRACK", "LB6_CONNECTED", "LB6_AFFINITY");
 
 fn read<T: Abi>(bytes: &[u8]) -> Option<T> {
     T::read_from_bytes(bytes).ok()
@@ -402,6 +434,11 @@ impl MapStore for Maps {
             }
         })?;
         Ok(entries)
+    }
+
+    fn forget_clients(&mut self, services: &BTreeSet<u32>) -> io::Result<()> {
+        self.forget::<[u8; 4]>(|client| services.contains(&client.service.get()))?;
+        self.forget::<[u8; 16]>(|client| services.contains(&client.service.get())).map(drop)
     }
 
     fn capacity(&self, table: Table) -> u32 {

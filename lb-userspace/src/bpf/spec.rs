@@ -1,10 +1,11 @@
 //! What every map must look like: a pin that differs is refused, never reused.
 
 use lb_common::{
+    affinity::{AFFINITY_SLOTS, Client},
     backend::{Backend, BackendId, NextHop},
     conntrack::Conntrack,
     fragment::{Fragment, FragmentKey},
-    frontend::{Frontend, FrontendKey, FrontendWord, PrefixFlags, PrefixKey},
+    frontend::{Frontend, FrontendKey, FrontendWord, PrefixFlags, PrefixKey, SourceKey},
     half_open::{HALF_OPEN_SLOTS, HalfOpen},
     ring::RingWord,
     settings::Setting,
@@ -80,7 +81,7 @@ type A4 = [u8; 4];
 type A6 = [u8; 16];
 
 /// Every pinned map.
-pub(super) const MAPS: [Spec; 31] = [
+pub(super) const MAPS: [Spec; 36] = [
     spec::<FrontendKey<A4>, FrontendWord>("LB4_FRONTENDS", Kind::Hash, Size::Frontends(1)),
     spec::<FrontendKey<A6>, FrontendWord>("LB6_FRONTENDS", Kind::Hash, Size::Frontends(1)),
     spec::<u32, Frontend<A4>>("LB4_RECORDS", Kind::Array, Size::Frontends(2)),
@@ -89,6 +90,8 @@ pub(super) const MAPS: [Spec; 31] = [
     spec::<A6, u64>("LB6_VIPS", Kind::Hash, Size::Frontends(1)),
     spec::<PrefixKey<A4>, PrefixFlags>("LB4_PREFIXES", Kind::Trie, Size::Fixed(1024)),
     spec::<PrefixKey<A6>, PrefixFlags>("LB6_PREFIXES", Kind::Trie, Size::Fixed(1024)),
+    spec::<SourceKey<A4>, u32>("LB4_SOURCES", Kind::Trie, Size::Frontends(2)),
+    spec::<SourceKey<A6>, u32>("LB6_SOURCES", Kind::Trie, Size::Frontends(2)),
     spec::<u32, Backend<A4>>("LB4_BACKENDS", Kind::Array, Size::Backends(1)),
     spec::<u32, Backend<A6>>("LB6_BACKENDS", Kind::Array, Size::Backends(1)),
     spec::<u32, NextHop<A4>>("LB4_NEXT_HOPS", Kind::Array, Size::Fixed(4096)),
@@ -97,6 +100,9 @@ pub(super) const MAPS: [Spec; 31] = [
     spec::<FlowTuple<A6>, Conntrack<A6>>("LB6_CONNTRACK", Kind::Hash, Size::Conntrack),
     spec::<u32, HalfOpen<A4>>("LB4_HALF_OPEN", Kind::Array, Size::Fixed(HALF_OPEN_SLOTS)),
     spec::<u32, HalfOpen<A6>>("LB6_HALF_OPEN", Kind::Array, Size::Fixed(HALF_OPEN_SLOTS)),
+    spec::<u32, Client<A4>>("LB4_AFFINITY", Kind::Array, Size::Fixed(AFFINITY_SLOTS)),
+    spec::<u32, Client<A6>>("LB6_AFFINITY", Kind::Array, Size::Fixed(AFFINITY_SLOTS)),
+    spec::<u32, u64>("LB_SVC_AFFINITY", Kind::Array, Size::Services(1)),
     spec::<FragmentKey<A4>, Fragment>("LB4_FRAGMENTS", Kind::LruHash, Size::Fixed(8192)),
     spec::<FragmentKey<A6>, Fragment>("LB6_FRAGMENTS", Kind::LruHash, Size::Fixed(8192)),
     spec::<u32, RingWord>("LB_SERVICES", Kind::Array, Size::Services(2)),

@@ -158,10 +158,9 @@ async fn show(global: &Global, output: Output, request: &Request) -> anyhow::Res
         Err(AskError::NotRunning { .. }) => (offline(global, request).await?, false),
         answered => (answered?, true),
     };
-    let told = |fields: &Option<Vec<String>>| fields.as_ref().is_some_and(|fields| !fields.is_empty());
     let degraded = match &response {
-        Response::Status(status) => !status.problems.is_empty() || !status.not_honoured.is_empty(),
-        Response::Detail(detail) => !detail.problems.is_empty() || told(&detail.row.not_honoured),
+        Response::Status(status) => !status.problems.is_empty(),
+        Response::Detail(detail) => !detail.problems.is_empty(),
         Response::Services(_) => !online,
         Response::NotFound { namespace, name } if !online => anyhow::bail!(
             "no agent runs on {}, and the tables it left hold no Service {namespace}/{name}; `ballast service list` \

@@ -1,6 +1,6 @@
 //! Answers as text.
 
-use std::{collections::BTreeMap, fmt::Write as _};
+use std::collections::BTreeMap;
 
 use comfy_table::{Table, presets::NOTHING};
 use serde::Serialize;
@@ -230,9 +230,6 @@ pub(super) fn detail(detail: &ServiceDetail) -> String {
             ]
         }),
     ));
-    if let Some(fields) = row.not_honoured.as_ref().filter(|fields| !fields.is_empty()) {
-        line(&mut text, &format!("\nNot honoured yet:        {}", fields.join(", ")));
-    }
     if !detail.problems.is_empty() {
         line(&mut text, "\nProblems:");
         problems(&mut text, &detail.problems);
@@ -314,11 +311,6 @@ pub(super) fn status(status: &Status) -> String {
         ["COUNTER", "PACKETS"],
         status.counters.iter().map(|(name, count)| [name.clone(), count.to_string()]),
     ));
-    for (name, fields) in &status.not_honoured {
-        if let Err(error) = writeln!(text, "\nService {name}: not honoured yet: {}", fields.join(", ")) {
-            tracing::debug!("writing to a string failed: {error}");
-        }
-    }
     for (title, told) in [("Warnings", &status.warnings), ("Problems", &status.problems)] {
         if !told.is_empty() {
             line(&mut text, &format!("\n{title}:"));

@@ -15,6 +15,7 @@ use serde_json::Value;
 
 use crate::{
     bpf::MapSizes,
+    desired::ExternalIps,
     file_source::document::{self, Document},
     net::{
         node_ports::NodePortAddresses,
@@ -70,6 +71,8 @@ pub struct Config {
     pub metrics_bind: Option<Bind>,
     /// How long connections that kube-proxy's rules opened are left to them after a first start; 0: not at all.
     pub takeover_seconds: u32,
+    /// Which externalIPs of Services are served.
+    pub external_ips: ExternalIps,
 }
 
 impl Default for Config {
@@ -87,6 +90,7 @@ impl Default for Config {
             healthz_bind: None,
             metrics_bind: None,
             takeover_seconds: 600,
+            external_ips: ExternalIps::Off,
         }
     }
 }

@@ -5,9 +5,10 @@ use std::ops::RangeInclusive;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::{ConfigError, Loaded, check_names, wrong};
+use super::{ConfigError, Loaded, check_names, network, wrong};
 use crate::{
     bpf::MapSizes,
+    desired::ExternalIps,
     file_source::document::Document,
     net::roles::{InterfaceRule, XdpMode},
 };
@@ -15,8 +16,9 @@ use crate::{
 pub(super) const VERSION: &str = "ballast.dev/v1alpha1";
 pub(super) const KIND: &str = "BallastConfiguration";
 
-const FIELDS: [&str; 8] =
-    ["apiVersion", "kind", "xdp", "socketHooks", "interfaces", "maps", "snatPorts", "takeoverSeconds"];
+const FIELDS: [&str; 9] =
+    ["apiVersion", "kind", "xdp", "socketHooks", "interfaces", "maps", "snatPorts", "takeoverSeconds", "externalIPs"];
+const EXTERNAL_FIELDS: [&str; 2] = ["enabled", "allowedCIDRs"];
 
 const MAP_FIELDS: [&str; 5] = ["services", "frontends", "backends", "rings", "conntrack"];
 const RULE_FIELDS: [&str; 3] = ["match", "role", "xdp"];
@@ -38,6 +40,16 @@ struct Own {
     maps: Maps,
     snat_ports: Option<String>,
     takeover_seconds: Option<u32>,
+    #[serde(rename = "externalIPs")]
+    external_ips: Option<External>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct External {
+    enabled: bool,
+    #[serde(rename = "allowedCIDRs")]
+    allowed: Option<Vec<String>>,
 }
 
 #[derive(Default, Deserialize)]
@@ -54,6 +66,9 @@ pub(super) fn read(document: &Document, loaded: &mut Loaded) -> Result<(), Confi
     check_names(document, "", &document.value, KIND, &FIELDS)?;
     if let Some(maps) = document.value.get("maps") {
         check_names(document, "maps", maps, "maps", &MAP_FIELDS)?;
+    }
+    if let Some(external) = document.value.get("externalIPs") {
+        check_names(document, "externalIPs", external, "externalIPs", &EXTERNAL_FIELDS)?;
     }
     let rules = document.value.get("interfaces").and_then(Value::as_array).into_iter().flatten();
     for (index, rule) in rules.enumerate() {
@@ -84,6 +99,9 @@ pub(super) fn read(document: &Document, loaded: &mut Loaded) -> Result<(), Confi
         rings: size("rings", own.maps.rings, default.rings, MOST_ENTRIES)?,
         conntrack: size("conntrack", own.maps.conntrack, default.conntrack, MOST_ENTRIES)?,
     };
+    if let Some(external) = own.external_ips {
+        config.external_ips = external_ips(document, external)?;
+    }
     if let Some(text) = own.snat_ports {
         config.snat_ports = ports(&text).ok_or_else(|| {
             let fix = "write two ports from 1024 on, such as \"49152-65535\"";
@@ -98,6 +116,23 @@ pub(super) fn read(document: &Document, loaded: &mut Loaded) -> Result<(), Confi
         config.takeover_seconds = seconds;
     }
     Ok(())
+}
+
+fn external_ips(document: &Document, external: External) -> Result<ExternalIps, ConfigError> {
+    let Some(texts) = external.allowed else {
+        return Ok(if external.enabled { ExternalIps::All } else { ExternalIps::Off });
+    };
+    if texts.is_empty() {
+        let fix = "name ranges, or leave the field out to allow every address";
+        return Err(wrong(document, "externalIPs.allowedCIDRs", "it allows nothing", fix));
+    }
+    let mut allowed = Vec::new();
+    for (index, text) in texts.iter().enumerate() {
+        let field = format!("externalIPs.allowedCIDRs[{index}]");
+        let fix = "write a range such as 198.51.100.0/24";
+        allowed.push(network(text).ok_or_else(|| wrong(document, &field, &format!("{text:?} is no range"), fix))?);
+    }
+    Ok(if external.enabled { ExternalIps::Within(allowed) } else { ExternalIps::Off })
 }
 
 fn ports(text: &str) -> Option<RangeInclusive<u16>> {

@@ -111,6 +111,9 @@ fn errors_name_place_cause_and_fix() {
             own("interfaces:\n- match: e\n- mach: e\n"),
             "c.yaml:5: interfaces[1].mach: no field of interfaces; did you mean match?",
         ),
+        (own("externalIPs: {enable: true}\n"), "did you mean enabled?"),
+        (own("externalIPs: {enabled: true, allowedCIDRs: []}\n"), "externalIPs.allowedCIDRs: it allows nothing"),
+        (own("externalIPs: {enabled: true, allowedCIDRs: [a]}\n"), "allowedCIDRs[0]: \"a\" is no range"),
         (own("maps: {backend: 16}\n"), "maps.backend: no field of maps; did you mean backends?"),
         (parse("c.yaml", "kind: Config\n"), "is no configuration; use kubeproxy.config.k8s.io/v1alpha1"),
         (parse("c.yaml", "a: [\n"), "c.yaml"),
@@ -139,6 +142,20 @@ fn servers_listen_where_they_are_told_or_nowhere() {
     for wrong in ["localhost:80", "10.0.0.1:99999", "80"] {
         let text = error(kube_proxy(&format!("healthzBindAddress: '{wrong}'\n")));
         assert!(text.contains("is no address; write ADDRESS:PORT"), "{text}");
+    }
+}
+
+#[test]
+fn external_ips_are_off_unless_configured() {
+    let range = "198.51.100.0/24".parse().expect("a range");
+    for (text, expected) in [
+        ("", ExternalIps::Off),
+        ("externalIPs: {enabled: false}\n", ExternalIps::Off),
+        ("externalIPs: {enabled: false, allowedCIDRs: [198.51.100.0/24]}\n", ExternalIps::Off),
+        ("externalIPs: {enabled: true}\n", ExternalIps::All),
+        ("externalIPs: {enabled: true, allowedCIDRs: [198.51.100.0/24]}\n", ExternalIps::Within(vec![range])),
+    ] {
+        assert_eq!(own(text).expect("accepted").config.external_ips, expected, "{text}");
     }
 }
 

@@ -6,13 +6,14 @@ use std::{
     num::NonZeroU16,
 };
 
+use ipnet::IpNet;
 use lb_common::{
     frontend::{FrontendFlags, Scope},
     ring::WhenEmpty,
 };
 
 use super::{
-    Desired, DesiredFrontend, DesiredService, FrontendKind, NodeContext, ServiceKey,
+    Desired, DesiredFrontend, DesiredService, ExternalIps, FrontendKind, NodeContext, ServiceKey,
     rules::{Rules, unroutable},
 };
 use crate::{
@@ -32,8 +33,10 @@ pub fn desired(model: &Model, node: &NodeContext) -> Desired {
         _ => Vec::new(),
     };
     let ours: Vec<Ours<'_>> = model.services.iter().filter_map(|(name, service)| Ours::of(name, service)).collect();
+    let internal_ips = model.nodes.get(&node.name).map(|own| &own.internal_ips).filter(|addrs| !addrs.is_empty());
     let mut compute = Compute {
         node,
+        own: internal_ips.map_or_else(|| node.local_addrs.clone(), |addrs| addrs.iter().copied().collect()),
         claims: BTreeMap::new(),
         out: Desired {
             // An address of this node is never owned: its other ports belong to the node's own processes.
@@ -78,24 +81,39 @@ impl<'a> Ours<'a> {
         cluster_ips.chain(balancers)
     }
 
-    /// Load balancer addresses we program. Source ranges cannot be honoured yet: open to everyone would be worse than
-    /// absent.
+    /// Load balancer addresses.
     fn balancers(&self, family: IpFamily) -> impl Iterator<Item = IpAddr> {
-        let open = self.service.service_type == ServiceType::LoadBalancer && self.service.source_ranges.is_empty();
-        let addrs = if open { self.service.load_balancer_ips.as_slice() } else { &[] };
+        let is_balancer = self.service.service_type == ServiceType::LoadBalancer;
+        let addrs = if is_balancer { self.service.load_balancer_ips.as_slice() } else { &[] };
         addrs.iter().copied().filter(move |addr| IpFamily::of(addr) == family)
+    }
+
+    /// Whose connections the load balancer addresses of a family take; everyone's if there is none (semantics.md 2.7.4).
+    /// `own`: addresses of this node.
+    fn sources(&self, family: IpFamily, own: &BTreeSet<IpAddr>) -> BTreeSet<IpNet> {
+        let of_family = |net: &&IpNet| IpFamily::of(&net.addr()) == family;
+        let mut sources: BTreeSet<IpNet> =
+            self.service.source_ranges.iter().filter(of_family).map(IpNet::trunc).collect();
+        // A node that owns the address uses it as its source (semantics.md 2.7.3).
+        if own.iter().any(|addr| sources.iter().any(|net| net.contains(addr))) {
+            sources.extend(self.balancers(family).map(IpNet::from));
+        }
+        sources
     }
 }
 
 struct Compute<'a> {
     node: &'a NodeContext,
+    /// Addresses of this node, those its Node object tells where it does.
+    own: BTreeSet<IpAddr>,
     claims: BTreeMap<(IpAddr, NonZeroU16, Protocol), &'a ObjectName>,
     out: Desired,
 }
 
 impl<'a> Compute<'a> {
     fn add(&mut self, ours: &Ours<'a>, slices: &[&EndpointSlice]) {
-        self.note_unhonoured(ours);
+        self.warn_of_externals(ours);
+        self.warn_of_open_family(ours);
         let mut unroutable_endpoints = BTreeSet::new();
         for port in &ours.service.ports {
             for (family, cluster_ip) in &ours.families {
@@ -136,6 +154,8 @@ impl<'a> Compute<'a> {
             return;
         }
         let (frontends, used) = self.frontends(ours, port, family, cluster_ip);
+        let has_ranges =
+            frontends.iter().any(|frontend: &DesiredFrontend| frontend.flags.contains(FrontendFlags::SOURCE_RANGES));
         if frontends.is_empty() {
             return;
         }
@@ -152,6 +172,8 @@ impl<'a> Compute<'a> {
             local: if uses_local { reachable.local.backends } else { BTreeSet::new() },
             local_empty: if uses_local { local_empty } else { WhenEmpty::Reject },
             frontends,
+            sources: if has_ranges { ours.sources(family, &self.own) } else { BTreeSet::new() },
+            affinity: ours.service.affinity_seconds,
         };
         self.out.services.insert(key, service);
     }
@@ -176,7 +198,10 @@ impl<'a> Compute<'a> {
             wanted.extend(addrs.map(|addr| (*addr, node_port, FrontendKind::NodePort, external)));
         }
         wanted.extend(ours.balancers(family).map(|addr| (addr, port.port, FrontendKind::LoadBalancer, external)));
+        let externals = self.externals(ours.service, family);
+        wanted.extend(externals.map(|addr| (addr, port.port, FrontendKind::ExternalIp, external)));
 
+        let has_ranges = ours.service.source_ranges.iter().any(|net| IpFamily::of(&net.addr()) == family);
         let mut frontends = Vec::new();
         let mut used = Vec::new();
         for (addr, number, kind, rules) in wanted {
@@ -190,36 +215,76 @@ impl<'a> Compute<'a> {
             }
             let Rules { pod, host, outside } = rules;
             let own = self.node.node_port_addrs.contains(&addr) || self.node.local_addrs.contains(&addr);
-            let flags = if own { FrontendFlags::OWN_ADDRESS } else { FrontendFlags::NONE };
+            let mut flags = if own { FrontendFlags::OWN_ADDRESS } else { FrontendFlags::NONE };
+            if kind == FrontendKind::LoadBalancer && has_ranges {
+                flags = flags.with(FrontendFlags::SOURCE_RANGES);
+            }
+            // No hook knows a pod's address (design.md section 2.2).
+            if ours.service.affinity_seconds.is_some() {
+                flags = flags.with(FrontendFlags::AFFINITY);
+            }
+            if flags.contains(FrontendFlags::SOURCE_RANGES) || flags.contains(FrontendFlags::AFFINITY) {
+                flags = flags.with(FrontendFlags::NO_POD_SOCKET);
+            }
             frontends.push(DesiredFrontend { addr, port: number, kind, pod, host, outside, flags });
             used.push(rules);
         }
         (frontends, used)
     }
 
-    /// Lists what the Service asks for and does not get (issue 5: never ignored in silence).
-    fn note_unhonoured(&mut self, ours: &Ours<'a>) {
-        let service = ours.service;
-        let mut fields = Vec::new();
-        if service.affinity_seconds.is_some() {
-            fields.push("sessionAffinity".to_owned());
+    /// External IPs that are served. One that a balancer gave as well is its own: that has ranges.
+    fn externals<'s>(&'s self, service: &'s Service, family: IpFamily) -> impl Iterator<Item = IpAddr> + use<'s> {
+        let addrs = service.external_ips.iter().copied().filter(move |addr| IpFamily::of(addr) == family);
+        addrs.filter(|addr| {
+            self.node.external_ips.allow(*addr)
+                && unroutable(*addr).is_none()
+                && !service.load_balancer_ips.contains(addr)
+        })
+    }
+
+    /// External IPs that are not served, and why (reliability.md section 7).
+    fn warn_of_externals(&mut self, ours: &Ours<'a>) {
+        let asked = &ours.service.external_ips;
+        for addr in asked.iter().filter_map(|addr| Some((addr, unroutable(*addr)?))) {
+            let cause = format!("externalIP {} is {} and is not served", addr.0, addr.1);
+            self.problem(ours.name, cause, "write an address that others can reach");
         }
-        if !service.external_ips.is_empty() {
-            fields.push("externalIPs".to_owned());
+        let closed: Vec<&IpAddr> = asked.iter().filter(|addr| !self.node.external_ips.allow(**addr)).collect();
+        if closed.is_empty() {
+            return;
         }
-        if !service.source_ranges.is_empty() && service.service_type == ServiceType::LoadBalancer {
-            fields.push("loadBalancerSourceRanges".to_owned());
-            if !service.load_balancer_ips.is_empty() {
-                let cause = format!(
-                    "loadBalancerSourceRanges ({}) cannot be enforced, so no port is programmed on {}",
-                    list(&service.source_ranges),
-                    list(&service.load_balancer_ips),
-                );
-                self.problem(ours.name, cause, "remove loadBalancerSourceRanges to open the addresses to everyone");
+        let (why, fix) = if self.node.external_ips == ExternalIps::Off {
+            ("they are off", "externalIPs: {enabled: true} in BallastConfiguration")
+        } else {
+            (
+                "they are in none of the allowed ranges",
+                "add their range to externalIPs.allowedCIDRs in BallastConfiguration",
+            )
+        };
+        self.out.warnings.push(Problem {
+            object: format!("Service {}", ours.name),
+            cause: format!("externalIPs {} are not served: {why}", list(&closed)),
+            fix: format!("{fix}; whoever may write Services then takes the traffic of these addresses"),
+        });
+    }
+
+    /// Ranges of one family say nothing about the other (semantics.md 2.7.4): as with kube-proxy, but told.
+    fn warn_of_open_family(&mut self, ours: &Ours<'a>) {
+        for (family, _) in &ours.families {
+            let open: Vec<IpAddr> = ours.balancers(*family).collect();
+            let ranges = &ours.service.source_ranges;
+            if open.is_empty() || ranges.is_empty() || ranges.iter().any(|net| IpFamily::of(&net.addr()) == *family) {
+                continue;
             }
-        }
-        if !fields.is_empty() {
-            self.out.not_honoured.insert(ours.name.clone(), fields);
+            self.out.warnings.push(Problem {
+                object: format!("Service {}", ours.name),
+                cause: format!(
+                    "no range of loadBalancerSourceRanges ({}) is {family}, so that {} takes everyone's connections",
+                    list(ranges),
+                    list(&open)
+                ),
+                fix: format!("add the {family} ranges that are meant; 0.0.0.0/0 or ::/0 says that it is"),
+            });
         }
     }
 

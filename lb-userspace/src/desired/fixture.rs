@@ -82,6 +82,7 @@ pub(crate) fn web() -> (Model, NodeContext) {
         local_addrs: [own].into(),
         service_cidrs: vec!["10.96.0.0/16".parse().expect("a prefix")],
         detect_node_cidr: true,
+        external_ips: super::ExternalIps::Off,
     };
     (model, node)
 }

@@ -67,6 +67,8 @@ pub enum FrontendKind {
     NodePort,
     /// A load balancer address.
     LoadBalancer,
+    /// An external IP.
+    ExternalIp,
 }
 
 impl fmt::Display for FrontendKind {
@@ -75,6 +77,7 @@ impl fmt::Display for FrontendKind {
             Self::ClusterIp => "ClusterIP",
             Self::NodePort => "NodePort",
             Self::LoadBalancer => "LoadBalancer",
+            Self::ExternalIp => "ExternalIP",
         })
     }
 }
@@ -113,6 +116,10 @@ pub struct DesiredService {
     pub local_empty: WhenEmpty,
     /// Frontends.
     pub frontends: Vec<DesiredFrontend>,
+    /// Whose connections the frontends with [`FrontendFlags::SOURCE_RANGES`] take (semantics.md 2.7).
+    pub sources: BTreeSet<IpNet>,
+    /// Seconds that clients are remembered (semantics.md 2.5).
+    pub affinity: Option<u32>,
 }
 
 impl DesiredService {
@@ -137,8 +144,31 @@ pub struct Desired {
     pub local_pod_cidrs: Vec<IpNet>,
     /// Services left out or cut, with the reason.
     pub problems: Vec<Problem>,
-    /// Fields not honoured, by Service.
-    pub not_honoured: BTreeMap<ObjectName, Vec<String>>,
+    /// What may not be as meant in a Service, though it is programmed as asked.
+    pub warnings: Vec<Problem>,
+}
+
+/// Which externalIPs are served. Whoever may write a Service can write them, and takes the address's traffic on every node
+/// (CVE-2020-8554): off unless configured.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum ExternalIps {
+    /// None.
+    #[default]
+    Off,
+    /// Those in these ranges.
+    Within(Vec<IpNet>),
+    /// All.
+    All,
+}
+
+impl ExternalIps {
+    fn allow(&self, addr: IpAddr) -> bool {
+        match self {
+            Self::Off => false,
+            Self::Within(nets) => nets.iter().any(|net| net.contains(&addr)),
+            Self::All => true,
+        }
+    }
 }
 
 /// What `desired` must know of this node.
@@ -154,4 +184,6 @@ pub struct NodeContext {
     pub service_cidrs: Vec<IpNet>,
     /// Use the own Node's podCIDRs as the detector.
     pub detect_node_cidr: bool,
+    /// Which externalIPs are served.
+    pub external_ips: ExternalIps,
 }

@@ -7,10 +7,10 @@ use std::{
 
 use ipnet::IpNet;
 use lb_common::{
-    backend::{Backend, NextHop, NextHopId, ServiceId},
+    backend::{Backend, NextHop, NextHopId, ServiceId, Sets},
     frontend::{
-        ClientRule, Frontend, FrontendFlags, FrontendId, FrontendKey, FrontendWord, PrefixFlags, PrefixKey, Scope,
-        VIP_OWNED,
+        ClientRule, Frontend, FrontendFlags, FrontendId, FrontendKey, FrontendWord, PrefixFlags, PrefixKey,
+        SOURCE_ALLOWED, Scope, SourceKey, SourceRange, VIP_OWNED,
     },
     ring::WhenEmpty,
     settings::Setting,
@@ -167,7 +167,11 @@ impl Builder<'_> {
 
     /// Whether `needed` more entries fit into a hash or trie.
     fn count(&self, table: Table, needed: usize) -> Result<(), Full> {
-        let max_entries = self.capacity.get(table);
+        let max_entries = match table {
+            // Old ranges go only when no program can hold the record that asks for them: a plan needs room for both.
+            Table::Sources4 | Table::Sources6 => self.capacity.get(table) / 2,
+            _ => self.capacity.get(table),
+        };
         let room = (max_entries as usize).saturating_sub(self.built.image.len(table));
         if needed <= room { Ok(()) } else { Err(Full { table, needed, room, max_entries }) }
     }
@@ -211,10 +215,10 @@ impl Builder<'_> {
         let fresh = ports.iter().filter(|(key, _)| self.ids.services.get(key).is_none()).count();
         slots(Table::Services, fresh, self.ids.services.room(max_services), max_services)?;
         for (family, tables) in [
-            (IpFamily::V4, (Table::Backends4, Table::Records4, Table::Frontends4, Table::Vips4)),
-            (IpFamily::V6, (Table::Backends6, Table::Records6, Table::Frontends6, Table::Vips6)),
+            (IpFamily::V4, (Table::Backends4, Table::Records4, Table::Frontends4, Table::Vips4, Table::Sources4)),
+            (IpFamily::V6, (Table::Backends6, Table::Records6, Table::Frontends6, Table::Vips6, Table::Sources6)),
         ] {
-            let (mut backends, mut records, mut frontends) = (0, 0, 0);
+            let (mut backends, mut records, mut frontends, mut sources) = (0, 0, 0, 0);
             let mut addrs = BTreeSet::new();
             let ids = self.ids.family(family);
             for (key, service) in ports.iter().filter(|(key, _)| key.family == family) {
@@ -224,6 +228,7 @@ impl Builder<'_> {
                 };
                 backends += service.backends.iter().filter(is_new).count();
                 frontends += service.frontends.len();
+                sources += service.sources.len();
                 records += service
                     .frontends
                     .iter()
@@ -238,6 +243,7 @@ impl Builder<'_> {
             slots(tables.0, backends, ids.backends.room(max_backends), max_backends)?;
             slots(tables.1, records, ids.records.room(max_records), max_records)?;
             self.count(tables.2, frontends)?;
+            self.count(tables.4, sources)?;
             self.count(tables.3, addrs.iter().filter(|addr| vips.contains(addr) && !self.has_vip(**addr)).count())?;
         }
         Ok(())
@@ -318,15 +324,32 @@ impl Builder<'_> {
             let next_hop = self.next_hop::<A>(at.addr);
             let generation = self.ids.family(A::FAMILY).backends.generation(*backend);
             let Some(address) = A::l4(at.addr, at.port.get()) else { continue };
+            let in_set = |scope, set: &BTreeSet<BackendAddr>| service.uses(scope) && set.contains(at);
+            let mut sets = Sets::NONE;
+            for (scope, set) in [(Scope::Cluster, &service.cluster), (Scope::Local, &service.local)] {
+                if in_set(scope, set) {
+                    sets = sets.with(Sets::of(scope));
+                }
+            }
             let record = Backend {
                 address,
-                reserved: [0; 2],
+                sets,
+                reserved: 0,
                 service: ServiceId::new(*id),
                 generation: U32::new(generation),
                 next_hop,
                 next_hop_generation: U32::ZERO,
             };
             self.built.image.insert(A::BACKENDS, &U32::new(*backend), &record);
+        }
+        if let Some(seconds) = service.affinity {
+            self.built.image.insert(Table::Affinities, &U32::new(*id), &u64::from(seconds));
+        }
+        for net in &service.sources {
+            let Some(addr) = A::from_ip(net.network()) else { continue };
+            let range = SourceRange { service: ServiceId::new(*id), addr };
+            let length = U32::new(SourceRange::<A>::SERVICE_BITS + u32::from(net.prefix_len()));
+            self.built.image.insert(A::SOURCES, &SourceKey { length, range }, &SOURCE_ALLOWED);
         }
         for (frontend, record) in service.frontends.iter().zip(records) {
             let Some(address) = A::l4(frontend.addr, frontend.port.get()) else { continue };
@@ -395,7 +418,8 @@ impl Builder<'_> {
         for (id, generation) in ids.backends.vacant() {
             let empty = Backend::<A> {
                 address: L4Addr::NONE,
-                reserved: [0; 2],
+                sets: Sets::NONE,
+                reserved: 0,
                 service: ServiceId::new(0),
                 generation: U32::new(generation),
                 next_hop: NextHopId(U32::ZERO),

@@ -37,10 +37,15 @@ impl Capacity {
 pub(super) fn enlarging(table: Table) -> String {
     let map = table.map_name();
     let field = match table {
-        Table::Services => "services",
-        Table::Frontends4 | Table::Frontends6 | Table::Records4 | Table::Records6 | Table::Vips4 | Table::Vips6 => {
-            "frontends"
-        }
+        Table::Services | Table::Affinities => "services",
+        Table::Frontends4
+        | Table::Frontends6
+        | Table::Records4
+        | Table::Records6
+        | Table::Vips4
+        | Table::Vips6
+        | Table::Sources4
+        | Table::Sources6 => "frontends",
         Table::Backends4 | Table::Backends6 => "backends",
         Table::Rings => "rings",
         Table::NextHops4 | Table::NextHops6 => {

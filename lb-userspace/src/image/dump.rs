@@ -4,7 +4,10 @@ use std::{collections::BTreeMap, fmt::Write};
 
 use lb_common::{
     backend::{Backend, NextHop},
-    frontend::{ClientRule, Frontend, FrontendKey, FrontendWord, MetBy, PrefixFlags, PrefixKey, Scope},
+    frontend::{
+        ClientRule, Frontend, FrontendFlags, FrontendKey, FrontendWord, MetBy, PrefixFlags, PrefixKey, Scope,
+        SourceKey, SourceRange,
+    },
     ring::WhenEmpty,
 };
 use zerocopy::native_endian::U32;
@@ -48,7 +51,9 @@ impl Lines {
         services.dedup();
         self.add(services.into_iter().map(|service| {
             let set = |scope| set(image, service * 2 + scope, &backends);
-            format!("service   {service} cluster={} local={}", set(0), set(1))
+            let seconds = image.get(Table::Affinities, &service.to_ne_bytes()).and_then(|word| word.try_into().ok());
+            let affinity = seconds.map_or_else(String::new, |word| format!(" affinity={}", u64::from_ne_bytes(word)));
+            format!("service   {service} cluster={} local={}{affinity}", set(0), set(1))
         }));
         let live = backends.iter().filter(|(_, backend)| backend.service.get() != 0);
         self.add(live.map(|(id, backend)| {
@@ -70,6 +75,11 @@ impl Lines {
         }));
         let vips = image.table(A::VIPS).filter_map(decode::<A, u64>);
         self.add(vips.map(|(vip, _)| format!("vip       {}", vip.to_ip())));
+        let sources = image.table(A::SOURCES).filter_map(decode::<SourceKey<A>, u32>);
+        self.add(sources.map(|(key, _)| {
+            let length = key.length.get().saturating_sub(SourceRange::<A>::SERVICE_BITS);
+            format!("source    {} {}/{length}", key.range.service.get(), key.range.addr.to_ip())
+        }));
         let prefixes = image.table(A::PREFIXES).filter_map(decode::<PrefixKey<A>, PrefixFlags>);
         self.add(prefixes.map(|(key, flags)| {
             let mut line = format!("prefix    {}/{}", key.addr.to_ip(), key.length);
@@ -90,11 +100,12 @@ fn frontend<A: Octets>(key: &FrontendKey<A>, word: FrontendWord, records: &BTree
     match records.get(&word.id().0) {
         None => format!("{head} record {} is missing", word.id().0),
         Some(record) => format!(
-            "{head} service={} pod={} host={} outside={}",
+            "{head} service={} pod={} host={} outside={}{}",
             record.service.get(),
             rule(record.pod),
             rule(record.host),
             rule(record.outside),
+            if record.flags.contains(FrontendFlags::SOURCE_RANGES) { " source-ranges" } else { "" },
         ),
     }
 }

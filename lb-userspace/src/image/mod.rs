@@ -36,6 +36,8 @@ pub enum Table {
     Records6,
     /// `LB_SERVICES`: array of [`lb_common::ring::RingWord`], index `2 * service + scope`.
     Services,
+    /// `LB_SVC_AFFINITY`: array of u64 by service: seconds it remembers its clients, zero for not at all.
+    Affinities,
     /// `LB_RINGS`: array of u32 backend ids. Ids are of the family of the service whose ring it is.
     Rings,
     /// `LB4_BACKENDS`: array of [`lb_common::backend::Backend`].
@@ -54,18 +56,23 @@ pub enum Table {
     Prefixes4,
     /// `LB6_PREFIXES`
     Prefixes6,
+    /// `LB4_SOURCES`: LPM trie [`lb_common::frontend::SourceKey`] -> u32 [`lb_common::frontend::SOURCE_ALLOWED`].
+    Sources4,
+    /// `LB6_SOURCES`
+    Sources6,
     /// `LB_SETTINGS`: array of u64 by [`lb_common::settings::Setting`].
     Settings,
 }
 
 impl Table {
     /// Every table.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 18] = [
         Self::Frontends4,
         Self::Frontends6,
         Self::Records4,
         Self::Records6,
         Self::Services,
+        Self::Affinities,
         Self::Rings,
         Self::Backends4,
         Self::Backends6,
@@ -75,6 +82,8 @@ impl Table {
         Self::Vips6,
         Self::Prefixes4,
         Self::Prefixes6,
+        Self::Sources4,
+        Self::Sources6,
         Self::Settings,
     ];
 
@@ -86,6 +95,7 @@ impl Table {
             Self::Records4 => "LB4_RECORDS",
             Self::Records6 => "LB6_RECORDS",
             Self::Services => "LB_SERVICES",
+            Self::Affinities => "LB_SVC_AFFINITY",
             Self::Rings => "LB_RINGS",
             Self::Backends4 => "LB4_BACKENDS",
             Self::Backends6 => "LB6_BACKENDS",
@@ -95,6 +105,8 @@ impl Table {
             Self::Vips6 => "LB6_VIPS",
             Self::Prefixes4 => "LB4_PREFIXES",
             Self::Prefixes6 => "LB6_PREFIXES",
+            Self::Sources4 => "LB4_SOURCES",
+            Self::Sources6 => "LB6_SOURCES",
             Self::Settings => "LB_SETTINGS",
         }
     }
@@ -104,7 +116,14 @@ impl Table {
     pub const fn is_array(self) -> bool {
         !matches!(
             self,
-            Self::Frontends4 | Self::Frontends6 | Self::Vips4 | Self::Vips6 | Self::Prefixes4 | Self::Prefixes6
+            Self::Frontends4
+                | Self::Frontends6
+                | Self::Vips4
+                | Self::Vips6
+                | Self::Prefixes4
+                | Self::Prefixes6
+                | Self::Sources4
+                | Self::Sources6
         )
     }
 }

@@ -20,6 +20,7 @@ pub(crate) trait Octets: Addr {
     const NEXT_HOPS: Table;
     const VIPS: Table;
     const PREFIXES: Table;
+    const SOURCES: Table;
 
     /// `None` if the address is of the other family.
     fn from_ip(addr: IpAddr) -> Option<Self>;
@@ -42,6 +43,7 @@ impl Octets for [u8; 4] {
     const NEXT_HOPS: Table = Table::NextHops4;
     const VIPS: Table = Table::Vips4;
     const PREFIXES: Table = Table::Prefixes4;
+    const SOURCES: Table = Table::Sources4;
 
     fn from_ip(addr: IpAddr) -> Option<Self> {
         match addr {
@@ -63,6 +65,7 @@ impl Octets for [u8; 16] {
     const NEXT_HOPS: Table = Table::NextHops6;
     const VIPS: Table = Table::Vips6;
     const PREFIXES: Table = Table::Prefixes6;
+    const SOURCES: Table = Table::Sources6;
 
     fn from_ip(addr: IpAddr) -> Option<Self> {
         match addr {

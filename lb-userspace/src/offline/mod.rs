@@ -188,7 +188,6 @@ impl<'a> Left<'a> {
             counters: numbers::counters(&self.maps),
             problems,
             warnings: Vec::new(),
-            not_honoured: BTreeMap::new(),
         }
     }
 

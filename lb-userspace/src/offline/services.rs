@@ -131,7 +131,6 @@ fn row(name: &ObjectName, ports: &[Port<'_>]) -> ServiceRow {
         load_balancer_ips: balancers.into_iter().collect(),
         ports: port_rows(ports),
         backends: backends.len() as u64,
-        not_honoured: None,
     }
 }
 

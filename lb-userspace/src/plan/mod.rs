@@ -80,11 +80,15 @@ enum Phase {
     FreshBackend,
     FreshRing,
     FreshRecord,
+    /// Before the frontend that asks for them.
+    FreshSource,
     PublishSetting,
     /// Pods must be known as pods before rules treat other clients differently.
     PublishPods,
-    /// A backend in use changes its next hop: one word of the record.
-    PublishNextHop,
+    /// A backend in use changes its next hop or its sets: one word of the record, one byte.
+    PublishBackend,
+    /// Both on and off: the word alone tells packets.
+    PublishAffinity,
     PublishRing,
     PublishFrontend,
     PublishVip,
@@ -92,6 +96,7 @@ enum Phase {
     PublishServicePrefix,
     /// From here on, after the grace period.
     ClearService,
+    ClearSource,
     ClearRing,
     ClearRecord,
     ClearBackend,
@@ -136,10 +141,13 @@ fn phase(table: Table, new: Option<&[u8]>, old: Option<&[u8]>) -> Phase {
             Some(Some(flags)) if !flags.contains(PrefixFlags::SERVICE) => Phase::PublishPods,
             Some(_) => Phase::PublishServicePrefix,
         },
+        Table::Sources4 | Table::Sources6 if new.is_some() => Phase::FreshSource,
+        Table::Sources4 | Table::Sources6 => Phase::ClearSource,
         Table::Settings => Phase::PublishSetting,
         // A zero word belongs to a scope nobody is sent to any more: not before the frontends say so.
         Table::Services if new.is_some() => Phase::PublishRing,
         Table::Services => Phase::ClearService,
+        Table::Affinities => Phase::PublishAffinity,
         Table::Rings if new.is_some() => Phase::FreshRing,
         Table::Rings => Phase::ClearRing,
         Table::Records4 | Table::Records6 if new.is_some() => Phase::FreshRecord,
@@ -158,7 +166,7 @@ fn backend_phase<A: Octets>(new: Option<&[u8]>, old: Option<&[u8]>) -> Phase {
     let same_owner =
         |old: Backend<A>| (old.address, old.service, old.generation) == (new.address, new.service, new.generation);
     match old.and_then(read::<Backend<A>>) {
-        Some(old) if same_owner(old) => Phase::PublishNextHop,
+        Some(old) if same_owner(old) => Phase::PublishBackend,
         _ => Phase::FreshBackend,
     }
 }
@@ -172,6 +180,22 @@ fn next_hop_phase<A: Octets>(new: Option<&[u8]>) -> Phase {
 
 fn read<V: Abi>(bytes: &[u8]) -> Option<V> {
     V::read_from_bytes(bytes).ok()
+}
+
+/// Services whose affinity a plan switches: on, and off. Changing a timeout is neither.
+fn switched(plan: &Plan, mirror: &Image) -> [BTreeSet<u32>; 2] {
+    let mut switched = [BTreeSet::new(), BTreeSet::new()];
+    for op in plan.before.iter().filter(|op| op.table == Table::Affinities) {
+        let Some(service) = read::<u32>(&op.key) else { continue };
+        let is_on = |word: &[u8]| word.iter().any(|byte| *byte != 0);
+        let [on, off] = &mut switched;
+        match (mirror.get(op.table, &op.key).is_some_and(is_on), op.value.as_deref().is_some_and(is_on)) {
+            (false, true) => on.insert(service),
+            (true, false) => off.insert(service),
+            _ => false,
+        };
+    }
+    switched
 }
 
 /// What [`apply`] did.
@@ -199,6 +223,17 @@ pub struct ApplyError {
 /// Carries a plan out. `mirror` follows write by write.
 pub fn apply(plan: &Plan, store: &mut dyn MapStore, mirror: &mut Image) -> Result<Applied, ApplyError> {
     let mut writes = 0;
+    // Turned off, an affinity forgets its clients (semantics.md 2.5.4); turned on, it begins without any, also if the
+    // agent was killed between.
+    let [on, off] = switched(plan, mirror);
+    let forget = |store: &mut dyn MapStore, services: &BTreeSet<u32>, done| {
+        if services.is_empty() {
+            return Ok(());
+        }
+        let failed = |cause| ApplyError { what: "forgetting clients".to_owned(), done, total: plan.len(), cause };
+        store.forget_clients(services).map_err(failed)
+    };
+    forget(store, &on, 0)?;
     for step in plan.steps() {
         let failed = |what, cause| ApplyError { what, done: writes, total: plan.len(), cause };
         match step {
@@ -215,6 +250,7 @@ pub fn apply(plan: &Plan, store: &mut dyn MapStore, mirror: &mut Image) -> Resul
             }
         }
     }
+    forget(store, &off, writes)?;
     Ok(Applied { writes })
 }
 

@@ -75,6 +75,8 @@ prop_compose! {
             local: set(3),
             local_empty: if set(1).is_empty() { WhenEmpty::Reject } else { WhenEmpty::Drop },
             frontends,
+            sources: BTreeSet::new(),
+            affinity: None,
         };
         if !service.uses(Scope::Local) {
             service.local.clear();

@@ -205,6 +205,7 @@ fn the_kernel_decides_as_the_pipeline_in_memory() {
         Counter::HostUntranslated,
         Counter::Deferred,
         Counter::PortChanged,
+        Counter::SourceRange,
     ] {
         let count = met.counters.get(&counter);
         assert!(count.is_some_and(|count| *count > 15), "{counter:?}: {count:?}");

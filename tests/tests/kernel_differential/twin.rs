@@ -2,10 +2,10 @@
 
 use aya::programs::{SchedClassifier, TestRun, TestRunOptions, Xdp};
 use lb_common::{
-    backend::{Backend, BackendId, NextHop, NextHopId, ServiceId},
+    backend::{Backend, BackendId, NextHop, NextHopId, ServiceId, Sets},
     frontend::{
-        ClientRule, Frontend, FrontendFlags, FrontendId, FrontendKey, FrontendWord, PrefixFlags, PrefixKey, Scope,
-        VIP_OWNED,
+        ClientRule, Frontend, FrontendFlags, FrontendId, FrontendKey, FrontendWord, PrefixFlags, PrefixKey,
+        SOURCE_ALLOWED, Scope, SourceKey, SourceRange, VIP_OWNED,
     },
     pipeline::{self, Hook},
     protocol::{Port, Protocol},
@@ -30,6 +30,7 @@ use crate::sound::{Faults, faults};
 pub(crate) trait Plan: FlowFamily {
     const IPV6: bool;
     const TABLES: [Table; 6];
+    const SOURCES: Table;
     const FRAGMENTS: &'static str;
     const HALF_OPEN: &'static str;
     const CONNECTIONS: &'static str;
@@ -42,6 +43,7 @@ impl Plan for [u8; 4] {
     const IPV6: bool = false;
     const TABLES: [Table; 6] =
         [Table::Frontends4, Table::Records4, Table::Vips4, Table::Prefixes4, Table::Backends4, Table::NextHops4];
+    const SOURCES: Table = Table::Sources4;
     const FRAGMENTS: &'static str = "LB4_FRAGMENTS";
     const HALF_OPEN: &'static str = "LB4_HALF_OPEN";
     const CONNECTIONS: &'static str = "LB4_BKD_CONNS";
@@ -63,6 +65,7 @@ impl Plan for [u8; 16] {
     const IPV6: bool = true;
     const TABLES: [Table; 6] =
         [Table::Frontends6, Table::Records6, Table::Vips6, Table::Prefixes6, Table::Backends6, Table::NextHops6];
+    const SOURCES: Table = Table::Sources6;
     const FRAGMENTS: &'static str = "LB6_FRAGMENTS";
     const HALF_OPEN: &'static str = "LB6_HALF_OPEN";
     const CONNECTIONS: &'static str = "LB6_BKD_CONNS";
@@ -177,7 +180,8 @@ impl Twin {
         for (id, address, hop) in targets {
             let backend = Backend {
                 address,
-                reserved: [0; 2],
+                sets: Sets::CLUSTER.with(Sets::LOCAL),
+                reserved: 0,
                 service: ServiceId::new(base + 1),
                 generation: U32::new(7),
                 next_hop: NextHopId::new(hop),
@@ -205,7 +209,8 @@ impl Twin {
                     pod: ClientRule::new(Scope::Cluster, false),
                     host: ClientRule::new(Scope::Cluster, true),
                     outside: ClientRule::new(Scope::Local, true),
-                    flags: FrontendFlags::NONE,
+                    // The service with backends takes TCP from some alone.
+                    flags: if (service, number) == (1, 0) { FrontendFlags::SOURCE_RANGES } else { FrontendFlags::NONE },
                     address,
                     protocol,
                     reserved: 0,
@@ -221,6 +226,13 @@ impl Twin {
             self.set(vips, vip.as_bytes(), &VIP_OWNED.to_ne_bytes());
         }
         let bits = if A::IPV6 { 48 } else { 16 };
+        let full = 8 * u32::try_from(size_of::<A>()).expect("small");
+        for (length, addr) in [(bits, A::addr(0, POD)), (bits, A::addr(0, NODE)), (full, A::addr(1, OUTSIDE))] {
+            A::of(&mut self.memory).sources.push((base + 1, length, addr));
+            let range = SourceRange { service: ServiceId::new(base + 1), addr };
+            let key = SourceKey { length: U32::new(SourceRange::<A>::SERVICE_BITS + length), range };
+            self.set(A::SOURCES, key.as_bytes(), &SOURCE_ALLOWED.to_ne_bytes());
+        }
         for (net, flags) in [(SERVICE, PrefixFlags::SERVICE), (POD, PrefixFlags::LOCAL_PODS)] {
             let addr = A::addr(0, net);
             A::of(&mut self.memory).prefixes.push((bits, addr, flags));

@@ -67,11 +67,11 @@ fn decided<A: Family>(verdict: SocketVerdict<A>) -> Decided {
 }
 
 impl Pair<'_> {
-    fn socket(&self) -> Socket {
-        let bound_to_loopback = self.last.local.is_some_and(|at| at.ip().is_loopback());
+    fn socket<A: Family>(&self) -> Socket<A> {
+        let bound = self.last.local.and_then(|at| A::from_ip(at.ip())).unwrap_or(A::UNSPECIFIED);
         let netns = self.twin.memory.settings[&lb_common::settings::Setting::NetnsCookie];
         let Self { protocol, connected, .. } = *self;
-        Socket { cookie: self.last.cookie, netns, protocol, connected, bound_to_loopback }
+        Socket { cookie: self.last.cookie, netns, protocol, connected, bound }
     }
 
     fn decide<A: Family>(&self, storage: &SocketStorage<A>, connect: bool, to: SocketAddr) -> Option<Decided>

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use lb_common::{
-    backend::{Backend, BackendId, NextHop, NextHopId, ServiceId},
+    backend::{Backend, BackendId, NextHop, NextHopId, ServiceId, Sets},
     frontend::{
         ClientRule, Frontend, FrontendFlags, FrontendId, FrontendKey, FrontendWord, PrefixFlags, PrefixKey, Scope,
         VIP_OWNED,
@@ -165,7 +165,8 @@ impl Twin {
         for (slot, (id, host, hop)) in (service * 8..).zip(targets) {
             let backend = Backend {
                 address: L4Addr { addr: A::addr(BACKENDS, *host), port: Port::new(TARGET) },
-                reserved: [0; 2],
+                sets: Sets::CLUSTER.with(Sets::LOCAL),
+                reserved: 0,
                 service: ServiceId::new(service),
                 generation: U32::new(7),
                 next_hop: NextHopId::new(*hop),

@@ -1,6 +1,6 @@
 //! One run: a node goes from one state to another, its agent is killed on the way, and others finish.
 
-use std::{fs, io};
+use std::{collections::BTreeSet, fs, io};
 
 use lb_common::settings::Setting;
 use lb_userspace::{
@@ -91,6 +91,11 @@ impl<S: MapStore> MapStore for Mortal<'_, S> {
 
     fn dump(&mut self, table: Table) -> io::Result<Vec<(Box<[u8]>, Box<[u8]>)>> {
         self.inner.dump(table)
+    }
+
+    fn forget_clients(&mut self, services: &BTreeSet<u32>) -> io::Result<()> {
+        self.spend()?;
+        self.inner.forget_clients(services)
     }
 
     fn capacity(&self, table: Table) -> u32 {

@@ -49,6 +49,7 @@ pub(crate) fn node() -> NodeContext {
         local_addrs: [OWN.into(), v6(2, 1)].into(),
         service_cidrs: ["10.96.0.0/16", "fd00:96::/112"].map(|cidr| cidr.parse().expect("a prefix")).into(),
         detect_node_cidr: true,
+        ..NodeContext::default()
     }
 }
 

@@ -2,7 +2,7 @@
 
 use anyhow::Context as _;
 use lb_common::{
-    backend::{Backend, BackendId, NextHop, NextHopId, ServiceId},
+    backend::{Backend, BackendId, NextHop, NextHopId, ServiceId, Sets},
     frontend::{ClientRule, Frontend, FrontendFlags, FrontendId, FrontendKey, FrontendWord, Scope, VIP_OWNED},
     protocol::{Port, Protocol},
     ring::{RingWord, WhenEmpty},
@@ -40,7 +40,8 @@ fn family<A: FlowFamily>(datapath: &mut Datapath, tables: [Table; 5], service: u
     let address = L4Addr { addr: vip, port: Port::new(PORT) };
     let backend = Backend {
         address,
-        reserved: [0; 2],
+        sets: Sets::CLUSTER.with(Sets::LOCAL),
+        reserved: 0,
         service: ServiceId::new(service),
         generation: U32::new(1),
         next_hop: NextHopId::new(1),

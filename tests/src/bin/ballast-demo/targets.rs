@@ -59,7 +59,9 @@ fn target(model: &Model, cast: &Cast, object: &ObjectName, service: &Service) ->
         return target;
     }
     if !service.source_ranges.is_empty() && !target.load_balancer_ips.is_empty() {
-        target.left_out.push("LoadBalancer address: loadBalancerSourceRanges is not honoured yet".to_owned());
+        target
+            .left_out
+            .push("LoadBalancer address: not tried, loadBalancerSourceRanges may leave out who tries".to_owned());
         target.load_balancer_ips.clear();
     }
     let slices: Vec<&EndpointSlice> = model
