@@ -26,6 +26,7 @@ mod cgroup;
 pub mod client;
 mod cluster;
 mod control_plane;
+pub mod fuzz;
 pub mod inject;
 pub mod kube;
 mod leftovers;

@@ -1,12 +1,13 @@
-//! Ballast's automation: `cargo xtask build | check | test | run | cluster | bench | ci | tidy`.
+//! Ballast's automation: `cargo xtask build | check | test | run | cluster | bench | fuzz | ci | tidy`.
 //!
-//! Every command prints one line per step with its time; `check`, `test` and `ci` end with one line
+//! Every command prints one line per step with its time; `check`, `test`, `fuzz` and `ci` end with one line
 //! `N passed, N failed, N skipped`. Nothing is installed unless it is missing, apt is there and we are root;
 //! otherwise the exact command is named.
 
 mod build;
 mod check;
 mod cluster;
+mod fuzz;
 mod libtest;
 mod report;
 mod root;
@@ -59,6 +60,8 @@ enum Command {
         #[command(subcommand)]
         what: world::Bench,
     },
+    /// Look for inputs that break a parser or the pipeline: libFuzzer, from the seeds in fuzz/corpus on
+    Fuzz(fuzz::Options),
     /// check, then test, with one closing line
     Ci,
     /// Check the house rules: dependencies, sizes, unsafe, reachability, counters, module docs
@@ -91,6 +94,7 @@ fn dispatch(command: Command) -> Result<ExitCode> {
         }
         Command::Check(options) => Ok(close(&check::run(options)?)),
         Command::Test(options) => Ok(close(&suites::run(options)?)),
+        Command::Fuzz(options) => Ok(close(&fuzz::run(&options)?)),
         Command::Ci => {
             let mut tally = check::run(check::Options::default())?;
             tally.add(&suites::run(suites::Options::default())?);

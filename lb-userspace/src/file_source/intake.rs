@@ -1,4 +1,5 @@
-//! Documents into objects, by kind; an object that became invalid keeps its last good version.
+//! Documents into objects, by kind. Of several valid documents of an object the last is used; an object without a valid
+//! one keeps its last good version.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -43,7 +44,7 @@ pub(super) fn read(
     const KINDS: [&str; 6] = ["Service", "Pod", "Node", "Namespace", "Endpoints", "EndpointSlice"];
     let mut objects = Objects::default();
     let mut unknown = BTreeSet::new();
-    let mut seen: BTreeMap<(String, ObjectName), Arc<str>> = BTreeMap::new();
+    let mut seen: BTreeMap<(String, ObjectName), Seen> = BTreeMap::new();
     for document in documents {
         let text = |key: &str| document.value.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
         let (kind, version) = (text("kind"), text("apiVersion"));
@@ -105,10 +106,6 @@ pub(super) fn read(
             findings.push(finding(&document, Some(kind), issue));
             continue;
         }
-        if let Some(earlier) = seen.insert((kind.clone(), name.clone()), document.file.clone()) {
-            let reason = format!("it is also in {earlier}: the later document is used");
-            findings.push(finding(&document, Some(label.clone()), Issue::warning("metadata.name", reason, "keep one")));
-        }
         let checked = if version != expected {
             Err(Issue::error("apiVersion", format!("{version:?} is not known for {kind}"), format!("write {expected}")))
         } else if !cluster_wide && !is_label(namespace) {
@@ -120,32 +117,63 @@ pub(super) fn read(
         } else {
             Ok(())
         };
-        let issues = objects.add(&kind, &name, checked, &document, last, options);
-        findings.extend(issues.into_iter().map(|issue| finding(&document, Some(label.clone()), issue)));
+        let added = objects.add(&kind, &name, checked, &document, options);
         if !cluster_wide {
-            objects.namespaces.insert(name.namespace);
+            objects.namespaces.insert(name.namespace.clone());
+        }
+        let seen = seen.entry((kind, name)).or_default();
+        match added {
+            Ok(issues) => {
+                if let Some(earlier) = seen.last.replace(document.file.clone()) {
+                    let reason = format!("it is also in {earlier}: the later document is used");
+                    let issue = Issue::warning("metadata.name", reason, "keep one");
+                    findings.push(finding(&document, Some(label.clone()), issue));
+                }
+                seen.used = Some(document.file.clone());
+                findings.extend(issues.into_iter().map(|issue| finding(&document, Some(label.clone()), issue)));
+            }
+            Err(issue) => {
+                seen.last = Some(document.file.clone());
+                seen.refused.push(findings.len());
+                findings.push(finding(&document, Some(label), issue));
+            }
         }
     }
+    objects.settle(&seen, last, findings);
     objects
 }
 
+/// The documents of one object.
+#[derive(Default)]
+struct Seen {
+    /// File of the last one.
+    last: Option<Arc<str>>,
+    /// File of the last valid one.
+    used: Option<Arc<str>>,
+    /// The findings about the invalid ones, by place.
+    refused: Vec<usize>,
+}
+
 impl Objects {
+    /// Adds the object of a document, with what is to be said about it; nothing of an invalid one.
     fn add(
         &mut self,
         kind: &str,
         name: &ObjectName,
         checked: Result<(), Issue>,
         document: &Document,
-        last: &Self,
         options: &Options,
-    ) -> Vec<Issue> {
+    ) -> Result<Vec<Issue>, Issue> {
         match kind {
             "Service" => {
+                // Also of an invalid one: it keeps its addresses.
+                self.service_documents.entry(name.clone()).or_insert_with(|| document.clone());
+                let (draft, issues) = checked.and_then(|()| typed::<k8s::Service>(document)).and_then(|raw| {
+                    convert::service(&raw, Origin::Document { service_cidrs: &options.service_cidrs })
+                })?;
                 self.service_documents.insert(name.clone(), document.clone());
-                let found = checked
-                    .and_then(|()| typed::<k8s::Service>(document))
-                    .and_then(|raw| convert::service(&raw, Origin::Document { service_cidrs: &options.service_cidrs }));
-                keep(&mut self.services, &last.services, name, found)
+                self.services.insert(name.clone(), draft);
+                Ok(issues)
             }
             "EndpointSlice" => {
                 let labels = document.value.get("metadata").and_then(|meta| meta.get("labels"));
@@ -154,28 +182,59 @@ impl Objects {
                     let namespace = name.namespace.clone();
                     self.with_slices.insert(ObjectName { namespace, name: service.to_owned() });
                 }
-                let found = checked.and_then(|()| typed(document)).and_then(|raw| convert::slice(&raw));
-                keep(&mut self.slices, &last.slices, name, found)
+                let (slice, issues) = checked.and_then(|()| typed(document)).and_then(|raw| convert::slice(&raw))?;
+                self.slices.insert(name.clone(), slice);
+                Ok(issues)
             }
             "Endpoints" => {
-                let found = checked.and_then(|()| typed(document)).and_then(|raw| convert::mirrored(&raw));
-                keep(&mut self.endpoints, &last.endpoints, name, found)
+                let (slices, issues) =
+                    checked.and_then(|()| typed(document)).and_then(|raw| convert::mirrored(&raw))?;
+                self.endpoints.insert(name.clone(), slices);
+                Ok(issues)
             }
             "Pod" => {
-                let found = checked.and_then(|()| typed(document)).and_then(|raw| convert::pod(&raw));
-                keep(&mut self.pods, &last.pods, name, found)
+                let (pod, issues) = checked.and_then(|()| typed(document)).and_then(|raw| convert::pod(&raw))?;
+                self.pods.insert(name.clone(), pod);
+                Ok(issues)
             }
             "Node" => {
-                let found = checked.and_then(|()| typed(document)).and_then(|raw| convert::node(&raw));
-                keep(&mut self.nodes, &last.nodes, &name.name, found.map(|node| (node, Vec::new())))
+                let node = checked.and_then(|()| typed(document)).and_then(|raw| convert::node(&raw))?;
+                self.nodes.insert(name.name.clone(), node);
+                Ok(Vec::new())
             }
-            _ => match checked.and_then(|()| typed::<k8s::Namespace>(document)) {
-                Ok(namespace) => {
-                    self.namespaces.insert(namespace.metadata.name);
-                    Vec::new()
+            _ => {
+                let namespace = checked.and_then(|()| typed::<k8s::Namespace>(document))?;
+                self.namespaces.insert(namespace.metadata.name);
+                Ok(Vec::new())
+            }
+        }
+    }
+
+    /// Says of every invalid document what is used instead, which is known only once all were read.
+    fn settle(&mut self, seen: &BTreeMap<(String, ObjectName), Seen>, last: &Self, findings: &mut [Finding]) {
+        for ((kind, name), seen) in seen.iter().filter(|(_, seen)| !seen.refused.is_empty()) {
+            let outcome = match &seen.used {
+                Some(file) => format!("refused, its other document in {file} is used"),
+                None if self.keep(kind, name, last) => "its last good version stays in use".to_owned(),
+                None => "refused".to_owned(),
+            };
+            for place in &seen.refused {
+                if let Some(finding) = findings.get_mut(*place) {
+                    finding.reason = format!("{}: {outcome}", finding.reason);
                 }
-                Err(issue) => vec![issue],
-            },
+            }
+        }
+    }
+
+    /// Takes over the last good version of an object, if there is one.
+    fn keep(&mut self, kind: &str, name: &ObjectName, last: &Self) -> bool {
+        match kind {
+            "Service" => keep(&mut self.services, &last.services, name),
+            "EndpointSlice" => keep(&mut self.slices, &last.slices, name),
+            "Endpoints" => keep(&mut self.endpoints, &last.endpoints, name),
+            "Pod" => keep(&mut self.pods, &last.pods, name),
+            "Node" => keep(&mut self.nodes, &last.nodes, &name.name),
+            _ => false,
         }
     }
 }
@@ -187,28 +246,10 @@ fn typed<T: DeserializeOwned>(document: &Document) -> Result<T, Issue> {
     })
 }
 
-fn keep<K: Ord + Clone, T: Clone>(
-    objects: &mut BTreeMap<K, T>,
-    last: &BTreeMap<K, T>,
-    name: &K,
-    found: Result<(T, Vec<Issue>), Issue>,
-) -> Vec<Issue> {
-    match found {
-        Ok((object, issues)) => {
-            objects.insert(name.clone(), object);
-            issues
-        }
-        Err(mut issue) => {
-            if let Some(object) = last.get(name) {
-                objects.insert(name.clone(), object.clone());
-                issue.reason.push_str(": its last good version stays in use");
-            } else {
-                objects.remove(name);
-                issue.reason.push_str(": refused");
-            }
-            vec![issue]
-        }
-    }
+fn keep<K: Ord + Clone, T: Clone>(objects: &mut BTreeMap<K, T>, last: &BTreeMap<K, T>, name: &K) -> bool {
+    let object = last.get(name);
+    objects.extend(object.map(|object| (name.clone(), object.clone())));
+    object.is_some()
 }
 
 pub(super) fn finding(document: &Document, object: Option<String>, issue: Issue) -> Finding {

@@ -24,6 +24,7 @@ pub use self::{
 };
 use crate::{
     desired::{BackendAddr, ServiceKey},
+    image::{Capacity, Table},
     model::{IpFamily, Protocol},
 };
 
@@ -176,6 +177,19 @@ impl Ids {
         match family {
             IpFamily::V4 => &mut self.v4,
             IpFamily::V6 => &mut self.v6,
+        }
+    }
+
+    /// Forgets the numbers that arrays of these sizes do not have.
+    pub(crate) fn fit(&mut self, capacity: &Capacity) {
+        self.services.fit(capacity.services());
+        for (family, backends, records, next_hops) in [
+            (&mut self.v4, Table::Backends4, Table::Records4, Table::NextHops4),
+            (&mut self.v6, Table::Backends6, Table::Records6, Table::NextHops6),
+        ] {
+            family.backends.fit(capacity.get(backends));
+            family.records.fit(capacity.records(records));
+            family.next_hops.fit(capacity.get(next_hops));
         }
     }
 

@@ -229,4 +229,17 @@ mod tests {
         assert_eq!(rings.leases().map(|(key, _)| key).collect::<Vec<_>>(), [(1, 0)]);
         assert_eq!((rings.free.clone(), rings.end), (BTreeMap::from([(0, 2), (4, 1)]), 7));
     }
+
+    /// Words the maps hold may be damaged; ranges are not saved, so no other can be of a larger array.
+    #[test]
+    fn a_word_past_the_end_of_the_array_is_given_up_for_a_range_that_fits() {
+        for (offset, length) in [(7, 2), (1000, 2), (u32::MAX - 1, 1), (u32::MAX, u16::MAX)] {
+            let word = RingWord::new(offset, length, WhenEmpty::Reject, 4);
+            let lease = Lease { word, slots: vec![0; usize::from(length)] };
+            let mut rings = Rings::adopt(BTreeMap::from([((1, 0), lease)]), &[word]);
+            assert_eq!(assign(&mut rings, 1, &[1, 2]).map(|(offset, _)| offset), Some(0), "{word:?}");
+            rings.commit();
+            assert_eq!(assign(&mut rings, 2, &[3, 4]).map(|(offset, _)| offset), Some(2), "{word:?}");
+        }
+    }
 }

@@ -82,21 +82,27 @@ impl<K: Ord + Clone> Slots<K> {
 
     /// How many more owners find a number in an array of `max_entries`.
     pub(crate) fn room(&self, max_entries: u32) -> usize {
-        self.free_below(max_entries) + self.never_used(max_entries)
+        self.free.len() + self.never_used(max_entries)
     }
 
-    fn free_below(&self, max_entries: u32) -> usize {
+    /// Forgets the numbers past the end of an array of `max_entries`: a saved state may come from a larger one. Nothing
+    /// can stand there, and no flow remembers them: an array is resized only by making all maps anew.
+    pub(super) fn fit(&mut self, max_entries: u32) {
         if self.generations.len() <= max_entries as usize {
-            return self.free.len();
+            return;
         }
-        self.free.iter().filter(|id| **id < max_entries).count()
+        self.generations.truncate(max_entries as usize);
+        self.owned.retain(|_, id| *id < max_entries);
+        self.retiring.retain(|id| *id < max_entries);
+        self.free.retain(|id| *id < max_entries);
     }
 
     fn never_used(&self, max_entries: u32) -> usize {
         (max_entries as usize).saturating_sub(self.generations.len().max(1))
     }
 
-    /// The number of `key`, a new one if it has none; `None` when the array is full. Marks it as used by this build.
+    /// The number of `key`, a new one if it has none; `None` when the array is full. Marks it as used by this build. To be
+    /// called after [`Self::fit`] to the same array.
     pub(crate) fn assign(&mut self, key: &K, max_entries: u32) -> Option<u32> {
         if let Some(id) = self.get(key) {
             self.marked.insert(id);
@@ -119,9 +125,7 @@ impl<K: Ord + Clone> Slots<K> {
             self.generations.push(0);
             return Some(id);
         }
-        // Numbers past the end exist only when a saved state comes from a larger array.
-        let position = self.free.iter().position(|id| *id < max_entries)?;
-        self.free.remove(position)
+        self.free.pop_front()
     }
 
     fn bump(&mut self, id: u32) {

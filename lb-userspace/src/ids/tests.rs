@@ -1,12 +1,16 @@
 //! Saved states: our own, foreign, damaged, stale.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, net::IpAddr};
+
+use proptest::prelude::*;
 
 use super::*;
 use crate::{
     desired::{Desired, NodeContext, desired, fixture},
-    image::{Capacity, Image, build},
+    image::{Capacity, Image, NextHopInfo, build},
     model::Model,
+    plan::{apply, diff},
+    store::testing::FakeStore,
 };
 
 fn image(desired: &Desired, ids: &mut Ids) -> Image {
@@ -100,7 +104,7 @@ fn a_stale_saved_state_yields_to_the_maps() {
     stale.adopt(&mirror, &desired);
     let after = image(&desired, &mut stale);
     // Nothing the maps publish is rewritten in place.
-    for table in [crate::image::Table::Records4, crate::image::Table::Backends4] {
+    for table in [Table::Records4, Table::Backends4] {
         for (key, value) in mirror.table(table) {
             let new = after.get(table, key);
             assert!(new.is_none_or(|new| new == value || new[8..12] == [0; 4]), "{table:?} {key:?}");
@@ -120,4 +124,63 @@ fn an_empty_mirror_or_a_mirror_of_zeroes_is_no_trouble() {
     saved.adopt(&Image::default(), &desired);
     let key = desired.services.keys().next().expect("one");
     assert_eq!(saved.services.get(key), ids.services.get(key));
+}
+
+/// Numbers everything `rounds` times anew in maps of `size`, so that the numbers are high, and saves them.
+fn saved_of(size: u32, rounds: usize, desired: &Desired, ways: &BTreeMap<IpAddr, NextHopInfo>) -> Vec<u8> {
+    let mut ids = Ids::default();
+    for _ in 0..rounds {
+        for desired in [desired, &Desired::default()] {
+            let _built = build(desired, &mut ids, ways, &[], &Capacity::uniform(size));
+            ids.commit();
+        }
+    }
+    let _built = build(desired, &mut ids, ways, &[], &Capacity::uniform(size));
+    ids.to_json().expect("serialises")
+}
+
+/// The way to every backend.
+fn ways(desired: &Desired) -> BTreeMap<IpAddr, NextHopInfo> {
+    let hop = NextHopInfo { ifindex: 2, prefsrc: None, local: false };
+    desired.services.values().flat_map(|service| &service.backends).map(|at| (at.addr, hop)).collect()
+}
+
+/// The maps were made anew with fewer entries, the file stayed.
+fn program_in_smaller(saved: &[u8], size: u32, desired: &Desired) -> (usize, Ids) {
+    let mut ids = Ids::from_json(saved).expect("our own");
+    ids.adopt(&Image::default(), desired);
+    let (mut store, mut mirror) = (FakeStore::new(Capacity::uniform(size)), Image::default());
+    let built = build(desired, &mut ids, &ways(desired), &[], &Capacity::uniform(size));
+    apply(&diff(&built.image, &mirror), &mut store, &mut mirror).expect("what was built fits");
+    assert_eq!(mirror, built.image);
+    ids.commit();
+    (built.refused.len(), Ids::from_json(&ids.to_json().expect("serialises")).expect("our own"))
+}
+
+#[test]
+fn saved_numbers_past_the_end_of_smaller_maps_are_given_out_anew() {
+    let (model, node) = two();
+    let desired = desired(&model, &node);
+    let saved = saved_of(256, 9, &desired, &ways(&desired));
+    let before = Ids::from_json(&saved).expect("our own");
+    assert!(before.services.owners().all(|(_, id)| id >= 16), "the test needs numbers that do not fit");
+    let (refused, after) = program_in_smaller(&saved, 32, &desired);
+    assert_eq!(refused, 0);
+    assert!(after.services.owners().all(|(_, id)| id < 16));
+    assert_eq!(after.services.owners().count(), before.services.owners().count());
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    /// Whatever the maps were and are: what is built fits, and what does not fit is refused as it is without a file.
+    #[test]
+    fn a_saved_state_never_makes_a_plan_that_does_not_fit(before in 8_u32..64, now in 2_u32..64, rounds in 0_usize..12) {
+        let (model, node) = two();
+        let desired = desired(&model, &node);
+        let saved = saved_of(before, rounds, &desired, &ways(&desired));
+        let (refused, _) = program_in_smaller(&saved, now, &desired);
+        let (fresh, _) = program_in_smaller(&Ids::default().to_json().expect("serialises"), now, &desired);
+        prop_assert_eq!(refused, fresh);
+    }
 }

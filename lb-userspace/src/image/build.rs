@@ -63,6 +63,7 @@ pub fn build(
     settings: &[(Setting, u64)],
     capacity: &Capacity,
 ) -> Built {
+    ids.fit(capacity);
     let mut services: BTreeMap<&ObjectName, Vec<(&ServiceKey, &DesiredService)>> = BTreeMap::new();
     for (key, service) in &desired.services {
         services.entry(&key.service).or_default().push((key, service));
@@ -210,8 +211,7 @@ impl Builder<'_> {
         let slots = |table, needed: usize, room: usize, max_entries| {
             if needed <= room { Ok(()) } else { Err(Full { table, needed, room, max_entries }) }
         };
-        // Two words a service.
-        let max_services = self.capacity.get(Table::Services) / 2;
+        let max_services = self.capacity.services();
         let fresh = ports.iter().filter(|(key, _)| self.ids.services.get(key).is_none()).count();
         slots(Table::Services, fresh, self.ids.services.room(max_services), max_services)?;
         for (family, tables) in [
@@ -239,7 +239,7 @@ impl Builder<'_> {
                     slots(Table::Rings, ring.len(), MAX_RING, self.capacity.get(Table::Rings))?;
                 }
             }
-            let (max_backends, max_records) = (self.capacity.get(tables.0), self.capacity.get(tables.1).min(1 << 24));
+            let (max_backends, max_records) = (self.capacity.get(tables.0), self.capacity.records(tables.1));
             slots(tables.0, backends, ids.backends.room(max_backends), max_backends)?;
             slots(tables.1, records, ids.records.room(max_records), max_records)?;
             self.count(tables.2, frontends)?;
@@ -260,14 +260,13 @@ impl Builder<'_> {
     /// Numbers a port, its backends and its records. [`Self::admit`] has counted, so there is room.
     fn number<'a>(&mut self, key: &'a ServiceKey, service: &'a DesiredService) -> Result<Numbers<'a>, Full> {
         let full = |table, max_entries| Full { table, needed: 1, room: 0, max_entries };
-        let max_services = self.capacity.get(Table::Services) / 2;
+        let max_services = self.capacity.services();
         let id = self.ids.services.assign(key, max_services).ok_or_else(|| full(Table::Services, max_services))?;
         let (backend_table, record_table) = match key.family {
             IpFamily::V4 => (Table::Backends4, Table::Records4),
             IpFamily::V6 => (Table::Backends6, Table::Records6),
         };
-        let (max_backends, max_records) =
-            (self.capacity.get(backend_table), self.capacity.get(record_table).min(1 << 24));
+        let (max_backends, max_records) = (self.capacity.get(backend_table), self.capacity.records(record_table));
         let ids = self.ids.family_mut(key.family);
         let mut backends = BTreeMap::new();
         for at in &service.backends {

@@ -31,6 +31,16 @@ impl Capacity {
     pub fn get(&self, table: Table) -> u32 {
         self.0.get(&table).copied().unwrap_or(0)
     }
+
+    /// How many service ports have room for their two words.
+    pub(crate) fn services(&self) -> u32 {
+        self.get(Table::Services) / 2
+    }
+
+    /// How many of the records in `table` a [`lb_common::frontend::FrontendWord`] can name.
+    pub(crate) fn records(&self, table: Table) -> u32 {
+        self.get(table).min(1 << 24)
+    }
 }
 
 /// How room is made in a table.

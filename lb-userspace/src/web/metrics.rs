@@ -385,7 +385,7 @@ mod tests {
     }
 
     #[test]
-    fn a_page_has_kube_proxys_names_and_ours() {
+    fn a_page_has_the_names_of_kube_proxy_and_ours() {
         let metrics = Metrics::default();
         metrics.queued(2, 5);
         let waiting = page(&metrics);
@@ -430,7 +430,7 @@ mod tests {
     }
 
     #[test]
-    fn buckets_are_kube_proxys() {
+    fn buckets_are_those_of_kube_proxy() {
         let metrics = Metrics::default();
         let page = page(&metrics);
         let les = |name: &str| -> Vec<String> {
