@@ -1,6 +1,6 @@
 //! `cargo xtask fuzz`: the fuzz targets, each for a while or for a number of inputs, from the committed seeds on.
 //!
-//! They are built by the host's own toolchain, without a sanitizer: see docs/decisions/0006-fuzzing.md.
+//! They are built by the host's own toolchain, without a sanitizer: see docs/decisions/0007-fuzzing.md.
 
 use std::{
     fs,
@@ -27,7 +27,7 @@ const PATIENCE: u32 = 10;
 
 #[derive(Args, Debug)]
 pub(crate) struct Options {
-    /// Only this target: a file of fuzz/fuzz_targets
+    /// Only this target: a file of `fuzz/fuzz_targets`
     target: Option<String>,
     /// How long each target runs
     #[arg(long, default_value_t = 60, conflicts_with = "runs")]
@@ -35,7 +35,7 @@ pub(crate) struct Options {
     /// Run each target for so many inputs instead, always the same ones
     #[arg(long)]
     runs: Option<u32>,
-    /// Watch memory with AddressSanitizer: a third of the speed, and the toolchain must bring its library
+    /// Watch memory with the address sanitizer: a third of the speed, and the toolchain must bring its library
     #[arg(long)]
     address_sanitizer: bool,
 }

@@ -12,7 +12,7 @@ use lb_common::{
     testing::{FamilyTables, Memory},
 };
 use lb_userspace::{
-    desired::{NodeContext, desired},
+    desired::{ExternalIps, NodeContext, desired},
     file_source::{Options, load},
     ids::Ids,
     image::{Capacity, Image, NextHopInfo, Table, build},
@@ -31,6 +31,7 @@ pub(super) fn node(options: &Options) -> NodeContext {
         local_addrs: own.into(),
         service_cidrs: options.service_cidrs.clone(),
         detect_node_cidr: true,
+        external_ips: ExternalIps::All,
     }
 }
 
