@@ -70,7 +70,11 @@ fn services_of_a_real_cluster_are_served_and_stay_so_without_it() {
     assert_eq!(status.problems, []);
     // Its ServiceCIDRs are known.
     assert_eq!(status.warnings, []);
-    assert!(status.watches.iter().all(|watch| watch.synced), "{:?}", status.watches);
+    wait_until("every watch to be in step", Duration::from_secs(10), || {
+        let watches = running.agent.status().map_err(|error| format!("{error:#}"))?.watches;
+        if watches.iter().all(|watch| watch.synced) { Ok(()) } else { Err(format!("{watches:?}")) }
+    })
+    .expect("in step");
     running.agent.wait_service("kubernetes", 1).expect("listed");
 
     // Kubelets tell of whole seconds: the change must not seem older than the agent.
@@ -85,11 +89,15 @@ fn services_of_a_real_cluster_are_served_and_stay_so_without_it() {
     running.wait_answers(vips[0], 3);
     // What the endpoint controller tells of the moment it was about; and health is asked for from everywhere.
     let node = running.world.node(0);
-    let (_, page) = get(node, "127.0.0.1:10249", "/metrics").expect("a page");
     for family in ["IPv4", "IPv6"] {
-        let programmed =
-            value(&page, &format!("kubeproxy_network_programming_duration_seconds_count{{ip_family=\"{family}\"}}"));
-        assert!(programmed >= 1.0, "{family}: {programmed}");
+        // Each family has a slice of its own, and one comes after the other.
+        wait_until(&format!("a programmed change of {family}"), Duration::from_secs(10), || {
+            let (_, page) = get(node, "127.0.0.1:10249", "/metrics")?;
+            let series = format!("kubeproxy_network_programming_duration_seconds_count{{ip_family=\"{family}\"}}");
+            let programmed = value(&page, &series);
+            if programmed >= 1.0 { Ok(()) } else { Err(format!("{programmed}")) }
+        })
+        .expect("counted");
     }
     let healthz = format!("{}:10256", node.ipv4());
     assert_eq!(get(running.world.client(), &healthz, "/healthz").expect("an answer").0, 200);
