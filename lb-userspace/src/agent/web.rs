@@ -1,7 +1,7 @@
 //! Health and metrics of the running agent.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr, SocketAddr},
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -17,7 +17,7 @@ use tokio::{
 use super::{Agent, RunOptions, SourceOptions};
 use crate::{
     config::{Bind, HEALTHZ_PORT, METRICS_PORT},
-    model::{IpFamily, Model, ObjectName},
+    model::{EndpointSlice, IpFamily, Model, ObjectName},
     report::Problem,
     web::{
         Answer, Listening, answer,
@@ -132,25 +132,19 @@ impl Agent {
     }
 
     fn without_local(&self) -> WithoutLocal {
+        let node = Some(self.options.node.as_str());
+        let here = |slice: &&EndpointSlice| slice.endpoints.iter().any(|it| it.serving && it.node.as_deref() == node);
+        let of = |(at, slice): (&'_ ObjectName, &'_ EndpointSlice)| {
+            (at.namespace.clone(), slice.service.clone(), slice.family)
+        };
+        let served: BTreeSet<_> = self.model.slices.iter().filter(|(_, slice)| here(slice)).map(of).collect();
         let mut counts = WithoutLocal::new();
-        for (name, service) in &self.model.services {
-            if service.headless || service.foreign_proxy {
-                continue;
-            }
-            for family in &service.ip_families {
-                let here = self.model.slices.iter().any(|(at, slice)| {
-                    at.namespace == name.namespace
-                        && slice.service == name.name
-                        && slice.family == *family
-                        && slice.endpoints.iter().any(|endpoint| {
-                            endpoint.serving && endpoint.node.as_deref() == Some(self.options.node.as_str())
-                        })
-                });
-                if here {
-                    continue;
-                }
-                for local in Local::of(service.internal_policy, service.external_policy) {
-                    *counts.entry((*family, local)).or_default() += 1;
+        for (name, service) in self.model.services.iter().filter(|(_, it)| !it.headless && !it.foreign_proxy) {
+            for local in Local::of(service.internal_policy, service.external_policy) {
+                for family in &service.ip_families {
+                    if !served.contains(&(name.namespace.clone(), name.name.clone(), *family)) {
+                        *counts.entry((*family, local)).or_default() += 1;
+                    }
                 }
             }
         }

@@ -49,18 +49,8 @@ pub struct Metrics {
     partial: Histograms,
     programming: Histograms,
     synced_at: Family<OfFamily, Seconds>,
-    queued_at: Family<OfFamily, Seconds>,
-    services: Changes,
-    endpoints: Changes,
     collected: Family<OfFamily, Counter>,
     collecting: Histograms,
-}
-
-/// Changed objects: those that are not in the maps yet, and all.
-#[derive(Debug, Default)]
-struct Changes {
-    pending: Family<OfFamily, Gauge>,
-    total: Family<OfFamily, Counter>,
 }
 
 const FAMILIES: [IpFamily; 2] = [IpFamily::V4, IpFamily::V6];
@@ -109,32 +99,13 @@ impl Default for Metrics {
             unit(),
             collecting.clone(),
         );
-        let (synced_at, queued_at) = (Family::default(), Family::default());
+        let synced_at = Family::default();
         proxy.register_with_unit(
             "sync_proxy_rules_last_timestamp",
             "When the maps were last synced",
             unit(),
             Family::clone(&synced_at),
         );
-        proxy.register_with_unit(
-            "sync_proxy_rules_last_queued_timestamp",
-            "When a sync was last asked for",
-            unit(),
-            Family::clone(&queued_at),
-        );
-        let (services, endpoints) = (Changes::default(), Changes::default());
-        for (name, changes) in [("service", &services), ("endpoint", &endpoints)] {
-            proxy.register(
-                format!("sync_proxy_rules_{name}_changes_pending"),
-                format!("Changed {name} objects that are not in the maps yet"),
-                changes.pending.clone(),
-            );
-            proxy.register(
-                format!("sync_proxy_rules_{name}_changes"),
-                format!("Changed {name} objects"),
-                changes.total.clone(),
-            );
-        }
         let collected = Family::<OfFamily, Counter>::default();
         proxy.register(
             "conntrack_reconciler_deleted_entries",
@@ -148,23 +119,8 @@ impl Default for Metrics {
                 drop(histograms.get_or_create(&label));
             }
             drop(collected.get_or_create(&label));
-            for changes in [&services, &endpoints] {
-                drop((changes.pending.get_or_create(&label), changes.total.get_or_create(&label)));
-            }
         }
-        Self {
-            registry,
-            sync,
-            full,
-            partial,
-            programming,
-            synced_at,
-            queued_at,
-            services,
-            endpoints,
-            collected,
-            collecting,
-        }
+        Self { registry, sync, full, partial, programming, synced_at, collected, collecting }
     }
 }
 
@@ -173,17 +129,6 @@ fn seconds_now() -> f64 {
 }
 
 impl Metrics {
-    /// Objects changed and wait for a sync.
-    pub fn queued(&self, services: u64, endpoints: u64) {
-        for label in FAMILIES.map(OfFamily::from) {
-            for (changes, count) in [(&self.services, services), (&self.endpoints, endpoints)] {
-                changes.pending.get_or_create(&label).inc_by(i64::try_from(count).unwrap_or(i64::MAX));
-                changes.total.get_or_create(&label).inc_by(count);
-            }
-            self.queued_at.get_or_create(&label).set(seconds_now());
-        }
-    }
-
     /// A sync ended well. `full`: it compared everything after a start. `programmed`: how old the changes of endpoints were
     /// that came with it.
     pub fn synced(&self, full: bool, took: Duration, programmed: &[(IpFamily, Duration)]) {
@@ -193,9 +138,6 @@ impl Metrics {
                 histograms.get_or_create(&label).observe(took.as_secs_f64());
             }
             self.synced_at.get_or_create(&label).set(seconds_now());
-            for changes in [&self.services, &self.endpoints] {
-                changes.pending.get_or_create(&label).set(0);
-            }
         }
         for (family, age) in programmed {
             self.programming.get_or_create(&OfFamily::from(*family)).observe(age.as_secs_f64());
@@ -387,9 +329,6 @@ mod tests {
     #[test]
     fn a_page_has_the_names_of_kube_proxy_and_ours() {
         let metrics = Metrics::default();
-        metrics.queued(2, 5);
-        let waiting = page(&metrics);
-        has(&waiting, "kubeproxy_sync_proxy_rules_endpoint_changes_pending{ip_family=\"IPv4\"} 5");
         metrics.synced(true, Duration::from_millis(3), &[(IpFamily::V4, Duration::from_millis(400))]);
         metrics.collected(IpFamily::V6, 9, Duration::from_millis(1));
         let page = page(&metrics);
@@ -401,9 +340,6 @@ mod tests {
             "kubeproxy_network_programming_duration_seconds_bucket{le=\"0.25\",ip_family=\"IPv4\"} 0",
             "kubeproxy_network_programming_duration_seconds_bucket{le=\"0.5\",ip_family=\"IPv4\"} 1",
             "kubeproxy_network_programming_duration_seconds_count{ip_family=\"IPv6\"} 0",
-            "kubeproxy_sync_proxy_rules_endpoint_changes_pending{ip_family=\"IPv4\"} 0",
-            "kubeproxy_sync_proxy_rules_endpoint_changes_total{ip_family=\"IPv4\"} 5",
-            "kubeproxy_sync_proxy_rules_service_changes_total{ip_family=\"IPv6\"} 2",
             "kubeproxy_sync_proxy_rules_no_local_endpoints_total{ip_family=\"IPv6\",traffic_policy=\"external\"} 2",
             "kubeproxy_sync_proxy_rules_no_local_endpoints_total{ip_family=\"IPv4\",traffic_policy=\"internal\"} 0",
             "kubeproxy_proxy_healthz_total{code=\"200\"} 2",
