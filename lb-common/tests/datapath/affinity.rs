@@ -24,6 +24,7 @@ use crate::{
 both! {
     rule_2_5_1_the_address_alone_counts,
     rule_2_5_1_service_ports_are_independent,
+    rule_2_5_1_two_ports_of_a_client_may_share_a_set,
     rule_2_5_1_frontends_and_sets_share_the_memory,
     rule_2_5_2_every_new_connection_restarts_the_timer,
     rule_2_5_2_open_flows_follow_conntrack,
@@ -304,12 +305,29 @@ fn rule_2_5_5_pods_are_left_to_the_packet_path<A: Ip>() {
     assert!(A::tables(&node.memory).records.values().all(|it| it.flags.contains(FrontendFlags::NO_POD_SOCKET)));
 }
 
+/// The set of the table that a client of a service port is remembered in.
+fn set<A: Ip>(node: &Node<A>, client: &A, service: u32) -> u32 {
+    let seed = node.memory.settings[&Setting::HashSeed];
+    lb_common::hash::scale(lb_common::hash::client_hash(client, service, seed), AFFINITY_SLOTS / 8)
+}
+
+fn rule_2_5_1_two_ports_of_a_client_may_share_a_set<A: Ip>() {
+    let mut node = node::<A>(Protocol::TCP);
+    let client = A::at(net::WORLD, 1, 0);
+    let ours = set(&node, &client.addr, SERVICE);
+    let other = (SERVICE + 1..).find(|service| set(&node, &client.addr, *service) == ours).expect("some number");
+    node.frontend(other, Protocol::TCP, other_vip(), Rules::all(KEEP));
+    fill(&mut node, other, 100);
+    node.affinity(other, u64::from(SECONDS));
+    let both = |port| [vip(), other_vip()].map(|to| ask(&node, Protocol::TCP, client, port, to));
+    let got = both(5000);
+    for port in 5001..5040 {
+        assert_eq!(both(port), got);
+    }
+}
+
 /// Clients of one set of the table, by trying.
 fn of_one_set<A: Ip>(node: &Node<A>, wanted: usize) -> Vec<A> {
-    let set = |addr: &A| {
-        let seed = node.memory.settings[&Setting::HashSeed];
-        lb_common::hash::scale(lb_common::hash::client_hash(addr, SERVICE, seed), AFFINITY_SLOTS / 8)
-    };
     let clients = (0..=u8::MAX).flat_map(|high| (0..=u8::MAX).map(move |low| (high, low))).map(|(high, low)| {
         let mut addr = A::host(net::WORLD, low);
         let bytes: Vec<u8> = addr.as_ref().to_vec();
@@ -321,7 +339,7 @@ fn of_one_set<A: Ip>(node: &Node<A>, wanted: usize) -> Vec<A> {
     });
     let mut sets = std::collections::BTreeMap::<u32, Vec<A>>::new();
     for client in clients {
-        let members = sets.entry(set(&client)).or_default();
+        let members = sets.entry(set(node, &client, SERVICE)).or_default();
         members.push(client);
         if members.len() == wanted {
             return members.clone();

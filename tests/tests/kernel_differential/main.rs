@@ -216,8 +216,8 @@ fn the_kernel_decides_as_the_pipeline_in_memory() {
 #[ignore = "compares every table after each packet"]
 fn every_table_agrees_after_each_packet() {
     needs_root!();
-    // Small tables: they are read whole eight million times.
-    let met = agree(ROUND, 256, 64, 1);
+    // The smallest tables that do: they are read whole eight million times, and that takes as long as they are large.
+    let met = agree(ROUND, 64, 16, 1);
     assert_million(&met);
     let full = met.counters.get(&Counter::ConntrackFull);
     assert!(full.is_some_and(|count| *count > 15), "conntrack was never full: {full:?}");
