@@ -53,9 +53,10 @@ pub fn explain(error: impl Into<anyhow::Error>) -> anyhow::Error {
 pub fn unseen(mask: u64) -> Option<Problem> {
     (mask >> SYS_ADMIN & 1 == 0).then(|| Problem {
         object: "rights".to_owned(),
-        cause: "without CAP_SYS_ADMIN other programs cannot be looked up by their ids: which of them run at this node's \
+        cause:
+            "without CAP_SYS_ADMIN other programs cannot be looked up by their ids: which of them run at this node's \
                 devices is not seen here"
-            .to_owned(),
+                .to_owned(),
         fix: "nothing, if that is meant; `bpftool net` or `ballast check` on the node itself shows them".to_owned(),
     })
 }

@@ -6,11 +6,7 @@
 use std::{
     ffi::CString,
     fs, io,
-    os::unix::{
-        ffi::OsStrExt as _,
-        fs::symlink,
-        process::CommandExt as _,
-    },
+    os::unix::{ffi::OsStrExt as _, fs::symlink, process::CommandExt as _},
     path::{Path, PathBuf},
     process::Command,
 };

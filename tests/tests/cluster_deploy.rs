@@ -58,7 +58,9 @@ fn install(manifest: &Manifest, file: &str) -> anyhow::Result<()> {
     kubectl(&plane, &["diff", "--server-side", "--force-conflicts", "-f", &path])?;
     // A pod for each node, as the real controller makes them.
     wait_until("a pod of the DaemonSet for each node", Duration::from_secs(30), || {
-        let pods = plane.list("pods", "kube-system", "app.kubernetes.io/name=ballast").map_err(|error| format!("{error:#}"))?;
+        let pods = plane
+            .list("pods", "kube-system", "app.kubernetes.io/name=ballast")
+            .map_err(|error| format!("{error:#}"))?;
         if pods.len() == world.nodes().len() { Ok(()) } else { Err(format!("{} pods", pods.len())) }
     })?;
 
@@ -69,7 +71,8 @@ fn install(manifest: &Manifest, file: &str) -> anyhow::Result<()> {
     let servers = world.pods().map(|pod| Echo::start(pod.place(), &[TARGET], &[TARGET]));
     let _servers: Vec<_> = servers.collect::<anyhow::Result<_>>()?;
     let api = plane.address();
-    let environment = [("KUBERNETES_SERVICE_HOST", api.ip().to_string()), ("KUBERNETES_SERVICE_PORT", api.port().to_string())];
+    let environment =
+        [("KUBERNETES_SERVICE_HOST", api.ip().to_string()), ("KUBERNETES_SERVICE_PORT", api.port().to_string())];
     let setup = PodSetup {
         service_account: service_account(&plane, &world)?,
         environment: environment.map(|(name, value)| (name.to_owned(), value)).into(),
@@ -79,7 +82,8 @@ fn install(manifest: &Manifest, file: &str) -> anyhow::Result<()> {
     let agent = Agent::start_in_pod(&world, node, manifest, &setup)?;
     for ip in agent.cluster_ips("web", 8)? {
         wait_until(&format!("an answer by {ip}"), Duration::from_secs(20), || {
-            let answer = Call::tcp(SocketAddr::new(ip, 80)).timeout(Duration::from_secs(2)).run_one(node.pod(0).place());
+            let answer =
+                Call::tcp(SocketAddr::new(ip, 80)).timeout(Duration::from_secs(2)).run_one(node.pod(0).place());
             answer.and_then(|answer| answer.reached().map(drop)).map_err(|error| format!("{error:#}"))
         })?;
     }
@@ -111,7 +115,9 @@ fn the_install_files_are_what_kubectl_makes_of_the_overlays() {
 /// The same with its lists of mounts and volumes in an order: which Kustomize keeps is not ours to know.
 fn in_order(document: &Value) -> Value {
     let mut document = document.clone();
-    for (list, key) in [("/spec/template/spec/containers/0/volumeMounts", "mountPath"), ("/spec/template/spec/volumes", "name")] {
+    for (list, key) in
+        [("/spec/template/spec/containers/0/volumeMounts", "mountPath"), ("/spec/template/spec/volumes", "name")]
+    {
         if let Some(items) = document.pointer_mut(list).and_then(Value::as_array_mut) {
             items.sort_by_key(|item| item.get(key).map_or_else(|| json!(null).to_string(), Value::to_string));
         }

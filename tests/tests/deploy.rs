@@ -45,7 +45,10 @@ fn the_role_reads_four_kinds_writes_events_and_nothing_else() {
         let found: Vec<_> = found.iter().map(|(g, r, v)| (g.as_str(), r.as_str(), v.as_str())).collect();
         assert_eq!(found, wanted, "{}", manifest.flavour);
         let binding = manifest.one("ClusterRoleBinding").expect("a binding");
-        assert_eq!(at(binding, "/subjects"), &json!([{"kind": "ServiceAccount", "name": "ballast", "namespace": "kube-system"}]));
+        assert_eq!(
+            at(binding, "/subjects"),
+            &json!([{"kind": "ServiceAccount", "name": "ballast", "namespace": "kube-system"}])
+        );
         assert_eq!(at(binding, "/roleRef/name"), "ballast");
         assert_eq!(at(manifest.pod().expect("a pod"), "/serviceAccountName"), "ballast");
     }
@@ -65,7 +68,10 @@ fn an_agent_is_on_every_node_and_stays() {
             assert_eq!(at(pod, field), &Value::Null, "{field}");
         }
         let name = at(container, "/env/0");
-        assert_eq!((at(name, "/name"), at(name, "/valueFrom/fieldRef/fieldPath")), (&json!("NODE_NAME"), &json!("spec.nodeName")));
+        assert_eq!(
+            (at(name, "/name"), at(name, "/valueFrom/fieldRef/fieldPath")),
+            (&json!("NODE_NAME"), &json!("spec.nodeName"))
+        );
         for (probe, path) in [("livenessProbe", "/livez"), ("readinessProbe", "/healthz")] {
             assert_eq!(at(container, &format!("/{probe}/httpGet")), &json!({"path": path, "port": 10_256}));
         }

@@ -7,10 +7,8 @@ use std::{
 };
 
 use lb_tests::{
-    Agent, Echo, Manifest, NODE_PORT, PodSetup, TARGET, World,
-    api_server::ApiServer,
-    client::Call,
-    kube, needs_root, scoreboard, wait_until,
+    Agent, Echo, Manifest, NODE_PORT, PodSetup, TARGET, World, api_server::ApiServer, client::Call, kube, needs_root,
+    scoreboard, wait_until,
 };
 use serde_json::json;
 
@@ -109,7 +107,10 @@ fn both_flavours_serve_with_what_their_manifest_gives() {
         assert_eq!(agent.status().expect("a status").problems, []);
         assert!(kube.api.requests().iter().any(|request| request == "watch services"));
     }
-    scoreboard("R20", "the container of deploy/, least: 3 capabilities, no new privileges, read-only root, 4 folders of the node");
+    scoreboard(
+        "R20",
+        "the container of deploy/, least: 3 capabilities, no new privileges, read-only root, 4 folders of the node",
+    );
 }
 
 #[test]

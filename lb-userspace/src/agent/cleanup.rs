@@ -40,7 +40,9 @@ pub async fn cleanup(options: CleanupOptions) -> anyhow::Result<Vec<String>> {
     if found.map_err(|error| anyhow!("{error}; run this as root of the agent's network namespace"))? {
         lines.push(format!("{verb} device {} with its routes", host_device::NAME));
     }
-    if reserved_ports::restore(&proc_sys_net, &state_dir, dry_run).context("cannot restore net.ipv4.ip_local_reserved_ports")? {
+    if reserved_ports::restore(&proc_sys_net, &state_dir, dry_run)
+        .context("cannot restore net.ipv4.ip_local_reserved_ports")?
+    {
         lines.push(format!("{verb} our ports from net.ipv4.ip_local_reserved_ports"));
     }
     for file in FILES {

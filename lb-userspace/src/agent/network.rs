@@ -61,7 +61,9 @@ impl Network {
         let netlink = Netlink::open()?;
         let host = make_host(&netlink, options).await;
         let mut problems = BTreeMap::new();
-        if let Err(error) = reserved_ports::reserve(&options.config.snat_ports, &options.proc_sys_net, &options.state_dir) {
+        if let Err(error) =
+            reserved_ports::reserve(&options.config.snat_ports, &options.proc_sys_net, &options.state_dir)
+        {
             let problem = Problem {
                 object: "sysctl net.ipv4.ip_local_reserved_ports".to_owned(),
                 cause: error.to_string(),

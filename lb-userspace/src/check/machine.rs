@@ -13,7 +13,6 @@ use crate::{
     rights::{self, Capability},
 };
 
-
 const CGROUP2_MAGIC: i64 = 0x6367_7270;
 
 pub(super) fn rights(findings: &mut Findings) {

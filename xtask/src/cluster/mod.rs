@@ -12,8 +12,8 @@ use std::{
 use anyhow::{Context, Result, bail};
 use clap::Subcommand;
 
-pub(crate) use self::{go::NoGo, program::cache};
 use self::{go::Go, program::Program};
+pub(crate) use self::{go::NoGo, program::cache};
 use crate::{
     root,
     step::{self, Mark},

@@ -139,7 +139,8 @@ mod tests {
         assert_eq!(described(alone), one("go.etcd.io/etcd/server/v3", "v3.4.5"));
         assert_eq!(described("require k8s.io/kubernetes v1.2.3\n"), None);
         let several = "tool (\n\ta.b/c/cmd/x\n\ta.b/c/e2e\n)\nrequire (\n\ta.b/c v1.0.0\n)\n";
-        let names = described(several).map(|all| all.iter().map(|(package, _)| end(package).to_owned()).collect::<Vec<_>>());
+        let names =
+            described(several).map(|all| all.iter().map(|(package, _)| end(package).to_owned()).collect::<Vec<_>>());
         assert_eq!(names, Some(vec!["x".to_owned(), "e2e.test".to_owned()]));
         assert_eq!(described("tool (\n\tx.y/z\n)\n"), None, "of no version");
     }

@@ -53,7 +53,9 @@ pub(crate) fn of(name: &str, binary: &Path) -> Result<Vec<u8>> {
     files.file("/etc/nsswitch.conf", b"hosts: files dns\n".to_vec(), 0o644);
     files.file("/etc/passwd", b"root:x:0:0:root:/:/ballast\n".to_vec(), 0o644);
     // Where the manifests mount: with a read-only root nobody could make them.
-    for folder in ["/etc/ballast", "/var/lib/ballast", "/host/cgroup", "/host/proc/sys/net", "/proc", "/sys", "/dev", "/run"] {
+    for folder in
+        ["/etc/ballast", "/var/lib/ballast", "/host/cgroup", "/host/proc/sys/net", "/proc", "/sys", "/dev", "/run"]
+    {
         files.directory(folder);
     }
     oci::image(name, &files, oci::Start { entrypoint: &["/ballast"], path: "/", ..oci::Start::default() })

@@ -11,27 +11,28 @@ const FILE: &str = "kustomization.yaml";
 /// The documents of a kustomization, in order.
 pub(super) fn build(folder: &Path) -> Result<Vec<Value>> {
     let file = folder.join(FILE);
-    let [kustomization] = &read(&file)?[..] else { bail!("{}: not one document", file.display()) };
+    let documents = read(&file)?;
+    let [kustomization] = &documents[..] else { bail!("{}: not one document", file.display()) };
     let known = ["apiVersion", "kind", "resources", "patches"];
     let fields = kustomization.as_object().with_context(|| format!("{}: no object", file.display()))?;
     if let Some(field) = fields.keys().find(|field| !known.contains(&field.as_str())) {
         bail!("{}: {field} is not understood here: teach it to xtask/src/deploy/kustomize.rs", file.display());
     }
     let list = |field: &str| fields.get(field).and_then(Value::as_array).into_iter().flatten();
-    let mut documents = Vec::new();
+    let mut built = Vec::new();
     for resource in list("resources") {
         let path = folder.join(resource.as_str().with_context(|| format!("{}: resources", file.display()))?);
-        documents.extend(if path.is_dir() { build(&path)? } else { read(&path)? });
+        built.extend(if path.is_dir() { build(&path)? } else { read(&path)? });
     }
     for patch in list("patches") {
         let name = patch.get("path").and_then(Value::as_str);
         let path = folder.join(name.with_context(|| format!("{}: a patch without path", file.display()))?);
         for patch in read(&path)? {
-            let target = documents.iter_mut().find(|document| identity(document) == identity(&patch));
+            let target = built.iter_mut().find(|document| identity(document) == identity(&patch));
             merge("", target.with_context(|| format!("{}: patches nothing", path.display()))?, patch);
         }
     }
-    Ok(documents)
+    Ok(built)
 }
 
 fn read(path: &Path) -> Result<Vec<Value>> {

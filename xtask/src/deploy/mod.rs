@@ -12,10 +12,8 @@ use anyhow::{Context, Result};
 pub(crate) use self::image::{Options as ImageOptions, of as image_of, run as image};
 
 /// The files that are written, and the overlay of each.
-pub(crate) const INSTALLS: [(&str, &str); 2] = [
-    ("deploy/install.yaml", "deploy/overlays/privileged"),
-    ("deploy/install-least.yaml", "deploy/overlays/least"),
-];
+pub(crate) const INSTALLS: [(&str, &str); 2] =
+    [("deploy/install.yaml", "deploy/overlays/privileged"), ("deploy/install-least.yaml", "deploy/overlays/least")];
 
 /// What the file is to hold.
 pub(crate) fn render(root: &Path, overlay: &str) -> Result<String> {

@@ -155,15 +155,13 @@ pub(crate) fn image(name: &str, files: &Files, start: Start<'_>) -> Result<Vec<u
     let mut described = manifest.descriptor("application/vnd.oci.image.manifest.v1+json");
     let tag = name.rsplit_once(':').map_or(name, |(_, tag)| tag);
     // containerd takes the name from the first, others from the second.
-    described["annotations"] =
-        json!({"io.containerd.image.name": name, "org.opencontainers.image.ref.name": tag});
+    described["annotations"] = json!({"io.containerd.image.name": name, "org.opencontainers.image.ref.name": tag});
     let index = Blob::json(&json!({
         "schemaVersion": 2,
         "mediaType": "application/vnd.oci.image.index.v1+json",
         "manifests": [described],
     }))?;
-    let docker =
-        Blob::json(&json!([{"Config": config.path(), "RepoTags": [name], "Layers": [layer.path()]}]))?;
+    let docker = Blob::json(&json!([{"Config": config.path(), "RepoTags": [name], "Layers": [layer.path()]}]))?;
     let mut tar = tar::Builder::new(Vec::new());
     let mut add = |name: &str, bytes: &[u8]| append(&mut tar, Path::new(name), tar::EntryType::Regular, bytes, 0o644);
     add("oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#)?;
@@ -203,7 +201,11 @@ mod tests {
 
     #[test]
     fn every_digest_is_that_of_its_blob_and_every_blob_is_there() -> Result<()> {
-        let files = listing(&image("example.com/x:v1", &example(), Start { entrypoint: &["/a/b/program"], ..Start::default() })?)?;
+        let files = listing(&image(
+            "example.com/x:v1",
+            &example(),
+            Start { entrypoint: &["/a/b/program"], ..Start::default() },
+        )?)?;
         let parse = |name: &str| -> Result<Value> { Ok(serde_json::from_slice(&files[name])?) };
         let blob = |descriptor: &Value| -> Result<Vec<u8>> {
             let digest = descriptor["digest"].as_str().context("no digest")?.trim_start_matches("sha256:");

@@ -22,9 +22,8 @@ use crate::{
 const E2E: &str = "registry.k8s.io/e2e-test-images";
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// What tests call in agnhost's pods. Debian's busybox has a wget of its own, which lacks options that they use.
-const TOOLS: [&str; 14] = [
-    "bash", "dash", "curl", "wget", "dig", "nslookup", "host", "nc", "ss", "ip", "socat", "iperf", "ipcs", "openssl",
-];
+const TOOLS: [&str; 14] =
+    ["bash", "dash", "curl", "wget", "dig", "nslookup", "host", "nc", "ss", "ip", "socat", "iperf", "ipcs", "openssl"];
 
 /// Makes all of them, one tar each; `bin` has the programs.
 pub(super) fn make(bin: &Path, folder: &Path) -> Result<()> {
@@ -64,7 +63,12 @@ pub(super) fn make(bin: &Path, folder: &Path) -> Result<()> {
 
     let files = nginx()?;
     for (file, id) in [("nginx.tar", "Nginx"), ("nginx-new.tar", "NginxNew")] {
-        save(file, &name(id)?, &files, Start { command: &["nginx", "-g", "daemon off;"], path: PATH, ..Start::default() })?;
+        save(
+            file,
+            &name(id)?,
+            &files,
+            Start { command: &["nginx", "-g", "daemon off;"], path: PATH, ..Start::default() },
+        )?;
     }
 
     let mut files = Files::default();
@@ -192,6 +196,9 @@ mod tests {
     #[test]
     fn tags_are_read_from_kubernetes_list() {
         let text = "\tconfigs[Nginx] = Config{list.PromoterE2eRegistry, \"nginx\", \"1.14-4\"}\n\tconfigs[NginxNew] = Config{list.PromoterE2eRegistry, \"nginx\", \"1.15-4\"}\n";
-        assert_eq!((tag(text, "Nginx"), tag(text, "NginxNew"), tag(text, "Pause")), (Some("1.14-4"), Some("1.15-4"), None));
+        assert_eq!(
+            (tag(text, "Nginx"), tag(text, "NginxNew"), tag(text, "Pause")),
+            (Some("1.14-4"), Some("1.15-4"), None)
+        );
     }
 }

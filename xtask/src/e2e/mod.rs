@@ -19,7 +19,7 @@ use self::report::{Facts, Report};
 use crate::{build, cluster, deploy, root, step, toolchain, tools};
 
 /// The programs of tests/cluster that a cluster is made of.
-const PROGRAMS: [&str; 18] = [
+const PROGRAMS: [&str; 17] = [
     "etcd",
     "kube-apiserver",
     "kube-controller-manager",
@@ -37,15 +37,34 @@ const PROGRAMS: [&str; 18] = [
     "agnhost",
     "ginkgo",
     "e2e.test",
-    "kube-proxy",
 ];
 /// Those that a runtime looks for in a folder of their own.
 const CNI: [&str; 4] = ["ptp", "loopback", "host-local", "portmap"];
 
 /// Debian packages: what nodes call, and what the suite's images are put together from.
 const PACKAGES: [&str; 22] = [
-    "runc", "iptables", "nftables", "conntrack", "ipset", "iproute2", "socat", "util-linux", "procps", "openssl", "python3",
-    "curl", "bash", "dash", "busybox", "wget", "bind9-dnsutils", "bind9-host", "netcat-openbsd", "iperf", "nginx-light", "jq",
+    "runc",
+    "iptables",
+    "nftables",
+    "conntrack",
+    "ipset",
+    "iproute2",
+    "socat",
+    "util-linux",
+    "procps",
+    "openssl",
+    "python3",
+    "curl",
+    "bash",
+    "dash",
+    "busybox",
+    "wget",
+    "bind9-dnsutils",
+    "bind9-host",
+    "netcat-openbsd",
+    "iperf",
+    "nginx-light",
+    "jq",
 ];
 
 #[derive(Args, Debug, Clone)]
@@ -163,7 +182,9 @@ fn prepare(home: &Home, options: &Options) -> Result<()> {
 fn relink(target: &Path, at: &Path) -> Result<()> {
     let fresh = at.with_extension("new");
     drop(fs::remove_file(&fresh));
-    symlink(target, &fresh).and_then(|()| fs::rename(&fresh, at)).with_context(|| format!("cannot link {}", at.display()))
+    symlink(target, &fresh)
+        .and_then(|()| fs::rename(&fresh, at))
+        .with_context(|| format!("cannot link {}", at.display()))
 }
 
 fn up(home: &Home, options: &Options) -> Result<()> {
@@ -184,16 +205,18 @@ fn test(home: &Home, options: &Options) -> Result<Report> {
     drop(fs::remove_dir_all(&out));
     fs::create_dir_all(&out).with_context(|| format!("cannot make {}", out.display()))?;
     let bin = home.path("bin");
-    let path = std::env::join_paths([bin.clone()].into_iter().chain(std::env::split_paths(
-        &std::env::var_os("PATH").unwrap_or_default(),
-    )))?;
+    let path = std::env::join_paths(
+        [bin.clone()].into_iter().chain(std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default())),
+    )?;
     let mut command = home.script("node.sh");
     command.arg("cp").arg("env").arg(format!("HOME={}", out.display())).arg(format!("PATH={}", path.display()));
     command.arg(bin.join("ginkgo")).args(["--focus", &options.focus, "--procs", &options.procs.to_string()]);
     if !options.skip.is_empty() {
         command.args(["--skip", &options.skip]);
     }
-    command.args(["--timeout", "2h", "--no-color", "--silence-skips", "--json-report", "report.json", "--output-dir"]).arg(&out);
+    command
+        .args(["--timeout", "2h", "--no-color", "--silence-skips", "--json-report", "report.json", "--output-dir"])
+        .arg(&out);
     command.arg(bin.join("e2e.test")).args(["--", "--provider", "skeleton", "--kubeconfig"]);
     command.arg(home.path("pki/admin.kubeconfig")).arg("--kubectl-path").arg(bin.join("kubectl"));
     command.args(["--num-nodes", &options.nodes.to_string(), "--disable-log-dump", "--dump-logs-on-failure=false"]);

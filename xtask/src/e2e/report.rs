@@ -159,7 +159,9 @@ impl Stamp {
         };
         let changes = ask("git", &["status", "--porcelain", "--", ".", &format!(":!{FILE}")])?;
         if !changes.is_empty() {
-            bail!("{FILE} names the commit that was run, and there are changes beside it; commit them first:\n{changes}");
+            bail!(
+                "{FILE} names the commit that was run, and there are changes beside it; commit them first:\n{changes}"
+            );
         }
         Ok(Self {
             commit: ask("git", &["rev-parse", "--short=10", "HEAD"])?,
@@ -198,12 +200,15 @@ mod tests {
     fn every_test_of_the_focus_has_a_line() -> Result<()> {
         let report = report(r"\[sig-network\] Services")?;
         let lines: Vec<_> = report.lines.iter().map(String::as_str).collect();
-        assert_eq!(lines, [
-            "failed [sig-network] Services a",
-            "passed [sig-network] Services b",
-            "skipped [sig-network] Services c -- skipped - Need more nodes",
-            "skipped [sig-network] Services d",
-        ]);
+        assert_eq!(
+            lines,
+            [
+                "failed [sig-network] Services a",
+                "passed [sig-network] Services b",
+                "skipped [sig-network] Services c -- skipped - Need more nodes",
+                "skipped [sig-network] Services d",
+            ]
+        );
         assert_eq!((report.summary().as_str(), report.failed()), ("1 passed, 1 failed, 2 skipped", 1));
         assert!(Report::new("x", Facts::default(), "[]").is_err(), "no tests are no success");
         Ok(())
@@ -215,7 +220,10 @@ mod tests {
         assert!(first.starts_with(HEAD));
         let both = replace(&first, "b", "## `b`\n\n```text\npassed x\n```\n");
         let again = replace(&both, "a", "## `a`\n\nnew\n");
-        assert!(!again.contains("old") && again.contains("\n## `a`\n\nnew\n\n## `b`\n\n```text\npassed x\n```\n"), "{again}");
+        assert!(
+            !again.contains("old") && again.contains("\n## `a`\n\nnew\n\n## `b`\n\n```text\npassed x\n```\n"),
+            "{again}"
+        );
         assert_eq!(again.matches("# Kubernetes' own tests").count(), 1);
         assert_eq!(replace(&again, "a", "## `a`\n\nnew\n"), again);
     }
