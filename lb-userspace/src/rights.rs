@@ -6,16 +6,16 @@ use crate::report::Problem;
 
 /// What an agent cannot do without.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Capability {
+pub(crate) struct Capability {
     bit: u32,
     /// As capabilities(7) has it.
-    pub name: &'static str,
+    pub(crate) name: &'static str,
     /// What it is for.
-    pub why: &'static str,
+    pub(crate) why: &'static str,
 }
 
 /// All of them; each is taken away in a test, and the kernel refuses something.
-pub const NEEDED: [Capability; 3] = [
+pub(crate) const NEEDED: [Capability; 3] = [
     Capability { bit: NET_ADMIN, name: "CAP_NET_ADMIN", why: "attach programs, make routes and ballast0" },
     Capability { bit: 38, name: "CAP_PERFMON", why: "have its programs verified" },
     Capability { bit: 39, name: "CAP_BPF", why: "load programs and make maps" },
@@ -26,31 +26,32 @@ const NET_ADMIN: u32 = 12;
 const SYS_ADMIN: u32 = 21;
 
 /// A bit for each effective capability.
-pub fn effective() -> io::Result<u64> {
+pub(crate) fn effective() -> io::Result<u64> {
     let status = fs::read_to_string("/proc/self/status")?;
     let mask = status.lines().find_map(|line| u64::from_str_radix(line.strip_prefix("CapEff:")?.trim(), 16).ok());
     mask.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "no CapEff in /proc/self/status"))
 }
 
 /// Those of [`NEEDED`] that are not there.
-pub fn missing(mask: u64) -> impl Iterator<Item = Capability> {
+pub(crate) fn missing(mask: u64) -> impl Iterator<Item = Capability> {
     let has = move |bit: u32| mask >> bit & 1 != 0;
     NEEDED.into_iter().filter(move |it| !has(it.bit) && (it.bit == NET_ADMIN || !has(SYS_ADMIN)))
 }
 
 /// The error of something the kernel refused, with the capabilities that are missing.
-pub fn explain(error: impl Into<anyhow::Error>) -> anyhow::Error {
+pub(crate) fn explain(error: impl Into<anyhow::Error>) -> anyhow::Error {
+    let error: anyhow::Error = error.into();
     let missing: Vec<_> = effective().map(|mask| missing(mask).collect()).unwrap_or_default();
     if missing.is_empty() {
-        return error.into();
+        return error;
     }
     let lines = missing.iter().map(|it| format!("{} is missing: without it an agent cannot {}", it.name, it.why));
     let fix = "give the agent all three of CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON, or run it as root";
-    error.into().context(format!("{} ({fix})", lines.collect::<Vec<_>>().join("; ")))
+    error.context(format!("{} ({fix})", lines.collect::<Vec<_>>().join("; ")))
 }
 
 /// What a process with no more than it needs does not see.
-pub fn unseen(mask: u64) -> Option<Problem> {
+pub(crate) fn unseen(mask: u64) -> Option<Problem> {
     (mask >> SYS_ADMIN & 1 == 0).then(|| Problem {
         object: "rights".to_owned(),
         cause:

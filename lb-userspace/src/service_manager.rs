@@ -14,7 +14,7 @@ use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
 
 /// What happened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Notice {
+pub(crate) enum Notice {
     /// The first state is in the tables and the hooks are attached.
     Ready,
     /// The loop still goes round.
@@ -35,7 +35,7 @@ impl Notice {
 
 /// Whoever started this process and wants to hear of it; mostly nobody.
 #[derive(Debug, Default)]
-pub struct ServiceManager {
+pub(crate) struct ServiceManager {
     socket: Option<String>,
     /// Without a sign of life for so long it ends this process.
     patience: Option<Duration>,
@@ -43,7 +43,7 @@ pub struct ServiceManager {
 
 impl ServiceManager {
     /// By the environment.
-    pub fn of_this_process() -> Self {
+    pub(crate) fn of_this_process() -> Self {
         let text = |name: &str| std::env::var(name).ok();
         Self::by(text, std::process::id())
     }
@@ -59,7 +59,7 @@ impl ServiceManager {
     }
 
     /// Ticks when a sign of life is due, twice as often as it must be; where nobody waits for one, hardly ever.
-    pub fn watchdog(&self) -> Watchdog {
+    pub(crate) fn watchdog(&self) -> Watchdog {
         let waiting = self.patience.filter(|_| self.socket.is_some());
         Watchdog {
             interval: waiting.map(|patience| {
@@ -71,7 +71,7 @@ impl ServiceManager {
     }
 
     /// Tells it; one that does not listen is only logged.
-    pub fn tell(&self, notice: Notice) {
+    pub(crate) fn tell(&self, notice: Notice) {
         if let Some(path) = &self.socket
             && let Err(error) = send(path, notice.text())
         {
@@ -93,15 +93,17 @@ fn send(path: &str, text: &str) -> io::Result<()> {
 
 /// When a sign of life is due.
 #[derive(Debug)]
-pub struct Watchdog {
+pub(crate) struct Watchdog {
     interval: Option<Interval>,
 }
 
 impl Watchdog {
     /// Waits until one is due; for ever where nobody waits for one.
-    pub async fn tick(&mut self) {
+    pub(crate) async fn tick(&mut self) {
         match &mut self.interval {
-            Some(interval) => drop(interval.tick().await),
+            Some(interval) => {
+                interval.tick().await;
+            }
             None => std::future::pending().await,
         }
     }

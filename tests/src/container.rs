@@ -120,7 +120,7 @@ impl Container {
         for name in ["lib", "lib64"] {
             let link = fs::read_link(Path::new("/").join(name));
             if let Ok(target) = link
-                && !self.root.join(name).exists()
+                && self.root.join(name).symlink_metadata().is_err()
             {
                 symlink(target, self.root.join(name)).context("cannot link the libraries")?;
             }

@@ -103,7 +103,10 @@ fn the_limit_of_memory_counts_that_of_bpf() {
 fn the_least_has_three_capabilities_a_read_only_root_and_four_folders() {
     let least = Manifest::least().expect("a manifest");
     let context = at(least.container().expect("a container"), "/securityContext");
-    assert_eq!(least.capabilities().expect("capabilities"), ["BPF", "NET_ADMIN", "PERFMON"].map(str::to_owned).into());
+    assert_eq!(
+        least.capabilities().expect("capabilities"),
+        BTreeSet::from(["BPF", "NET_ADMIN", "PERFMON"].map(str::to_owned))
+    );
     assert_eq!(at(context, "/capabilities/drop"), &json!(["ALL"]));
     assert_eq!(at(context, "/privileged"), false);
     assert_eq!(at(context, "/allowPrivilegeEscalation"), false);
@@ -112,14 +115,18 @@ fn the_least_has_three_capabilities_a_read_only_root_and_four_folders() {
     let hosts = |manifest: &Manifest| -> BTreeSet<String> {
         manifest.host_mounts().expect("mounts").into_iter().map(|mount| mount.host).collect()
     };
-    let four = ["/proc/sys/net", "/sys/fs/bpf", "/sys/fs/cgroup", "/var/lib/ballast"].map(str::to_owned).into();
+    let four =
+        BTreeSet::from(["/proc/sys/net", "/sys/fs/bpf", "/sys/fs/cgroup", "/var/lib/ballast"].map(str::to_owned));
     assert_eq!(hosts(&least), four);
     for mount in least.host_mounts().expect("mounts") {
         assert_eq!(mount.read_only, mount.host == "/sys/fs/cgroup", "{mount:?}");
     }
     let privileged = Manifest::privileged().expect("a manifest");
     assert!(privileged.is_privileged().expect("a container"));
-    assert_eq!(hosts(&privileged), ["/sys/fs/bpf", "/sys/fs/cgroup", "/var/lib/ballast"].map(str::to_owned).into());
+    assert_eq!(
+        hosts(&privileged),
+        BTreeSet::from(["/sys/fs/bpf", "/sys/fs/cgroup", "/var/lib/ballast"].map(str::to_owned))
+    );
     let mounts = at(privileged.container().expect("a container"), "/volumeMounts").as_array().expect("mounts").clone();
     let bpffs = mounts.iter().find(|mount| mount["name"] == "bpffs").expect("a bpffs");
     assert_eq!(bpffs["mountPropagation"], "Bidirectional", "what the agent mounts is the node's");

@@ -10,10 +10,9 @@ use super::{Findings, Level};
 use crate::{
     bpf::{self, OpenError},
     config::Config,
+    net,
     rights::{self, Capability},
 };
-
-const CGROUP2_MAGIC: i64 = 0x6367_7270;
 
 pub(super) fn rights(findings: &mut Findings) {
     let mask = match rights::effective() {
@@ -45,11 +44,9 @@ pub(super) fn mounts(findings: &mut Findings, bpffs: &Path, cgroup: &io::Result<
     let without = "host processes then do not reach this node's own nodePorts: mount -t cgroup2 none \
                    /sys/fs/cgroup/unified, or name one with --cgroup";
     match cgroup {
-        Ok(path) => match rustix::fs::statfs(path) {
-            Ok(found) if i128::from(found.f_type) == i128::from(CGROUP2_MAGIC) => {
-                findings.ok("cgroup2", path.display().to_string());
-            }
-            Ok(_) => findings.warn("cgroup2", format!("{} is in no cgroup2 file system", path.display()), without),
+        Ok(path) => match net::is_cgroup2(path) {
+            Ok(true) => findings.ok("cgroup2", path.display().to_string()),
+            Ok(false) => findings.warn("cgroup2", format!("{} is in no cgroup2 file system", path.display()), without),
             Err(error) => findings.warn("cgroup2", format!("{}: {error}", path.display()), without),
         },
         Err(error) => findings.warn("cgroup2", error.to_string(), without),

@@ -42,11 +42,15 @@ fn highest_cgroup2(mountinfo: &str) -> Option<PathBuf> {
     cgroup2_below(mountinfo, Path::new("/"))
 }
 
+/// Whether a directory is one of a cgroup2 file system.
+pub fn is_cgroup2(path: &Path) -> io::Result<bool> {
+    Ok(i128::from(rustix::fs::statfs(path)?.f_type) == i128::from(CGROUP2_MAGIC))
+}
+
 /// The cgroup2 that somebody means who names `path`: that itself, or what is mounted below where it is none, as with both
 /// versions of cgroups in one folder.
 pub fn cgroup2_at(path: PathBuf) -> PathBuf {
-    let is_cgroup2 = rustix::fs::statfs(&path).is_ok_and(|found| i128::from(found.f_type) == i128::from(CGROUP2_MAGIC));
-    if is_cgroup2 {
+    if is_cgroup2(&path).unwrap_or(false) {
         return path;
     }
     let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
