@@ -33,6 +33,8 @@ pub mod offline;
 mod orphans;
 pub mod plan;
 pub mod report;
+mod rights;
+mod service_manager;
 pub mod store;
 mod suggest;
 pub mod topology;

@@ -6,7 +6,13 @@ use anyhow::{Context, bail};
 use lb_userspace::report::{ServiceRow, Status};
 use rustix::process::Signal;
 
-use crate::{Node, Place, Process, World, process::binary, wait_until, wiring::SERVICE_CIDRS};
+use crate::{
+    Manifest, Node, Place, Process, World,
+    container::{Container, PodSetup},
+    process::binary,
+    wait_until,
+    wiring::SERVICE_CIDRS,
+};
 
 /// How an agent is configured; written as a `BallastConfiguration`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,6 +54,8 @@ pub struct Agent {
     /// The arguments that say where its objects come from.
     source: Vec<OsString>,
     config: PathBuf,
+    /// Instead of both.
+    container: Option<Container>,
     state_dir: PathBuf,
     bpffs: PathBuf,
     cgroup: PathBuf,
@@ -77,6 +85,24 @@ impl Agent {
             process: None,
             source: source.into_iter().map(Into::into).collect(),
             config,
+            container: None,
+            state_dir: node.state_dir(),
+            bpffs: node.bpffs(),
+            cgroup: node.cgroup().to_owned(),
+        };
+        agent.launch()?;
+        Ok(agent)
+    }
+
+    /// Starts the container of a manifest on `node`, and waits until it answers.
+    pub fn start_in_pod(world: &World, node: &Node, manifest: &Manifest, setup: &PodSetup) -> anyhow::Result<Self> {
+        let folder = world.directory().join(format!("{}-{}", node.name(), manifest.flavour));
+        let mut agent = Self {
+            place: node.place().clone(),
+            process: None,
+            source: Vec::new(),
+            config: PathBuf::new(),
+            container: Some(Container::new(manifest, node, setup, &folder)?),
             state_dir: node.state_dir(),
             bpffs: node.bpffs(),
             cgroup: node.cgroup().to_owned(),
@@ -92,10 +118,10 @@ impl Agent {
 
     /// Starts it again after [`kill`](Self::kill) or [`stop`](Self::stop), and waits until it answers.
     pub fn launch(&mut self) -> anyhow::Result<()> {
-        let mut command = self.place.command(binary("ballast")?)?;
-        command.arg("run").args(&self.source).args(["--hostname-override", self.place.name()]);
-        command.arg("--config").arg(&self.config);
-        self.where_it_lives(&mut command);
+        let command = match &self.container {
+            Some(container) => container.command(|program| self.place.command(program))?,
+            None => self.command()?,
+        };
         let label = format!("agent of {}", self.place.name());
         let process = self.process.insert(Process::spawn(&label, command)?);
         let id = process.id();
@@ -112,6 +138,14 @@ impl Agent {
             }
         })?
         .map_err(|stderr| anyhow::anyhow!("{label} ended at once:\n{stderr}"))
+    }
+
+    fn command(&self) -> anyhow::Result<Command> {
+        let mut command = self.place.command(binary("ballast")?)?;
+        command.arg("run").args(&self.source).args(["--hostname-override", self.place.name()]);
+        command.arg("--config").arg(&self.config);
+        self.where_it_lives(&mut command);
+        Ok(command)
     }
 
     /// `kill -9`.

@@ -12,6 +12,7 @@
 //! * [`api_server`] is a Kubernetes API server that lists and watches, and misbehaves on request;
 //! * [`inject`] puts packets on a wire that no kernel would send;
 //! * [`ControlPlane`] is a real etcd, kube-apiserver and kube-controller-manager in the world;
+//! * [`Manifest`] is what deploy/ installs; [`Agent::start_in_pod`] runs its container;
 //! * [`Cluster`] is all of this with a Service over four pods;
 //! * [`ChecksumSink`] verifies every checksum of what an interface receives, [`Capture`] remembers its addresses and hop
 //!   limits; [`LossyHop`] loses, repeats and reorders what the router forwards; [`ForeignProgram`] stands in a tcx chain beside ours; [`wait_until`] waits without sleeping.
@@ -25,6 +26,7 @@ mod builder;
 mod cgroup;
 pub mod client;
 mod cluster;
+mod container;
 mod control_plane;
 pub mod fuzz;
 pub mod inject;
@@ -32,6 +34,7 @@ pub mod kube;
 mod leftovers;
 mod listen;
 mod lossy;
+mod manifest;
 mod netns;
 mod network;
 mod node;
@@ -56,10 +59,12 @@ pub use agent::{Agent, Setup};
 pub use bpffs::Bpffs;
 pub use builder::{Options, WorldBuilder};
 pub use cluster::{Cluster, NODE_PORT, TARGET};
+pub use container::PodSetup;
 pub use control_plane::{ControlPlane, Endpoint, program};
 pub use leftovers::{sweep_leftovers, traces};
 pub use listen::{Capture, Seen};
 pub use lossy::{Damage, LossyHop};
+pub use manifest::{HostMount, Manifest};
 pub use netns::Namespace;
 pub use network::Network;
 pub use node::{Node, Pod};

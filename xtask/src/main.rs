@@ -1,4 +1,4 @@
-//! Ballast's automation: `cargo xtask build | check | test | run | cluster | bench | fuzz | ci | tidy`.
+//! Ballast's automation: `cargo xtask build | check | test | run | cluster | image | e2e | bench | fuzz | ci | tidy`.
 //!
 //! Every command prints one line per step with its time; `check`, `test`, `fuzz` and `ci` end with one line
 //! `N passed, N failed, N skipped`. Nothing is installed unless it is missing, apt is there and we are root;
@@ -7,6 +7,8 @@
 mod build;
 mod check;
 mod cluster;
+mod deploy;
+mod e2e;
 mod fuzz;
 mod libtest;
 mod report;
@@ -55,6 +57,10 @@ enum Command {
         #[command(subcommand)]
         what: cluster::Cluster,
     },
+    /// Make the container image that deploy/ runs, without Docker and without a network
+    Image(deploy::ImageOptions),
+    /// Run tests of Kubernetes' own end-to-end suite against a cluster on this machine, and write docs/conformance.md
+    E2e(e2e::Options),
     /// Measure
     Bench {
         #[command(subcommand)]
@@ -66,7 +72,7 @@ enum Command {
     Ci,
     /// Check the house rules: dependencies, sizes, unsafe, reachability, counters, module docs
     Tidy {
-        /// Write docs/counters.md from the doc comments of `enum Counter` first
+        /// Write docs/counters.md and deploy/install.yaml from what they are made of first
         #[arg(long)]
         write: bool,
     },
@@ -103,11 +109,14 @@ fn dispatch(command: Command) -> Result<ExitCode> {
         Command::Tidy { write } => {
             if write {
                 tidy::write_counters(&root::workspace())?;
+                deploy::write(&root::workspace())?;
             }
             Ok(close(&check::tidy()))
         }
         Command::Run(options) => world::run(&options),
         Command::Cluster { what } => cluster::run(&what),
+        Command::E2e(options) => e2e::run(&options),
+        Command::Image(options) => deploy::image(&options),
         Command::Bench { what } => world::bench(&what),
     }
 }

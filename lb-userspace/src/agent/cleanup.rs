@@ -26,7 +26,7 @@ const FILES: [&str; 9] = [
 
 /// Removes everything an agent made and nothing else; says what, one line each.
 pub async fn cleanup(options: CleanupOptions) -> anyhow::Result<Vec<String>> {
-    let CleanupOptions { state_dir, bpffs, cgroup: _, dry_run } = options;
+    let CleanupOptions { state_dir, bpffs, cgroup: _, proc_sys_net, dry_run } = options;
     // A running agent would make it all again, whichever state directory it has.
     let _lock = if state_dir.is_dir() { Some(InstanceLock::take(&state_dir)?) } else { None };
     let _pins = InstanceLock::take_existing_pins(&bpffs)?;
@@ -40,7 +40,9 @@ pub async fn cleanup(options: CleanupOptions) -> anyhow::Result<Vec<String>> {
     if found.map_err(|error| anyhow!("{error}; run this as root of the agent's network namespace"))? {
         lines.push(format!("{verb} device {} with its routes", host_device::NAME));
     }
-    if reserved_ports::restore(&state_dir, dry_run).context("cannot restore net.ipv4.ip_local_reserved_ports")? {
+    if reserved_ports::restore(&proc_sys_net, &state_dir, dry_run)
+        .context("cannot restore net.ipv4.ip_local_reserved_ports")?
+    {
         lines.push(format!("{verb} our ports from net.ipv4.ip_local_reserved_ports"));
     }
     for file in FILES {

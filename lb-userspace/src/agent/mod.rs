@@ -42,6 +42,8 @@ use crate::{
     model::Model,
     net,
     report::{HookStatus, Problem},
+    rights,
+    service_manager::{Notice, ServiceManager},
 };
 
 /// How often the network is listed even if no event came.
@@ -68,6 +70,10 @@ pub struct RunOptions {
     pub bpffs: PathBuf,
     /// The cgroup2 whose processes are served; the root of the cgroup2 mount if absent.
     pub cgroup: Option<PathBuf>,
+    /// `/proc/sys/net`, or where it is writable.
+    pub proc_sys_net: PathBuf,
+    /// Whether a bpffs is mounted where there is none.
+    pub mount_bpffs: bool,
 }
 
 /// What `ballast cleanup` was asked for.
@@ -79,6 +85,8 @@ pub struct CleanupOptions {
     pub bpffs: PathBuf,
     /// The cgroup2.
     pub cgroup: Option<PathBuf>,
+    /// `/proc/sys/net`, or where it is writable.
+    pub proc_sys_net: PathBuf,
     /// Only say what would be removed.
     pub dry_run: bool,
 }
@@ -116,6 +124,11 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
         format!("cannot make the state directory {}; name another with --state-dir", options.state_dir.display())
     })?;
     let _lock = InstanceLock::take(&options.state_dir)?;
+    if options.mount_bpffs {
+        bpf::mount_bpffs(&options.bpffs)?;
+    }
+    let manager = ServiceManager::of_this_process();
+    let mut watchdog = manager.watchdog();
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
 
@@ -132,11 +145,12 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
     list.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut rest_until = Instant::now();
     loop {
-        agent.tell_ready();
+        agent.tell_ready(&manager);
         let resting = Instant::now() < rest_until;
         tokio::select! {
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
+            () = watchdog.tick() => manager.tell(Notice::Alive),
             changed = agent.input.next(&mut agent.model), if !resting => if changed? {
                 let begin = Instant::now();
                 agent.source_changed().await;
@@ -168,6 +182,7 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
             }
         }
     }
+    manager.tell(Notice::Stopping);
     agent.snapshots.finish(&agent.model).await;
     tracing::info!("stopping; programs, maps and flows stay (`ballast cleanup` removes them)");
     Ok(())
@@ -177,7 +192,7 @@ impl Agent {
     async fn start(options: RunOptions, input: Input, model: Model, web: Web) -> anyhow::Result<Self> {
         bpf::check_bpffs(&options.bpffs)?;
         let pins = InstanceLock::take_pins(&options.bpffs)?;
-        let mut datapath = Datapath::open(&options.bpffs, &options.config.maps)?;
+        let mut datapath = Datapath::open(&options.bpffs, &options.config.maps).map_err(rights::explain)?;
         #[cfg(feature = "bpf-log")]
         datapath.follow_log();
         let (engine, problem) = Engine::open(&mut datapath.maps, &options.state_dir)
@@ -266,8 +281,9 @@ impl Agent {
     }
 
     /// Says once that everything is in place.
-    fn tell_ready(&mut self) {
+    fn tell_ready(&mut self, manager: &ServiceManager) {
         if self.input.is_ready() && self.input.is_first() {
+            manager.tell(Notice::Ready);
             tracing::info!("ready: {} Services, {} frontends", self.model.services.len(), self.frontends());
         }
     }

@@ -4,7 +4,6 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
-    path::Path,
 };
 
 use ipnet::IpNet;
@@ -45,8 +44,8 @@ pub(super) struct Network {
 }
 
 /// Makes `ballast0`, or takes over the one that is there.
-async fn make_host(netlink: &Netlink) -> Result<HostDevice, Problem> {
-    let host = host_device::ensure(netlink).await.map_err(|error| Problem {
+async fn make_host(netlink: &Netlink, options: &RunOptions) -> Result<HostDevice, Problem> {
+    let host = host_device::ensure(netlink, &options.proc_sys_net).await.map_err(|error| Problem {
         object: format!("device {}", host_device::NAME),
         cause: error.to_string(),
         fix: "processes of this node reach Services by the socket hooks alone; see `ip link` and the error".to_owned(),
@@ -60,9 +59,11 @@ async fn make_host(netlink: &Netlink) -> Result<HostDevice, Problem> {
 impl Network {
     pub(super) async fn open(options: &RunOptions) -> io::Result<Self> {
         let netlink = Netlink::open()?;
-        let host = make_host(&netlink).await;
+        let host = make_host(&netlink, options).await;
         let mut problems = BTreeMap::new();
-        if let Err(error) = reserved_ports::reserve(&options.config.snat_ports, &options.state_dir) {
+        if let Err(error) =
+            reserved_ports::reserve(&options.config.snat_ports, &options.proc_sys_net, &options.state_dir)
+        {
             let problem = Problem {
                 object: "sysctl net.ipv4.ip_local_reserved_ports".to_owned(),
                 cause: error.to_string(),
@@ -98,7 +99,7 @@ impl Network {
                 let (devices, problems) =
                     roles::classify(&links, &addresses, &defaults, &config.interfaces, config.xdp);
                 self.problems.insert("devices", problems);
-                self.warnings = bridges::warnings(&links, &devices, Path::new("/proc/sys/net"));
+                self.warnings = bridges::warnings(&links, &devices, &options.proc_sys_net);
                 self.devices = devices;
                 self.warnings.extend(self.unguarded());
                 self.mtus = links.iter().map(|link| (link.ifindex, link.mtu)).collect();
@@ -106,7 +107,7 @@ impl Network {
                 self.default_routes = defaults;
                 let present = |host: &HostDevice| links.iter().any(|link| link.ifindex == host.ifindex);
                 if !self.host.as_ref().is_ok_and(present) {
-                    self.host = make_host(&self.netlink).await;
+                    self.host = make_host(&self.netlink, options).await;
                 }
             }
             Err(error) => {

@@ -11,6 +11,7 @@ use crate::{
     model::ObjectName,
     numbers,
     report::{Problem, ServiceRow, Status},
+    rights,
 };
 
 impl Agent {
@@ -55,6 +56,7 @@ impl Agent {
             .chain(self.input.problems(Severity::Warning))
             .chain(self.without_ranges())
             .chain(self.without_node())
+            .chain(rights::effective().ok().and_then(rights::unseen))
             .collect()
     }
 

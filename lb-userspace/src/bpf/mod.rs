@@ -170,6 +170,22 @@ pub fn check_bpffs(bpffs: &Path) -> Result<(), OpenError> {
     }
 }
 
+/// Mounts a bpffs where there is none, with its folder.
+pub fn mount_bpffs(bpffs: &Path) -> Result<(), OpenError> {
+    use rustix::mount::{MountFlags, mount};
+    match check_bpffs(bpffs) {
+        Err(OpenError::NoBpffs(_)) => {}
+        result => return result,
+    }
+    let failed = |what| move |cause| OpenError::Io { what, path: bpffs.to_owned(), cause };
+    fs::create_dir_all(bpffs).map_err(failed("make"))?;
+    // As systemd mounts it.
+    let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    mount("bpf", bpffs, "bpf", flags, c"mode=700").map_err(|error| failed("mount a bpffs at")(error.into()))?;
+    tracing::info!("mounted a bpffs at {}", bpffs.display());
+    check_bpffs(bpffs)
+}
+
 /// The maps an agent left pinned, to be read only; `None` if there are none.
 pub fn read_pinned(bpffs: &Path) -> Result<Option<Maps>, OpenError> {
     check_bpffs(bpffs)?;

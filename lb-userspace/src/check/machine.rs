@@ -10,27 +10,17 @@ use super::{Findings, Level};
 use crate::{
     bpf::{self, OpenError},
     config::Config,
+    net,
+    rights::{self, Capability},
 };
 
-/// Capabilities an agent needs, by their bits.
-const CAPABILITIES: [(u32, &str, &str); 3] = [
-    (12, "CAP_NET_ADMIN", "attach programs, make routes and ballast0"),
-    (38, "CAP_PERFMON", "have its programs verified"),
-    (39, "CAP_BPF", "load programs and make maps"),
-];
-/// Stands in for `CAP_BPF` and `CAP_PERFMON`.
-const SYS_ADMIN: u32 = 21;
-
-const CGROUP2_MAGIC: i64 = 0x6367_7270;
-
 pub(super) fn rights(findings: &mut Findings) {
-    let mask = match effective_capabilities() {
+    let mask = match rights::effective() {
         Ok(mask) => mask,
         Err(error) => return findings.unseen("capabilities", &error),
     };
-    let has = |bit: u32| mask >> bit & 1 != 0;
-    for (bit, name, why) in CAPABILITIES {
-        if has(bit) || bit != 12 && has(SYS_ADMIN) {
+    for Capability { name, why, .. } in rights::NEEDED {
+        if rights::missing(mask).all(|missing| missing.name != name) {
             findings.ok(name, format!("there, to {why}"));
         } else {
             let found = format!("missing: without it an agent cannot {why}");
@@ -40,12 +30,6 @@ pub(super) fn rights(findings: &mut Findings) {
             findings.add(if is_root { Level::Problem } else { Level::Warning }, name, found, Some(&fix));
         }
     }
-}
-
-fn effective_capabilities() -> io::Result<u64> {
-    let status = fs::read_to_string("/proc/self/status")?;
-    let mask = status.lines().find_map(|line| u64::from_str_radix(line.strip_prefix("CapEff:")?.trim(), 16).ok());
-    mask.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "no CapEff in /proc/self/status"))
 }
 
 pub(super) fn mounts(findings: &mut Findings, bpffs: &Path, cgroup: &io::Result<PathBuf>) {
@@ -60,11 +44,9 @@ pub(super) fn mounts(findings: &mut Findings, bpffs: &Path, cgroup: &io::Result<
     let without = "host processes then do not reach this node's own nodePorts: mount -t cgroup2 none \
                    /sys/fs/cgroup/unified, or name one with --cgroup";
     match cgroup {
-        Ok(path) => match rustix::fs::statfs(path) {
-            Ok(found) if i128::from(found.f_type) == i128::from(CGROUP2_MAGIC) => {
-                findings.ok("cgroup2", path.display().to_string());
-            }
-            Ok(_) => findings.warn("cgroup2", format!("{} is in no cgroup2 file system", path.display()), without),
+        Ok(path) => match net::is_cgroup2(path) {
+            Ok(true) => findings.ok("cgroup2", path.display().to_string()),
+            Ok(false) => findings.warn("cgroup2", format!("{} is in no cgroup2 file system", path.display()), without),
             Err(error) => findings.warn("cgroup2", format!("{}: {error}", path.display()), without),
         },
         Err(error) => findings.warn("cgroup2", error.to_string(), without),

@@ -31,9 +31,12 @@ pub(super) struct Global {
     /// BPF file system to pin to
     #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf", global = true)]
     pub(super) bpffs: PathBuf,
-    /// cgroup2 whose processes are served [default: the root of its mount]
+    /// cgroup2 whose processes are served, or a folder it is mounted in [default: the root of its mount]
     #[arg(long, value_name = "DIR", global = true)]
     pub(super) cgroup: Option<PathBuf>,
+    /// Where this network namespace's /proc/sys/net is writable: in a container not at its own place
+    #[arg(long, value_name = "DIR", default_value = "/proc/sys/net", global = true)]
+    pub(super) proc_sys_net: PathBuf,
 }
 
 #[derive(Debug, Subcommand)]
@@ -135,6 +138,9 @@ pub(super) struct Run {
     /// KubeProxyConfiguration and/or BallastConfiguration
     #[arg(long, value_name = "FILE")]
     pub(super) config: Option<PathBuf>,
+    /// Mount a BPF file system at --bpffs if there is none
+    #[arg(long)]
+    pub(super) mount_bpffs: bool,
     #[arg(
         long,
         value_name = "ADDR:PORT",

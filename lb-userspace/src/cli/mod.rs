@@ -21,6 +21,7 @@ use crate::{
     listing::{self, Filter, Tables},
     memory,
     model::ObjectName,
+    net,
     offline::{self, Places},
 };
 
@@ -44,7 +45,8 @@ pub fn main() -> ExitCode {
     })
 }
 
-async fn execute(Cli { command, global }: Cli) -> anyhow::Result<ExitCode> {
+async fn execute(Cli { command, mut global }: Cli) -> anyhow::Result<ExitCode> {
+    global.cgroup = global.cgroup.map(net::cgroup2_at);
     let output = global.output.unwrap_or(Output::Table);
     match command {
         Command::Run(run) => {
@@ -82,8 +84,8 @@ async fn execute(Cli { command, global }: Cli) -> anyhow::Result<ExitCode> {
             })
         }
         Command::Cleanup { dry_run } => {
-            let Global { state_dir, bpffs, cgroup, .. } = global;
-            let lines = agent::cleanup(CleanupOptions { state_dir, bpffs, cgroup, dry_run }).await?;
+            let Global { state_dir, bpffs, cgroup, proc_sys_net, .. } = global;
+            let lines = agent::cleanup(CleanupOptions { state_dir, bpffs, cgroup, proc_sys_net, dry_run }).await?;
             say(&lines.join("\n"))?;
             Ok(ExitCode::SUCCESS)
         }
@@ -127,7 +129,8 @@ fn options(run: Run, global: Global) -> anyhow::Result<RunOptions> {
     };
     config.healthz_bind = run.healthz_bind_address.or(config.healthz_bind);
     config.metrics_bind = run.metrics_bind_address.or(config.metrics_bind);
-    let Global { state_dir, bpffs, cgroup, .. } = global;
+    let Global { state_dir, bpffs, cgroup, proc_sys_net, .. } = global;
+    let mount_bpffs = run.mount_bpffs;
     let service_cidrs: Vec<_> = run.service_cidr.into_iter().map(|net| net.trunc()).collect();
     let source = if let Some(path) = run.file {
         let mut options = file_source::Options::new(path);
@@ -150,7 +153,7 @@ fn options(run: Run, global: Global) -> anyhow::Result<RunOptions> {
         };
         SourceOptions::Cluster { access, service_cidrs: (!service_cidrs.is_empty()).then_some(service_cidrs) }
     };
-    Ok(RunOptions { source, node, config, notes, state_dir, bpffs, cgroup })
+    Ok(RunOptions { source, node, config, notes, state_dir, bpffs, cgroup, proc_sys_net, mount_bpffs })
 }
 
 async fn show(global: &Global, output: Output, request: &Request) -> anyhow::Result<ExitCode> {

@@ -3,7 +3,7 @@
 //! A veth pair without addresses. The Service CIDRs and the load balancer addresses are routed into it; its egress hook
 //! sends every packet on to its backend, and answers come back out of it, so that strict reverse path filtering agrees.
 
-use std::{collections::BTreeMap, io, net::IpAddr};
+use std::{collections::BTreeMap, io, net::IpAddr, path::Path};
 
 use ipnet::IpNet;
 use netlink_packet_route::{
@@ -39,8 +39,8 @@ pub struct HostDevice {
 }
 
 /// Makes the pair, or takes over the one that is there. A device of that name that is not our pair is left alone: an
-/// error that says so.
-pub async fn ensure(netlink: &Netlink) -> io::Result<HostDevice> {
+/// error that says so. `sysctls` is `/proc/sys/net`, or where it is writable.
+pub async fn ensure(netlink: &Netlink, sysctls: &Path) -> io::Result<HostDevice> {
     let mut links = netlink.links().await?;
     if find(&links, NAME).is_none() && find(&links, PEER).is_none() {
         let pair = LinkVeth::new(NAME, PEER).mtu(MTU).arp(false).build();
@@ -50,7 +50,7 @@ pub async fn ensure(netlink: &Netlink) -> io::Result<HostDevice> {
     let (device, peer) = pair(&links)?;
     for link in [peer, device] {
         // No link-local address and no router solicitations: it is nobody's network.
-        quiet(&link.name)?;
+        quiet(sysctls, &link.name)?;
         if !link.up || !link.noarp || link.mtu != MTU {
             let up: LinkMessage = LinkUnspec::new_with_index(link.ifindex).mtu(MTU).arp(false).up().build();
             netlink.handle.link().set(up).execute().await.map_err(failed_to("set ballast0 and ballast1 up"))?;
@@ -98,13 +98,13 @@ fn find<'a>(links: &'a [Link], name: &str) -> Option<&'a Link> {
     links.iter().find(|link| link.name == name)
 }
 
-fn quiet(name: &str) -> io::Result<()> {
+fn quiet(sysctls: &Path, name: &str) -> io::Result<()> {
     let write = |file: &str, value: &str| {
-        let path = format!("/proc/sys/net/ipv6/conf/{name}/{file}");
+        let path = sysctls.join("ipv6/conf").join(name).join(file);
         match std::fs::write(&path, value) {
             // A kernel without IPv6.
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            result => result.map_err(|error| io::Error::new(error.kind(), format!("{path}: {error}"))),
+            result => result.map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display()))),
         }
     };
     write("addr_gen_mode", "1")?;

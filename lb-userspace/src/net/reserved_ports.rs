@@ -11,33 +11,35 @@ use std::{
     path::{Path, PathBuf},
 };
 
-const SYSCTL: &str = "/proc/sys/net/ipv4/ip_local_reserved_ports";
+/// Below `/proc/sys/net`.
+const SYSCTL: &str = "ipv4/ip_local_reserved_ports";
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
 /// Reserves `range` beside what others reserved, and gives back what an earlier range had reserved. Nothing is written
 /// when that is so already.
 ///
-/// Errors name the file; without the setting the kernel may give a port of the range to a socket of this node.
-pub fn reserve(range: &RangeInclusive<u16>, state_dir: &Path) -> io::Result<()> {
-    let (current, remembered) = (read_sysctl()?, recall(state_dir)?);
+/// `sysctls` is `/proc/sys/net`, or where it is writable. Errors name the file; without the setting the kernel may give a
+/// port of the range to a socket of this node.
+pub fn reserve(range: &RangeInclusive<u16>, sysctls: &Path, state_dir: &Path) -> io::Result<()> {
+    let (current, remembered) = (read_sysctl(sysctls)?, recall(state_dir)?);
     let change = reserving(&current, &remembered, range);
     if change.reserved != current {
         // Whatever we do to the kernel's list is remembered first: a crash in between forgets nothing.
         remember(state_dir, &remembered, &remembered.union(&change.ours).copied().collect())?;
-        write_sysctl(&change.reserved)?;
+        write_sysctl(sysctls, &change.reserved)?;
     }
     remember(state_dir, &recall(state_dir)?, &change.ours)
 }
 
 /// Gives back what [`reserve`] added, and nothing else, also when others changed the list meanwhile. Returns whether
 /// there is anything to give back; with `dry_run` nothing is written.
-pub fn restore(state_dir: &Path, dry_run: bool) -> io::Result<bool> {
-    let (current, remembered) = (read_sysctl()?, recall(state_dir)?);
+pub fn restore(sysctls: &Path, state_dir: &Path, dry_run: bool) -> io::Result<bool> {
+    let (current, remembered) = (read_sysctl(sysctls)?, recall(state_dir)?);
     let rest: BTreeSet<u16> = current.difference(&remembered).copied().collect();
     let changed = rest != current;
     if !dry_run {
         if changed {
-            write_sysctl(&rest)?;
+            write_sysctl(sysctls, &rest)?;
         }
         for path in [memory(state_dir), fresh_memory(state_dir)] {
             match fs::remove_file(&path) {
@@ -104,15 +106,17 @@ fn boot_id() -> io::Result<String> {
     Ok(text.trim().to_owned())
 }
 
-fn read_sysctl() -> io::Result<BTreeSet<u16>> {
-    fs::read_to_string(SYSCTL).map(|text| parse(&text)).map_err(|error| at(Path::new(SYSCTL), &error))
+fn read_sysctl(sysctls: &Path) -> io::Result<BTreeSet<u16>> {
+    let path = sysctls.join(SYSCTL);
+    fs::read_to_string(&path).map(|text| parse(&text)).map_err(|error| at(&path, &error))
 }
 
-fn write_sysctl(ports: &BTreeSet<u16>) -> io::Result<()> {
+fn write_sysctl(sysctls: &Path, ports: &BTreeSet<u16>) -> io::Result<()> {
+    let path = sysctls.join(SYSCTL);
     // A write of nothing is ignored by the kernel; a line end empties the list.
-    fs::write(SYSCTL, format!("{}\n", format(ports))).map_err(|error| {
-        let advice = "run as root of this network namespace, with /proc/sys writable";
-        io::Error::new(error.kind(), format!("{SYSCTL}: {error} ({advice})"))
+    fs::write(&path, format!("{}\n", format(ports))).map_err(|error| {
+        let advice = "run as root of this network namespace, and name a writable /proc/sys/net with --proc-sys-net";
+        io::Error::new(error.kind(), format!("{}: {error} ({advice})", path.display()))
     })
 }
 

@@ -33,7 +33,7 @@ impl std::error::Error for NoGo {}
 /// A Go command that is new enough.
 #[derive(Debug)]
 pub(crate) struct Go {
-    program: PathBuf,
+    pub(super) program: PathBuf,
 }
 
 impl Go {
@@ -69,7 +69,8 @@ impl Go {
         let partial = target.with_extension("partial");
         let mut command = Command::new(&self.program);
         command.current_dir(&program.folder).env("CGO_ENABLED", "0").env("GOWORK", "off").env("GOFLAGS", "");
-        command.args(["build", "-mod=readonly", "-trimpath", "-buildvcs=false", "-ldflags", &linker_flags(program)]);
+        command.args(if program.is_test() { &["test", "-c"][..] } else { &["build"] });
+        command.args(["-mod=readonly", "-trimpath", "-buildvcs=false", "-ldflags", &linker_flags(program)]);
         command.arg("-o").arg(&partial).arg(&program.package);
         let built = step::must(&format!("build {} {}", program.name, program.version), &mut command);
         let installed = built.and_then(|_| {

@@ -5,14 +5,15 @@ mod program;
 
 use std::{
     ffi::OsString,
+    path::PathBuf,
     process::{Command, ExitCode},
 };
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use clap::Subcommand;
 
-pub(crate) use self::go::NoGo;
-use self::program::Program;
+use self::{go::Go, program::Program};
+pub(crate) use self::{go::NoGo, program::cache};
 use crate::{
     root,
     step::{self, Mark},
@@ -21,12 +22,14 @@ use crate::{
 
 /// What a control plane is made of, and how a person talks to it.
 const CONTROL_PLANE: [&str; 4] = ["etcd", "kube-apiserver", "kube-controller-manager", "kubectl"];
+/// The peer of the benchmarks.
+const PEER: &str = "kube-proxy";
 
 #[derive(Subcommand, Debug)]
 pub(crate) enum Cluster {
     /// Build etcd, kube-apiserver and the rest of tests/cluster into ~/.cache/ballast/cluster (`BALLAST_CLUSTER_CACHE`)
     Build {
-        /// Only these, for example `kubectl`
+        /// Only these, for example `kubelet` [default: what the tests of a control plane need]
         programs: Vec<String>,
     },
     /// Start a control plane and nodes with pods, and leave them running
@@ -46,11 +49,10 @@ pub(crate) enum Cluster {
 pub(crate) fn run(command: &Cluster) -> Result<ExitCode> {
     match command {
         Cluster::Build { programs } => {
-            let wanted = if programs.is_empty() { Program::all()? } else { read(programs)? };
-            build(&wanted)?;
-            let cache = program::cache()?;
-            for program in wanted {
-                println!("{}", program.path(&cache).display());
+            let default = || CONTROL_PLANE.into_iter().chain([PEER]).map(str::to_owned).collect();
+            let wanted = if programs.is_empty() { default() } else { programs.clone() };
+            for path in build_named(&wanted)? {
+                println!("{}", path.display());
             }
             Ok(ExitCode::SUCCESS)
         }
@@ -72,8 +74,26 @@ pub(crate) fn build_for_tests() -> Result<()> {
     build(&read(&CONTROL_PLANE.map(str::to_owned))?)
 }
 
+/// The version of a program under tests/cluster.
+pub(crate) fn version(name: &str) -> Result<String> {
+    Ok(read(&[name.to_owned()])?.swap_remove(0).version)
+}
+
+/// A Go that is new enough.
+pub(crate) fn go() -> Result<PathBuf> {
+    Ok(Go::find()?.program)
+}
+
+/// Builds these and says where they are, in their order.
+pub(crate) fn build_named(names: &[String]) -> Result<Vec<PathBuf>> {
+    let programs = read(names)?;
+    build(&programs)?;
+    let cache = cache()?;
+    Ok(programs.iter().map(|program| program.path(&cache)).collect())
+}
+
 fn build(programs: &[Program]) -> Result<()> {
-    let cache = program::cache()?;
+    let cache = cache()?;
     go::ensure(programs, &cache)?;
     let names: Vec<_> = programs.iter().map(|program| format!("{} {}", program.name, program.version)).collect();
     step::print_line(Mark::Ok, &format!("{}: in {}", names.join(", "), cache.display()), None);
@@ -82,11 +102,15 @@ fn build(programs: &[Program]) -> Result<()> {
 
 fn read(names: &[String]) -> Result<Vec<Program>> {
     let all = Program::all()?;
-    if let Some(name) = names.iter().find(|name| !all.iter().any(|program| program.name == **name)) {
-        let known: Vec<_> = all.iter().map(|program| program.name.as_str()).collect();
-        bail!("{name} is none of the programs under tests/cluster: {}", known.join(", "));
-    }
-    names.iter().map(|name| Program::read(name)).collect()
+    let find = |name: &String| all.iter().find(|program| program.name == *name).cloned();
+    names
+        .iter()
+        .map(|name| {
+            let known: Vec<_> = all.iter().map(|program| program.name.as_str()).collect();
+            let none = || format!("{name} is none of the programs under tests/cluster: {}", known.join(", "));
+            find(name).with_context(none)
+        })
+        .collect()
 }
 
 fn needs_root() -> Result<()> {

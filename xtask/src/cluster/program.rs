@@ -1,5 +1,5 @@
-//! The programs of a control plane: one folder with a go.mod each under tests/cluster, and where what is built of them
-//! is kept.
+//! The programs of a control plane and of nodes: folders with a go.mod under tests/cluster, and where what is built of
+//! them is kept. A folder with one `tool` line is called as its program; several are called by the ends of their packages.
 
 use std::{
     fs,
@@ -28,19 +28,29 @@ pub(crate) struct Program {
 }
 
 impl Program {
-    /// Reads `tests/cluster/NAME/go.mod`.
-    pub(crate) fn read(name: &str) -> Result<Self> {
+    /// Reads `tests/cluster/FOLDER/go.mod`.
+    fn read(name: &str) -> Result<Vec<Self>> {
         let folder = modules().join(name);
         let text = |file: &str| {
             let path = folder.join(file);
             fs::read_to_string(&path).with_context(|| format!("{name}: cannot read {}", root::display(&path)))
         };
         let (module, sums) = (text("go.mod")?, text("go.sum")?);
-        let (package, version) = described(&module).with_context(|| {
+        let found = described(&module).with_context(|| {
             format!("{}: it needs a line `tool PACKAGE` and a version of its module", folder.join("go.mod").display())
         })?;
         let recipe = format!("{module}{sums}");
-        Ok(Self { name: name.to_owned(), package, version, folder, recipe })
+        let alone = found.len() == 1;
+        let programs = found.into_iter().map(|(package, version)| {
+            let name = if alone { name } else { end(&package) };
+            Self { name: name.to_owned(), package, version, folder: folder.clone(), recipe: recipe.clone() }
+        });
+        Ok(programs.collect())
+    }
+
+    /// Whether its package is one of tests, which are built into a program of their own.
+    pub(crate) fn is_test(&self) -> bool {
+        self.name.ends_with(".test")
     }
 
     /// All of tests/cluster, by name.
@@ -52,7 +62,8 @@ impl Program {
             .filter(|name| folder.join(name).join("go.mod").is_file())
             .collect();
         names.sort();
-        names.iter().map(|name| Self::read(name)).collect()
+        let programs = names.iter().map(|name| Self::read(name)).collect::<Result<Vec<_>>>()?;
+        Ok(programs.into_iter().flatten().collect())
     }
 
     /// Where it is once built.
@@ -79,9 +90,33 @@ fn modules() -> PathBuf {
     root::workspace().join("tests/cluster")
 }
 
-/// The package that a go.mod builds, and the version of the module that the package is in.
-fn described(module: &str) -> Option<(String, String)> {
-    let package = module.lines().find_map(|line| line.strip_prefix("tool "))?.trim();
+/// What a package's program is called. Kubernetes' end-to-end suite is a package of tests.
+fn end(package: &str) -> &str {
+    match package.rsplit('/').next() {
+        Some("e2e") => "e2e.test",
+        Some(end) => end,
+        None => package,
+    }
+}
+
+/// The packages that a go.mod builds, and the versions of the modules that they are in; none without any.
+fn described(module: &str) -> Option<Vec<(String, String)>> {
+    let mut packages = Vec::new();
+    let mut in_block = false;
+    for line in module.lines().map(str::trim) {
+        match line.strip_prefix("tool ") {
+            Some("(") => in_block = true,
+            Some(package) => packages.push(package),
+            None if line == ")" => in_block = false,
+            None if in_block && !line.is_empty() => packages.push(line),
+            None => {}
+        }
+    }
+    let all: Option<Vec<_>> = packages.iter().map(|package| version_of(module, package)).collect();
+    all.filter(|all| !all.is_empty())
+}
+
+fn version_of(module: &str, package: &str) -> Option<(String, String)> {
     let version = module.lines().find_map(|line| {
         let mut words = line.trim().trim_start_matches("require ").split_whitespace();
         let (path, version) = (words.next()?, words.next()?);
@@ -97,11 +132,17 @@ mod tests {
 
     #[test]
     fn a_go_mod_names_package_and_version() {
+        let one = |package: &str, version: &str| Some(vec![(package.to_owned(), version.to_owned())]);
         let block = "go 1.26.0\n\ntool k8s.io/kubernetes/cmd/kubectl\n\nrequire (\n\tk8s.io/kube v0.1.0\n\tk8s.io/kubernetes v1.2.3 // indirect\n)\n";
-        assert_eq!(described(block), Some(("k8s.io/kubernetes/cmd/kubectl".to_owned(), "v1.2.3".to_owned())));
+        assert_eq!(described(block), one("k8s.io/kubernetes/cmd/kubectl", "v1.2.3"));
         let alone = "tool go.etcd.io/etcd/server/v3\nrequire go.etcd.io/etcd/server/v3 v3.4.5\n";
-        assert_eq!(described(alone), Some(("go.etcd.io/etcd/server/v3".to_owned(), "v3.4.5".to_owned())));
+        assert_eq!(described(alone), one("go.etcd.io/etcd/server/v3", "v3.4.5"));
         assert_eq!(described("require k8s.io/kubernetes v1.2.3\n"), None);
+        let several = "tool (\n\ta.b/c/cmd/x\n\ta.b/c/e2e\n)\nrequire (\n\ta.b/c v1.0.0\n)\n";
+        let names =
+            described(several).map(|all| all.iter().map(|(package, _)| end(package).to_owned()).collect::<Vec<_>>());
+        assert_eq!(names, Some(vec!["x".to_owned(), "e2e.test".to_owned()]));
+        assert_eq!(described("tool (\n\tx.y/z\n)\n"), None, "of no version");
     }
 
     #[test]

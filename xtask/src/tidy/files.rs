@@ -17,6 +17,7 @@ const UNSAFE_HOMES: &[&str] = &[
     "lb-userspace/src/bpf/sys.rs",
     "lb-userspace/src/memory.rs",
     "lb-userspace/src/net/netns.rs",
+    "tests/src/container.rs",
     "tests/src/netns.rs",
     "tests/src/sockets.rs",
     "tests/src/tcx.rs",

@@ -4,6 +4,7 @@ mod code;
 mod counters;
 mod dependencies;
 mod files;
+mod installs;
 mod modules;
 
 use std::{fmt, fs, path::Path};
@@ -79,6 +80,7 @@ pub(crate) fn findings(root: &Path) -> Result<Vec<Finding>> {
     let mut findings = dependencies::manifests(&metadata);
     findings.extend(modules::reachable(&sources, &roots));
     findings.extend(counters::documented(root, &sources)?);
+    findings.extend(installs::current(root)?);
     for source in &sources {
         findings.extend(dependencies::imports(source));
         findings.extend(files::size(source));

@@ -1,0 +1,152 @@
+//! The manifests of deploy/, looked at as a cluster's administrator would.
+
+use std::collections::BTreeSet;
+
+use lb_tests::{Manifest, scoreboard};
+use serde_json::{Value, json};
+
+fn at<'a>(value: &'a Value, path: &str) -> &'a Value {
+    value.pointer(path).unwrap_or(&Value::Null)
+}
+
+fn rules(manifest: &Manifest) -> Vec<(String, String, String)> {
+    let role = manifest.one("ClusterRole").expect("a role");
+    let words = |rule: &Value, field: &str| -> Vec<String> {
+        let items = rule[field].as_array().unwrap_or_else(|| panic!("a rule without {field}: {rule}"));
+        items.iter().map(|item| item.as_str().expect("a word").to_owned()).collect()
+    };
+    let mut all = Vec::new();
+    for rule in at(role, "/rules").as_array().expect("rules") {
+        for group in words(rule, "apiGroups") {
+            for resource in words(rule, "resources") {
+                let verbs = words(rule, "verbs");
+                all.extend(verbs.into_iter().map(|verb| (group.clone(), resource.clone(), verb)));
+            }
+        }
+    }
+    all.sort();
+    all
+}
+
+#[test]
+fn the_role_reads_four_kinds_writes_events_and_nothing_else() {
+    let mut wanted = Vec::new();
+    for (group, resource) in
+        [("", "nodes"), ("", "services"), ("discovery.k8s.io", "endpointslices"), ("networking.k8s.io", "servicecidrs")]
+    {
+        wanted.extend(["list", "watch"].map(|verb| (group, resource, verb)));
+    }
+    for group in ["", "events.k8s.io"] {
+        wanted.extend(["create", "patch"].map(|verb| (group, "events", verb)));
+    }
+    wanted.sort_unstable();
+    for manifest in Manifest::all().expect("manifests") {
+        let found = rules(&manifest);
+        let found: Vec<_> = found.iter().map(|(g, r, v)| (g.as_str(), r.as_str(), v.as_str())).collect();
+        assert_eq!(found, wanted, "{}", manifest.flavour);
+        let binding = manifest.one("ClusterRoleBinding").expect("a binding");
+        assert_eq!(
+            at(binding, "/subjects"),
+            &json!([{"kind": "ServiceAccount", "name": "ballast", "namespace": "kube-system"}])
+        );
+        assert_eq!(at(binding, "/roleRef/name"), "ballast");
+        assert_eq!(at(manifest.pod().expect("a pod"), "/serviceAccountName"), "ballast");
+    }
+    scoreboard("R22", "manifests: list and watch of 4 kinds, Events, no Secrets, no write of anything else");
+}
+
+#[test]
+fn an_agent_is_on_every_node_and_stays() {
+    for manifest in Manifest::all().expect("manifests") {
+        let (pod, container) = (manifest.pod().expect("a pod"), manifest.container().expect("a container"));
+        assert_eq!(at(pod, "/containers").as_array().map(Vec::len), Some(1));
+        assert_eq!(at(pod, "/priorityClassName"), "system-node-critical");
+        assert_eq!(at(pod, "/tolerations"), &json!([{"operator": "Exists"}]));
+        assert_eq!(at(pod, "/hostNetwork"), true);
+        assert_eq!(at(pod, "/dnsPolicy"), "Default", "the cluster's name servers are behind a Service");
+        for field in ["/hostPID", "/hostIPC"] {
+            assert_eq!(at(pod, field), &Value::Null, "{field}");
+        }
+        let name = at(container, "/env/0");
+        assert_eq!(
+            (at(name, "/name"), at(name, "/valueFrom/fieldRef/fieldPath")),
+            (&json!("NODE_NAME"), &json!("spec.nodeName"))
+        );
+        for (probe, path) in [("livenessProbe", "/livez"), ("readinessProbe", "/healthz")] {
+            assert_eq!(at(container, &format!("/{probe}/httpGet")), &json!({"path": path, "port": 10_256}));
+        }
+        // A node that cannot pull goes on with what it has.
+        assert_eq!(at(container, "/imagePullPolicy"), "IfNotPresent");
+        let image = at(container, "/image").as_str().expect("an image");
+        assert!(image.rsplit_once(':').is_some_and(|(_, tag)| tag != "latest"), "{image}");
+    }
+}
+
+#[test]
+fn the_limit_of_memory_counts_that_of_bpf() {
+    const MIB: u64 = 1 << 20;
+    // README: the maps at their default sizes; issue 7: the agent's own at 10,000 Services.
+    let (maps, own) = (146, 120);
+    for manifest in Manifest::all().expect("manifests") {
+        let resources = at(manifest.container().expect("a container"), "/resources");
+        let bytes = |path: &str| -> u64 {
+            let text = at(resources, path).as_str().expect("an amount").strip_suffix("Mi").expect("MiB");
+            text.parse::<u64>().expect("a number") * MIB
+        };
+        assert!(bytes("/limits/memory") >= (maps + own) * MIB * 3 / 2, "room for both and half as much");
+        assert!(bytes("/requests/memory") >= maps * MIB);
+        assert_eq!(at(resources, "/limits/cpu"), &Value::Null, "a throttled agent is late for every change");
+    }
+}
+
+#[test]
+fn the_least_has_three_capabilities_a_read_only_root_and_four_folders() {
+    let least = Manifest::least().expect("a manifest");
+    let context = at(least.container().expect("a container"), "/securityContext");
+    assert_eq!(
+        least.capabilities().expect("capabilities"),
+        BTreeSet::from(["BPF", "NET_ADMIN", "PERFMON"].map(str::to_owned))
+    );
+    assert_eq!(at(context, "/capabilities/drop"), &json!(["ALL"]));
+    assert_eq!(at(context, "/privileged"), false);
+    assert_eq!(at(context, "/allowPrivilegeEscalation"), false);
+    assert_eq!(at(context, "/readOnlyRootFilesystem"), true);
+    assert_eq!(at(context, "/seccompProfile/type"), "RuntimeDefault");
+    let hosts = |manifest: &Manifest| -> BTreeSet<String> {
+        manifest.host_mounts().expect("mounts").into_iter().map(|mount| mount.host).collect()
+    };
+    let four =
+        BTreeSet::from(["/proc/sys/net", "/sys/fs/bpf", "/sys/fs/cgroup", "/var/lib/ballast"].map(str::to_owned));
+    assert_eq!(hosts(&least), four);
+    for mount in least.host_mounts().expect("mounts") {
+        assert_eq!(mount.read_only, mount.host == "/sys/fs/cgroup", "{mount:?}");
+    }
+    let privileged = Manifest::privileged().expect("a manifest");
+    assert!(privileged.is_privileged().expect("a container"));
+    assert_eq!(
+        hosts(&privileged),
+        BTreeSet::from(["/sys/fs/bpf", "/sys/fs/cgroup", "/var/lib/ballast"].map(str::to_owned))
+    );
+    let mounts = at(privileged.container().expect("a container"), "/volumeMounts").as_array().expect("mounts").clone();
+    let bpffs = mounts.iter().find(|mount| mount["name"] == "bpffs").expect("a bpffs");
+    assert_eq!(bpffs["mountPropagation"], "Bidirectional", "what the agent mounts is the node's");
+}
+
+#[test]
+fn the_flavours_differ_in_rights_and_nothing_else() {
+    let [privileged, least] = Manifest::all().expect("manifests");
+    for kind in ["ServiceAccount", "ClusterRole", "ClusterRoleBinding", "ConfigMap"] {
+        assert_eq!(privileged.one(kind).expect("one"), least.one(kind).expect("one"));
+    }
+    let common = |manifest: &Manifest| {
+        let mut document = manifest.one("DaemonSet").expect("a DaemonSet").clone();
+        for path in ["/spec/template/spec/containers/0", "/spec/template/spec"] {
+            let fields = document.pointer_mut(path).and_then(Value::as_object_mut).expect("fields");
+            for field in ["args", "securityContext", "volumeMounts", "volumes"] {
+                fields.remove(field);
+            }
+        }
+        document
+    };
+    assert_eq!(common(&privileged), common(&least));
+}

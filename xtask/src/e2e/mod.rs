@@ -1,0 +1,237 @@
+//! `cargo xtask e2e`: Kubernetes' own end-to-end suite against a whole cluster on this machine in which Ballast stands in
+//! for kube-proxy, installed from deploy/. tests/e2e has the scripts that start and end it.
+
+mod images;
+mod report;
+
+use std::{
+    fs,
+    os::unix::fs::symlink,
+    path::{Path, PathBuf},
+    process::{Command, ExitCode},
+    time::Instant,
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use clap::Args;
+
+use self::report::{Facts, Report};
+use crate::{build, cluster, deploy, root, step, toolchain, tools};
+
+/// The programs of tests/cluster that a cluster is made of.
+const PROGRAMS: [&str; 17] = [
+    "etcd",
+    "kube-apiserver",
+    "kube-controller-manager",
+    "kubectl",
+    "kube-scheduler",
+    "kubelet",
+    "containerd",
+    "containerd-shim-runc-v2",
+    "ctr",
+    "ptp",
+    "loopback",
+    "host-local",
+    "portmap",
+    "coredns",
+    "agnhost",
+    "ginkgo",
+    "e2e.test",
+];
+/// Those that a runtime looks for in a folder of their own.
+const CNI: [&str; 4] = ["ptp", "loopback", "host-local", "portmap"];
+
+/// Debian packages: what nodes call, and what the suite's images are put together from.
+const PACKAGES: [&str; 22] = [
+    "runc",
+    "iptables",
+    "nftables",
+    "conntrack",
+    "ipset",
+    "iproute2",
+    "socat",
+    "util-linux",
+    "procps",
+    "openssl",
+    "python3",
+    "curl",
+    "bash",
+    "dash",
+    "busybox",
+    "wget",
+    "bind9-dnsutils",
+    "bind9-host",
+    "netcat-openbsd",
+    "iperf",
+    "nginx-light",
+    "jq",
+];
+
+#[derive(Args, Debug, Clone)]
+pub(crate) struct Options {
+    /// Which tests, by their full names
+    #[arg(long, value_name = "RE", default_value = r"\[sig-network\] Services")]
+    focus: String,
+    /// Which of them not: without a pod of kube-proxy and of the API server [Disruptive] ones skip themselves
+    #[arg(long, value_name = "RE", default_value = r"\[Disruptive\]")]
+    skip: String,
+    /// Nodes, each with a kubelet
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=9))]
+    nodes: u8,
+    /// Tests at once
+    #[arg(long, default_value_t = 4)]
+    procs: u8,
+    /// Install the flavour `least` instead of `privileged`
+    #[arg(long)]
+    least: bool,
+    /// Who serves the cluster's DNS
+    #[arg(long, value_enum, default_value_t = Dns::Coredns)]
+    dns: Dns,
+    /// Leave the cluster up afterwards; `cargo xtask e2e --down` ends it
+    #[arg(long)]
+    keep: bool,
+    /// Only end a cluster that is up
+    #[arg(long)]
+    down: bool,
+    /// Only show the results, and leave docs/conformance.md as it is
+    #[arg(long)]
+    no_write: bool,
+}
+
+/// Who answers for cluster.local.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Dns {
+    Coredns,
+}
+
+/// Where everything of a run is.
+struct Home(PathBuf);
+
+impl Home {
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+
+    fn script(&self, name: &str) -> Command {
+        let mut command = Command::new(root::workspace().join("tests/e2e").join(name));
+        step::clean(&mut command);
+        command.env("E2E_HOME", &self.0);
+        command
+    }
+
+    fn down(&self) -> Result<()> {
+        step::must("end the cluster", &mut self.script("down.sh")).map(drop)
+    }
+}
+
+pub(crate) fn run(options: &Options) -> Result<ExitCode> {
+    if !tools::is_root() {
+        bail!("the cluster's machines are namespaces: run it as root, `sudo -E env PATH=\"$PATH\" cargo xtask e2e`");
+    }
+    let home = Home(cluster::cache()?.join("e2e"));
+    if options.down {
+        home.down()?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    prepare(&home, options)?;
+    // What an interrupted run left.
+    home.down()?;
+    let report = up(&home, options).and_then(|()| test(&home, options));
+    if options.keep {
+        println!("      kubectl: E2E_HOME={} {}/tests/e2e/kubectl.sh", home.0.display(), root::workspace().display());
+    } else {
+        home.down()?;
+    }
+    let report = report?;
+    print!("{report}");
+    if !options.no_write {
+        report.write()?;
+    }
+    Ok(if report.failed() == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Builds and gathers everything; nothing is started.
+fn prepare(home: &Home, options: &Options) -> Result<()> {
+    let missing: Vec<&str> = PACKAGES.into_iter().filter(|package| !tools::has_package(package)).collect();
+    tools::apt_install("a cluster with kubelets", &missing)?;
+    let paths = cluster::build_named(&PROGRAMS.map(str::to_owned))?;
+    let bin = home.path("bin");
+    fs::create_dir_all(bin.join("cni")).with_context(|| format!("cannot make {}", bin.display()))?;
+    for (name, path) in PROGRAMS.iter().zip(&paths) {
+        let at = if CNI.contains(name) { bin.join("cni").join(name) } else { bin.join(name) };
+        relink(path, &at)?;
+    }
+    build::object(&toolchain::ensure()?)?;
+    let ballast = build::host(true)?;
+    let started = Instant::now();
+    let folder = home.path("images");
+    images::make(&bin, &folder)?;
+    let name = deploy::image_name(&root::workspace())?;
+    let tar = folder.join("ballast.tar");
+    fs::write(&tar, deploy::image_of(&name, &ballast)?).with_context(|| format!("cannot write {}", tar.display()))?;
+    step::print_line(step::Mark::Ok, "images", Some(started.elapsed()));
+    let overlay = if options.least { deploy::INSTALLS[1].1 } else { deploy::INSTALLS[0].1 };
+    let install = deploy::render(&root::workspace(), overlay)?;
+    // One of the suite's tests is about externalIPs, which are off by default.
+    let switched = install.replace("externalIPs:\n      enabled: false", "externalIPs:\n      enabled: true");
+    ensure!(switched != install, "{overlay}: its ConfigMap does not say that externalIPs are off");
+    fs::write(home.path("install.yaml"), switched).context("cannot write install.yaml")
+}
+
+/// A link that is replaced at once. What runs keeps what it has.
+fn relink(target: &Path, at: &Path) -> Result<()> {
+    let fresh = at.with_extension("new");
+    drop(fs::remove_file(&fresh));
+    symlink(target, &fresh)
+        .and_then(|()| fs::rename(&fresh, at))
+        .with_context(|| format!("cannot link {}", at.display()))
+}
+
+fn up(home: &Home, options: &Options) -> Result<()> {
+    let run = home.path("run");
+    fs::create_dir_all(&run).with_context(|| format!("cannot make {}", run.display()))?;
+    if options.least {
+        fs::write(run.join("least"), "").context("cannot write what is to be mounted")?;
+    }
+    let Dns::Coredns = options.dns;
+    let mut command = home.script("up.sh");
+    command.arg(options.nodes.to_string()).arg(home.path("install.yaml"));
+    command.args([images::name("Pause")?, images::coredns_name()?]);
+    step::must(&format!("start a cluster of {} nodes without kube-proxy", options.nodes), &mut command).map(drop)
+}
+
+fn test(home: &Home, options: &Options) -> Result<Report> {
+    let out = home.path("report");
+    drop(fs::remove_dir_all(&out));
+    fs::create_dir_all(&out).with_context(|| format!("cannot make {}", out.display()))?;
+    let bin = home.path("bin");
+    let path = std::env::join_paths(
+        [bin.clone()].into_iter().chain(std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default())),
+    )?;
+    let mut command = home.script("node.sh");
+    command.arg("cp").arg("env").arg(format!("HOME={}", out.display())).arg(format!("PATH={}", path.display()));
+    command.arg(bin.join("ginkgo")).args(["--focus", &options.focus, "--procs", &options.procs.to_string()]);
+    if !options.skip.is_empty() {
+        command.args(["--skip", &options.skip]);
+    }
+    command
+        .args(["--timeout", "2h", "--no-color", "--silence-skips", "--json-report", "report.json", "--output-dir"])
+        .arg(&out);
+    command.arg(bin.join("e2e.test")).args(["--", "--provider", "skeleton", "--kubeconfig"]);
+    command.arg(home.path("pki/admin.kubeconfig")).arg("--kubectl-path").arg(bin.join("kubectl"));
+    command.args(["--num-nodes", &options.nodes.to_string(), "--disable-log-dump", "--dump-logs-on-failure=false"]);
+    let started = Instant::now();
+    let outcome = step::run(&format!("e2e {}", options.focus), &mut command)?;
+    fs::write(out.join("output.txt"), outcome.lines.join("\n")).context("cannot write the output")?;
+    let json = fs::read_to_string(out.join("report.json"))
+        .with_context(|| format!("the suite left no report: see {}", out.join("output.txt").display()))?;
+    let facts = Facts {
+        versions: images::versions()?,
+        flavour: if options.least { "least" } else { "privileged" },
+        nodes: options.nodes,
+        procs: options.procs,
+        seconds: started.elapsed().as_secs(),
+        skip: options.skip.clone(),
+    };
+    Report::new(&options.focus, facts, &json)
+}
