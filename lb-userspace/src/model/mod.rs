@@ -10,6 +10,29 @@ use std::{
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+/// How often objects changed, each counted by itself, as kube-proxy counts them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Changes {
+    /// Services.
+    pub services: u64,
+    /// `EndpointSlice`s.
+    pub slices: u64,
+}
+
+impl Changes {
+    /// What makes `new` of `old`.
+    pub fn between(old: &Model, new: &Model) -> Self {
+        Self { services: differing(&old.services, &new.services), slices: differing(&old.slices, &new.slices) }
+    }
+}
+
+/// Entries that only one of two maps has, or that differ.
+fn differing<K: Ord, V: PartialEq>(old: &BTreeMap<K, V>, new: &BTreeMap<K, V>) -> u64 {
+    let changed = new.iter().filter(|(key, value)| old.get(*key) != Some(*value)).count();
+    let gone = old.keys().filter(|key| !new.contains_key(*key)).count();
+    (changed + gone) as u64
+}
+
 /// Everything the source knows. The value is complete: what is not in it does not exist.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Model {
