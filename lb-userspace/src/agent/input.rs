@@ -123,6 +123,11 @@ impl Input {
         }
     }
 
+    /// Whether objects come of a cluster, of which only the own Node is known.
+    pub(super) const fn has_cluster(&self) -> bool {
+        matches!(&self.from, From::Cluster(_))
+    }
+
     /// Whether a snapshot is to be kept of the model.
     pub(super) const fn is_of_cluster(&self) -> bool {
         matches!(&self.from, From::Cluster(cluster) if cluster.source.is_complete())

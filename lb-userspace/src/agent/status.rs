@@ -5,7 +5,7 @@ use crate::{
     control::Response,
     convert::Severity,
     describe::{self, ServiceNumbers},
-    desired::{BackendAddr, ServiceKey},
+    desired::{BackendAddr, ServiceKey, foreign},
     gc::{Clock, Survey},
     ids::BackendKey,
     model::ObjectName,
@@ -56,6 +56,7 @@ impl Agent {
             .chain(self.without_ranges())
             .chain(self.without_node())
             .chain(self.verification.warning())
+            .chain(foreign::foreign(&self.model, !self.input.has_cluster()))
             .chain(self.events.problem())
             .collect()
     }

@@ -1,6 +1,6 @@
 //! HTTP/1.1, as much of it as a client of lists and watches needs.
 
-use std::{collections::BTreeMap, io, net::TcpListener, sync::Arc};
+use std::{collections::BTreeMap, io, net::TcpListener, sync::Arc, time::Duration};
 
 use serde_json::{Value, json};
 use tokio::{
@@ -100,6 +100,7 @@ async fn serve(mut stream: TcpStream, shared: &Shared) -> io::Result<()> {
                 continue;
             }
             Fault::Close => return Ok(()),
+            Fault::Slow(milliseconds) => tokio::time::sleep(Duration::from_millis(milliseconds.into())).await,
             Fault::Truncated | Fault::Empty | Fault::None => {}
         }
         if verb == "create" || verb == "patch" {

@@ -23,6 +23,8 @@ use self::store::Store;
 pub enum Fault {
     /// This answer, with this `Retry-After` in seconds.
     Answer(u16, Option<u32>),
+    /// What was asked for, after so many milliseconds.
+    Slow(u32),
     /// The connection is closed without an answer.
     Close,
     /// Half of the list.
