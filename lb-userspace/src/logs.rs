@@ -216,10 +216,10 @@ fn text(now: jiff::Timestamp, pid: u32, level: Level, caller: &str, fields: &Fie
     };
     let mut line = format!("{letter}{} {pid:>7} {caller}] ", now.strftime("%m%d %H:%M:%S%.6f"));
     // A line stays a line, whatever an object or a server says.
-    line.extend(fields.message.chars().flat_map(|char| {
-        let control = char.is_control();
-        let escaped = control.then(|| char.escape_default());
-        escaped.into_iter().flatten().chain((!control).then_some(char))
+    line.extend(fields.message.chars().flat_map(|letter| {
+        let control = letter.is_control();
+        let escaped = control.then(|| letter.escape_default());
+        escaped.into_iter().flatten().chain((!control).then_some(letter))
     }));
     for (name, value) in &fields.others {
         line.push_str(&format!(" {name}={value:?}"));
@@ -299,7 +299,7 @@ mod tests {
         // The rest is told when nothing follows.
         let mut limits = Limits::default();
         limits.0.insert(("lb-userspace/src/a.rs", 1), limit);
-        assert!(limits.take_suppressed(start + Duration::from_secs(60)).is_empty(), "it may still be told by a line");
+        assert!(limits.take_suppressed(start + Duration::from_secs(59)).is_empty(), "it may still be told by a line");
         assert_eq!(limits.take_suppressed(start + Duration::from_secs(70)), [("a.rs:1".to_owned(), 6_000 - told - written.len() as u64)]);
         assert_eq!(words(("lb-userspace/src/agent/web.rs", 7)), "agent/web.rs:7");
         assert!(limits.take_suppressed(start + Duration::from_secs(80)).is_empty(), "once");

@@ -57,7 +57,7 @@ pub enum VerifyError {
     #[error(transparent)]
     Write(#[from] ApplyError),
     /// The kernel took the writes and does not have them.
-    #[error("map {map} does not hold what was written to it ({} entries in all)", places.len())]
+    #[error("map {map} does not hold what was written to it ({} entries in all)", .places.len())]
     NotKept {
         /// The first map.
         map: &'static str,

@@ -45,7 +45,7 @@ fn what_was_changed_behind_the_agent_is_mended_and_told() {
     let _server = Echo::start(pod, &[TARGET], &[]).expect("a server");
     let agent = Agent::start(&world, node, &Setup::tcx(false)).expect("an agent");
     agent.wait_service("web", 2).expect("the Service");
-    let ask = || Call::tcp((node.ip_like(IpAddr::V4(node.ipv4())), NODE_PORT)).timeout(Duration::from_secs(2));
+    let ask = || Call::tcp((IpAddr::V4(node.ipv4()), NODE_PORT)).timeout(Duration::from_secs(2));
     ask().run_one(world.client()).expect("a run").reached().expect("an answer");
     wait_until("a whole pass", BOUND, || {
         if verified(&agent).passes > 0 { Ok(()) } else { Err("none yet".to_owned()) }
@@ -75,7 +75,8 @@ fn what_was_changed_behind_the_agent_is_mended_and_told() {
     scoreboard("R17", &format!("{drift} foreign writes mended within {} ms", since.elapsed().as_millis()));
     let mut now: Vec<[u8; 4]> = vips.keys().map(|key| key.expect("a key")).collect();
     let mut before = before;
-    (now.sort_unstable(), before.sort_unstable());
+    now.sort_unstable();
+    before.sort_unstable();
     assert_eq!(now, before, "the same VIPS as before");
     ask().run_one(world.client()).expect("a run").reached().expect("an answer");
     let status = agent.status().expect("a status");
@@ -85,7 +86,9 @@ fn what_was_changed_behind_the_agent_is_mended_and_told() {
     let (_, page) = get(node, "127.0.0.1:10249", "/metrics").expect("a page");
     assert!((value(&page, "ballast_map_drift_entries_total{map=\"LB4_VIPS\"}") - 2.0).abs() < f64::EPSILON, "{page}");
     assert_eq!(get(node, "127.0.0.1:10256", "/healthz").expect("an answer").0, 200);
-    assert_eq!(agent.stderr().matches("were not as programmed").count(), 1, "told once: {}", agent.stderr());
+    // A round may have come between two of the writes.
+    let lines = agent.stderr().matches("were not as programmed").count();
+    assert!((1..=2).contains(&lines), "told once: {}", agent.stderr());
 }
 
 /// A world with an API server at its client's address.

@@ -143,6 +143,10 @@ impl Agent {
         let mirror = self.engine.mirror();
         let (backends, served) = (reroute::backends(mirror), reroute::served(mirror));
         self.network.resolve(&backends).await;
+        if !self.network.is_resolved() {
+            // Not knowing the ways is no reason to take those away that are there.
+            return;
+        }
         match self.write_verified(Engine::reroute) {
             Ok(0) => self.sync_error = None,
             Ok(writes) => {

@@ -10,7 +10,7 @@ use lb_common::{
 use super::{ListError, Tables, unreadable};
 use crate::{
     bpf::FlowFamily,
-    gc::Clock,
+    gc::{Clock, phase_in_words},
     image::octets::{Octets, model_protocol},
     model::ObjectName,
     report::{FlowList, FlowRow},

@@ -233,7 +233,8 @@ impl Names {
         let object = &event.regarding.name;
         let node = if event.of_node { node } else { "" };
         let mut hash = Sha256::new();
-        for part in [&event.regarding.kind.to_string(), event.reason, &event.note, node] {
+        let kind = event.regarding.kind.to_string();
+        for part in [kind.as_str(), event.reason, event.note.as_str(), node] {
             hash.update(part);
             hash.update([0]);
         }
