@@ -23,6 +23,8 @@ const ROUNDS: usize = 240;
 const LEAST_OURS: usize = 1024;
 /// Entries of the tables read in a round at least.
 const LEAST_THEIRS: usize = 4096;
+/// Room of hashes that is walked in a round: an empty bucket takes its time as well.
+const BUCKETS: usize = 1 << 20;
 /// Writes of a sync that are read back at once, the last ones.
 const READ_BACK: usize = 1024;
 
@@ -70,7 +72,11 @@ pub enum VerifyError {
 #[derive(Debug, Default)]
 pub struct Verifier {
     ours: Walk<Box<[u8]>>,
-    theirs: Walk<Cursor>,
+    /// Where readers begin: what nobody wrote there takes effect. Walked more often than the rest.
+    published: Walk<Cursor>,
+    arrays: Walk<Cursor>,
+    /// Rounds before the published tables are walked again.
+    rest: usize,
 }
 
 #[derive(Debug)]
@@ -99,11 +105,13 @@ impl<T> Walk<T> {
         self.from = from;
     }
 
-    /// Begins anew if it has come to the end.
-    fn wrap(&mut self) {
-        if self.table().is_none() {
+    /// Begins anew if it has come to the end; whether it has.
+    fn wrap(&mut self) -> bool {
+        let ended = self.table().is_none();
+        if ended {
             *self = Self { ended: true, ..Self::default() };
         }
+        ended
     }
 }
 
@@ -112,10 +120,20 @@ impl Verifier {
     pub fn round(&mut self, store: &mut dyn MapStore, mirror: &Image) -> Result<Round, VerifyError> {
         let mut round = Round::default();
         self.ours(store, mirror, &mut round)?;
-        self.theirs(store, mirror, &mut round)?;
-        if self.ours.ended && self.theirs.ended {
+        let (hashes, arrays) = sizes(store);
+        match self.rest.checked_sub(1) {
+            Some(rest) => self.rest = rest,
+            None => {
+                let used = Table::ALL.iter().filter(|table| !table.is_array()).map(|table| mirror.len(*table)).sum();
+                if theirs(&mut self.published, false, used, store, mirror, &mut round)? {
+                    self.rest = hashes / BUCKETS;
+                }
+            }
+        }
+        theirs(&mut self.arrays, true, arrays, store, mirror, &mut round)?;
+        if self.ours.ended && self.published.ended && self.arrays.ended {
             round.ended = true;
-            (self.ours.ended, self.theirs.ended) = (false, false);
+            (self.ours.ended, self.published.ended, self.arrays.ended) = (false, false, false);
         }
         Ok(round)
     }
@@ -139,28 +157,47 @@ impl Verifier {
         self.ours.wrap();
         Ok(())
     }
+}
 
-    fn theirs(&mut self, store: &mut dyn MapStore, mirror: &Image, round: &mut Round) -> Result<(), VerifyError> {
-        let size = |table: &Table| if table.is_array() { store.capacity(*table) as usize } else { mirror.len(*table) };
-        let mut left = (Table::ALL.iter().map(size).sum::<usize>() / ROUNDS).max(LEAST_THEIRS);
-        while let Some(table) = self.theirs.table().filter(|_| left > 0) {
-            let most = left.min(size_of_walk(store, mirror, table));
-            let (entries, next) = store
-                .walk(table, self.theirs.from.as_ref(), u32::try_from(most).unwrap_or(u32::MAX))
-                .map_err(|cause| VerifyError::Read { map: table.map_name(), cause })?;
-            for (key, value) in entries {
-                if mirror.get(table, &key) != Some(&*value) {
-                    round.drift.insert((table, key));
-                }
-            }
-            // Zeroes in arrays are read as well, though they are not told.
-            round.compared += most as u64;
-            left -= most;
-            self.theirs.go_on(next);
+/// Room of all hashes and tries, and of all arrays.
+fn sizes(store: &dyn MapStore) -> (usize, usize) {
+    let sum = |arrays: bool| {
+        let of = Table::ALL.iter().filter(|table| table.is_array() == arrays);
+        of.map(|table| store.capacity(*table) as usize).sum()
+    };
+    (sum(false), sum(true))
+}
+
+/// Reads a slice of the tables that are arrays or are not, of `all` entries; whether the walk came to its end.
+fn theirs(
+    walk: &mut Walk<Cursor>,
+    arrays: bool,
+    all: usize,
+    store: &mut dyn MapStore,
+    mirror: &Image,
+    round: &mut Round,
+) -> Result<bool, VerifyError> {
+    let mut left = (all / ROUNDS).max(LEAST_THEIRS);
+    while let Some(table) = walk.table().filter(|_| left > 0) {
+        if table.is_array() != arrays {
+            walk.go_on(None);
+            continue;
         }
-        self.theirs.wrap();
-        Ok(())
+        let most = left.min(size_of_walk(store, mirror, table));
+        let (entries, next) = store
+            .walk(table, walk.from.as_ref(), u32::try_from(most).unwrap_or(u32::MAX))
+            .map_err(|cause| VerifyError::Read { map: table.map_name(), cause })?;
+        for (key, value) in entries {
+            if mirror.get(table, &key) != Some(&*value) {
+                round.drift.insert((table, key));
+            }
+        }
+        // Zeroes in arrays are read as well, though they are not told.
+        round.compared += most as u64;
+        left -= most;
+        walk.go_on(next);
     }
+    Ok(walk.wrap())
 }
 
 /// Entries that a walk over a table reads at most at a time.
