@@ -307,3 +307,27 @@ pub struct Pod {
     /// spec.subdomain.
     pub subdomain: Option<String>,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_object_that_came_went_or_changed_is_a_change() {
+        let name = |name: &str| ObjectName { namespace: "default".to_owned(), name: name.to_owned() };
+        let slice = |service: &str| EndpointSlice {
+            service: service.to_owned(),
+            family: IpFamily::V4,
+            ports: Vec::new(),
+            endpoints: Vec::new(),
+            triggered: None,
+        };
+        let model = |slices: &[(&str, &str)]| Model {
+            slices: slices.iter().map(|(of, service)| (name(of), slice(service))).collect(),
+            ..Model::default()
+        };
+        let (old, new) = (model(&[("stays", "a"), ("changes", "a"), ("goes", "a")]), model(&[("stays", "a"), ("changes", "b"), ("comes", "a")]));
+        assert_eq!(Changes::between(&old, &new), Changes { services: 0, slices: 3 });
+        assert_eq!(Changes::between(&new, &new), Changes::default());
+    }
+}
