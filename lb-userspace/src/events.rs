@@ -148,7 +148,10 @@ mod tests {
             assert_eq!(Regarding::of(object), None, "{object}");
         }
         let regarding = Regarding::of("EndpointSlice a/b-1").expect("an object");
-        assert_eq!((regarding.kind, &*regarding.name.namespace, &*regarding.name.name), (Kind::EndpointSlice, "a", "b-1"));
+        assert_eq!(
+            (regarding.kind, &*regarding.name.namespace, &*regarding.name.name),
+            (Kind::EndpointSlice, "a", "b-1")
+        );
         assert_eq!(event("web", "broken").note, "broken; mend it");
     }
 

@@ -59,9 +59,8 @@ pub fn start(options: Options) {
         6.. => "trace",
     };
     // Libraries have their own idea of what is worth a line.
-    let filter = EnvFilter::builder().parse_lossy(std::env::var("RUST_LOG").unwrap_or_else(|_| {
-        format!("warn,lb_userspace={level}")
-    }));
+    let filter = EnvFilter::builder()
+        .parse_lossy(std::env::var("RUST_LOG").unwrap_or_else(|_| format!("warn,lb_userspace={level}")));
     let colour = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
     let lines = Lines { format: options.format, pid: std::process::id() };
     let subscriber =
@@ -300,7 +299,10 @@ mod tests {
         let mut limits = Limits::default();
         limits.0.insert(("lb-userspace/src/a.rs", 1), limit);
         assert!(limits.take_suppressed(start + Duration::from_secs(59)).is_empty(), "it may still be told by a line");
-        assert_eq!(limits.take_suppressed(start + Duration::from_secs(70)), [("a.rs:1".to_owned(), 6_000 - told - written.len() as u64)]);
+        assert_eq!(
+            limits.take_suppressed(start + Duration::from_secs(70)),
+            [("a.rs:1".to_owned(), 6_000 - told - written.len() as u64)]
+        );
         assert_eq!(words(("lb-userspace/src/agent/web.rs", 7)), "agent/web.rs:7");
         assert!(limits.take_suppressed(start + Duration::from_secs(80)).is_empty(), "once");
     }

@@ -44,5 +44,8 @@ fn only_what_is_shown_reads_the_wall_clock() {
         .map(|path| path.strip_prefix(&root).expect("below it").display().to_string())
         .collect();
     let may: BTreeSet<String> = MAY.iter().map(|(file, _)| (*file).to_owned()).collect();
-    assert_eq!(found, may, "a deadline or an age that decides takes tokio's or std's Instant; else add the file with its reason");
+    assert_eq!(
+        found, may,
+        "a deadline or an age that decides takes tokio's or std's Instant; else add the file with its reason"
+    );
 }

@@ -250,7 +250,12 @@ async fn a_slow_server_is_waited_for() {
     api.put(service("late", 80));
     until(&mut source, &mut model, "a change", |_, model| model.services.len() == 2).await;
     // Each was asked once: nobody was given up on.
-    assert_eq!(api.requests().iter().filter(|request| *request == "list endpointslices").count(), 2, "{:?}", api.requests());
+    assert_eq!(
+        api.requests().iter().filter(|request| *request == "list endpointslices").count(),
+        2,
+        "{:?}",
+        api.requests()
+    );
 }
 
 #[tokio::test]

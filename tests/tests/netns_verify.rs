@@ -112,8 +112,9 @@ fn with_api(world: &World) -> ApiServer {
 }
 
 fn cluster_ip(name: &str, vip: &str, ports: u16) -> Value {
-    let ports: Vec<_> =
-        (0..ports).map(|number| json!({"name": format!("p{number}"), "protocol": "TCP", "port": 80 + number})).collect();
+    let ports: Vec<_> = (0..ports)
+        .map(|number| json!({"name": format!("p{number}"), "protocol": "TCP", "port": 80 + number}))
+        .collect();
     json!({
         "apiVersion": "v1", "kind": "Service",
         "metadata": {"name": name, "namespace": "default", "uid": format!("uid-of-{name}")},
@@ -226,13 +227,17 @@ fn r8_what_does_not_fit_is_an_event_and_a_metric_within_a_second() {
     scoreboard("R8", &format!("a Service that does not fit is an Event after {} ms", took.as_millis()));
     assert!(took < Duration::from_secs(1), "{took:?}");
     let regarding = &told["regarding"];
-    assert_eq!((&regarding["name"], &regarding["uid"], &told["reason"]), (&"large".into(), &"uid-of-large".into(), &"NoRoom".into()));
+    assert_eq!(
+        (&regarding["name"], &regarding["uid"], &told["reason"]),
+        (&"large".into(), &"uid-of-large".into(), &"NoRoom".into())
+    );
     let note = told["note"].as_str().expect("a note");
     assert!(note.contains("max_entries 16") && note.contains("BallastConfiguration"), "{note}");
     let (_, page) = get(node, "127.0.0.1:10249", "/metrics").expect("a page");
     assert!((value(&page, "ballast_skipped_services{reason=\"NoRoom\"}") - 1.0).abs() < f64::EPSILON, "{page}");
     assert!((value(&page, "ballast_events_total{outcome=\"sent\"}") - 1.0).abs() < f64::EPSILON, "{page}");
-    let of_client = page.lines().filter(|line| line.starts_with("rest_client_requests_total{code=\"200\",method=\"GET\""));
+    let of_client =
+        page.lines().filter(|line| line.starts_with("rest_client_requests_total{code=\"200\",method=\"GET\""));
     assert_eq!(of_client.count(), 1, "{page}");
     // Told once, however often the rest changes; over when there is room.
     for number in 0..3_u16 {

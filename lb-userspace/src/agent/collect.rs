@@ -92,8 +92,13 @@ impl Pressure {
 impl Collection {
     pub(super) fn new(maps: &Maps) -> Self {
         let next = Instant::now() + AT_LEAST;
-        let mut new =
-            Self { collectors: Default::default(), next, look: Instant::now(), pressure: Pressure::default(), surveys: None };
+        let mut new = Self {
+            collectors: Default::default(),
+            next,
+            look: Instant::now(),
+            pressure: Pressure::default(),
+            surveys: None,
+        };
         new.look(maps);
         new
     }

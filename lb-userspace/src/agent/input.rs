@@ -221,7 +221,15 @@ impl Documents {
         let (watch, ticks) = watch(&options.path)?;
         let words = options.path.display().to_string();
         let loader = Loader::new(options.clone());
-        let mut documents = Self { words, _watch: watch, ticks, loader, findings: Vec::new(), changes: Changes::default(), error: None };
+        let mut documents = Self {
+            words,
+            _watch: watch,
+            ticks,
+            loader,
+            findings: Vec::new(),
+            changes: Changes::default(),
+            error: None,
+        };
         documents.loader.start();
         let loaded = documents.loader.finished().await?.context("no documents to begin with")?;
         documents.take(loaded, model);

@@ -31,7 +31,10 @@ use tokio::{
 };
 
 pub use self::{cleanup::cleanup, input::SourceOptions};
-use self::{collect::Collection, events::Events, input::Input, network::Network, orphans::Orphans, takeover::Takeover, verify::Verification, web::Web};
+use self::{
+    collect::Collection, events::Events, input::Input, network::Network, orphans::Orphans, takeover::Takeover,
+    verify::Verification, web::Web,
+};
 use crate::{
     bpf::{self, Datapath},
     config::{Config, Notes},
@@ -40,8 +43,7 @@ use crate::{
     engine::Engine,
     gc::Clock,
     lock::InstanceLock,
-    logs,
-    memory,
+    logs, memory,
     model::Model,
     net,
     report::{HookStatus, Problem},

@@ -15,7 +15,7 @@ use crate::{
     image::{NextHopInfo, Table, reroute},
     report::{Problem, VerifyStatus},
     store::MapStore,
-    verify::{self, Noting, Ops, Place, VerifyError, Verifier},
+    verify::{self, Noting, Ops, Place, Verifier, VerifyError},
 };
 
 /// Between two rounds: a walk over the largest tables takes four minutes, one over a few thousand entries one round.
@@ -73,7 +73,8 @@ impl Verification {
     pub(super) fn warning(&self) -> Option<Problem> {
         let (problem, at) = self.told.as_ref()?;
         let ago = at.elapsed();
-        (ago < TELL).then(|| Problem { cause: format!("{}, {} s ago", problem.cause, ago.as_secs()), ..problem.clone() })
+        (ago < TELL)
+            .then(|| Problem { cause: format!("{}, {} s ago", problem.cause, ago.as_secs()), ..problem.clone() })
     }
 
     pub(super) fn status(&self) -> VerifyStatus {
@@ -112,7 +113,8 @@ impl Verification {
         for (table, count) in &tables {
             *self.drift.entry(*table).or_default() += count;
         }
-        let words: Vec<String> = tables.iter().map(|(table, count)| format!("{count} in {}", table.map_name())).collect();
+        let words: Vec<String> =
+            tables.iter().map(|(table, count)| format!("{count} in {}", table.map_name())).collect();
         let problem = Problem {
             object: "maps".to_owned(),
             cause: format!("entries were not as programmed and were mended: {}", words.join(", ")),
@@ -124,12 +126,8 @@ impl Verification {
 }
 
 /// [`Engine::sync`] or [`Engine::reroute`].
-type Write = fn(
-    &mut Engine,
-    &mut dyn MapStore,
-    &BTreeMap<IpAddr, NextHopInfo>,
-    &[(Setting, u64)],
-) -> Result<usize, SyncError>;
+type Write =
+    fn(&mut Engine, &mut dyn MapStore, &BTreeMap<IpAddr, NextHopInfo>, &[(Setting, u64)]) -> Result<usize, SyncError>;
 
 impl Agent {
     /// Writes what was computed, and reads it back; the number of writes.
@@ -151,7 +149,9 @@ impl Agent {
             Ok(0) => self.sync_error = None,
             Ok(writes) => {
                 self.sync_error = None;
-                tracing::info!("{writes} map writes: the tables follow the network, the cluster's objects are not here yet");
+                tracing::info!(
+                    "{writes} map writes: the tables follow the network, the cluster's objects are not here yet"
+                );
             }
             Err(error) => self.not_synced(&error),
         }

@@ -78,7 +78,15 @@ impl Web {
             servers.push(Listening::start(at, "metrics", &fix("metricsBindAddress"), site));
         }
         let metrics = Metrics::default();
-        let web = Self { health, metrics, servers, started: micros(), triggers: BTreeMap::new(), synced: false, applied: Changes::default() };
+        let web = Self {
+            health,
+            metrics,
+            servers,
+            started: micros(),
+            triggers: BTreeMap::new(),
+            synced: false,
+            applied: Changes::default(),
+        };
         (web, receiver)
     }
 

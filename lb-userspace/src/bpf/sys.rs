@@ -280,9 +280,7 @@ impl<'a> Batches<'a> {
         loop {
             match self.next() {
                 // A bucket of a hash holds more than there is room for.
-                Err(error)
-                    if error.raw_os_error() == Some(libc::ENOSPC) && self.room < self.map.max_entries =>
-                {
+                Err(error) if error.raw_os_error() == Some(libc::ENOSPC) && self.room < self.map.max_entries => {
                     self.resize(self.room.saturating_mul(2).min(self.map.max_entries));
                 }
                 read => return read,

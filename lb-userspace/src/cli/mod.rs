@@ -19,8 +19,7 @@ use crate::{
     file_source,
     k8s::source::{Access, AccessError},
     listing::{self, Filter, Tables},
-    logs,
-    memory,
+    logs, memory,
     model::ObjectName,
     offline::{self, Places},
 };

@@ -3,7 +3,9 @@
 use serde_json::Value;
 
 use super::{Bind, ClientConnection, ConfigError, HEALTHZ_PORT, Loaded, METRICS_PORT, is_zero, network, wrong};
-use crate::{file_source::document::Document, logs, net::node_ports::NodePortAddresses, report::Problem, suggest::closest};
+use crate::{
+    file_source::document::Document, logs, net::node_ports::NodePortAddresses, report::Problem, suggest::closest,
+};
 
 pub(super) const VERSION: &str = "kubeproxy.config.k8s.io/v1alpha1";
 pub(super) const KIND: &str = "KubeProxyConfiguration";

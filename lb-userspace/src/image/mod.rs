@@ -170,7 +170,9 @@ impl Image {
     pub fn table_after(&self, table: Table, key: Option<&[u8]>) -> impl Iterator<Item = (&[u8], &[u8])> {
         let from = key.map_or(Bound::Unbounded, Bound::Excluded);
         let entries = self.tables.get(&table).into_iter();
-        entries.flat_map(move |table| table.range::<[u8], _>((from, Bound::Unbounded))).map(|(key, value)| (&**key, &**value))
+        entries
+            .flat_map(move |table| table.range::<[u8], _>((from, Bound::Unbounded)))
+            .map(|(key, value)| (&**key, &**value))
     }
 
     /// The value of a key.

@@ -82,9 +82,8 @@ fn hop<A: Octets>(
         flags: U32::new(if info.local { NextHop::<A>::LOCAL } else { 0 }),
         prefsrc: info.prefsrc.and_then(A::from_ip).unwrap_or(A::UNSPECIFIED),
     };
-    let same = |hop: &NextHop<A>| {
-        (hop.ifindex, hop.flags, hop.prefsrc) == (wanted.ifindex, wanted.flags, wanted.prefsrc)
-    };
+    let same =
+        |hop: &NextHop<A>| (hop.ifindex, hop.flags, hop.prefsrc) == (wanted.ifindex, wanted.flags, wanted.prefsrc);
     if let Some((id, _)) = hops.iter().find(|(_, hop)| same(hop)) {
         return Some(*id);
     }
@@ -135,10 +134,8 @@ mod tests {
         now.remove(&lost);
         let rerouted = reroute(&image, &now, &[(Setting::HashSeed, 1), (Setting::HostDevice, 3)], &capacity);
         assert_eq!(programmed(&rerouted), programmed(&image), "the same Services");
-        let changed: BTreeSet<Table> = Table::ALL
-            .into_iter()
-            .filter(|table| !rerouted.table(*table).eq(image.table(*table)))
-            .collect();
+        let changed: BTreeSet<Table> =
+            Table::ALL.into_iter().filter(|table| !rerouted.table(*table).eq(image.table(*table))).collect();
         let families = addrs.iter().map(|addr| addr.is_ipv4()).collect::<BTreeSet<_>>();
         for table in &changed {
             assert!(
@@ -154,7 +151,9 @@ mod tests {
             let hops: BTreeMap<u32, NextHop<[u8; 4]>> = array(image, Table::NextHops4).collect();
             array::<Backend<[u8; 4]>>(image, Table::Backends4)
                 .filter(|(_, backend)| backend.service.get() != 0)
-                .map(|(_, it)| (it.address.addr.to_ip(), hops.get(&it.next_hop.get()).map_or(0, |hop| hop.ifindex.get())))
+                .map(|(_, it)| {
+                    (it.address.addr.to_ip(), hops.get(&it.next_hop.get()).map_or(0, |hop| hop.ifindex.get()))
+                })
                 .collect()
         };
         for (addr, device) in devices(&rerouted) {

@@ -326,7 +326,10 @@ mod tests {
             slices: slices.iter().map(|(of, service)| (name(of), slice(service))).collect(),
             ..Model::default()
         };
-        let (old, new) = (model(&[("stays", "a"), ("changes", "a"), ("goes", "a")]), model(&[("stays", "a"), ("changes", "b"), ("comes", "a")]));
+        let (old, new) = (
+            model(&[("stays", "a"), ("changes", "a"), ("goes", "a")]),
+            model(&[("stays", "a"), ("changes", "b"), ("comes", "a")]),
+        );
         assert_eq!(Changes::between(&old, &new), Changes { services: 0, slices: 3 });
         assert_eq!(Changes::between(&new, &new), Changes::default());
     }

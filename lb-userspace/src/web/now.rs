@@ -106,8 +106,7 @@ impl Now<'_> {
         let mut local = Vec::new();
         for family in FAMILIES {
             for (policy, name) in [(Local::Internal, "internal"), (Local::External, "external")] {
-                let labels =
-                    vec![("ip_family", family_name(family).to_owned()), ("traffic_policy", name.to_owned())];
+                let labels = vec![("ip_family", family_name(family).to_owned()), ("traffic_policy", name.to_owned())];
                 local.push((labels, self.without_local.get(&(family, policy)).copied().unwrap_or(0)));
             }
         }
@@ -140,7 +139,11 @@ impl Now<'_> {
                 flows.push((labels, survey.phases.get(phase).copied().unwrap_or(0)));
             }
         }
-        registry.register("conntrack_flows", "Flows in conntrack by phase, when they were last collected", gauges(flows));
+        registry.register(
+            "conntrack_flows",
+            "Flows in conntrack by phase, when they were last collected",
+            gauges(flows),
+        );
     }
 
     /// What is told to people.
@@ -153,9 +156,8 @@ impl Now<'_> {
         registry.register("events", "Events by what became of them", counters(events));
         let stale = u64::from(self.status.stale_seconds.is_some());
         registry.register("config_stale", "1 while a snapshot is served for want of an API server", gauge(stale));
-        let (synced, all) = self.status.watches.iter().fold((0, 0), |(synced, all), watch| {
-            (synced + u64::from(watch.synced), all + 1)
-        });
+        let (synced, all) =
+            self.status.watches.iter().fold((0, 0), |(synced, all), watch| (synced + u64::from(watch.synced), all + 1));
         registry.register("watches", "Watches at the API server", gauge(all));
         registry.register("watches_synced", "Watches that are listed and followed", gauge(synced));
     }

@@ -216,7 +216,9 @@ impl Task {
             Ok(_) => Ok(Outcome::Sent),
             Err(Failure { cause: Cause::Refused(409, _), .. }) => Ok(Outcome::Sent),
             // The object goes with it.
-            Err(Failure { cause: Cause::Forbidden(why), .. }) if why.contains("being terminated") => Ok(Outcome::Dropped),
+            Err(Failure { cause: Cause::Forbidden(why), .. }) if why.contains("being terminated") => {
+                Ok(Outcome::Dropped)
+            }
             Err(failure) => Err(failed("create")(failure)),
         }
     }
