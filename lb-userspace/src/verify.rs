@@ -230,15 +230,15 @@ pub fn repair(store: &mut dyn MapStore, mirror: &Image, drift: &BTreeSet<Place>)
         }
     }
     let applied = plan::apply(&plan::diff(&should, &is), store, &mut is)?;
-    confirm(store, mirror, drift.iter())?;
+    confirm(store, mirror, &mut drift.iter())?;
     Ok(applied.writes)
 }
 
 /// Looks whether entries are as programmed.
-pub fn confirm<'a>(
+pub fn confirm(
     store: &mut dyn MapStore,
     mirror: &Image,
-    places: impl IntoIterator<Item = &'a Place>,
+    places: &mut dyn Iterator<Item = &Place>,
 ) -> Result<(), VerifyError> {
     let mut wrong = BTreeSet::new();
     for (table, key) in places {
@@ -278,7 +278,7 @@ impl<'a> Noting<'a> {
 
     /// Reads back what was written, the last of it if that was much: whether it is what `mirror` says.
     pub fn confirm(self, mirror: &Image) -> Result<(), VerifyError> {
-        confirm(self.store, mirror, &self.written)
+        confirm(self.store, mirror, &mut self.written.iter())
     }
 
     fn note(&mut self, table: Table, key: &[u8], failed: bool, count: impl FnOnce(&mut Ops)) {
