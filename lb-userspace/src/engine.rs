@@ -116,6 +116,22 @@ impl Engine {
         }
     }
 
+    /// Gives the tables of an earlier agent the ways to their backends that there are now, and nothing else; the number of
+    /// writes. For as long as what they should hold is not known: before the first [`Self::sync`].
+    pub fn reroute(
+        &mut self,
+        store: &mut dyn MapStore,
+        next_hops: &BTreeMap<IpAddr, NextHopInfo>,
+        settings: &[(Setting, u64)],
+    ) -> Result<usize, SyncError> {
+        let rerouted = image::reroute::reroute(&self.mirror, next_hops, settings, &Capacity::of(store));
+        let plan = plan::diff(&rerouted, &self.mirror);
+        if plan.is_empty() {
+            return Ok(0);
+        }
+        Ok(plan::apply(&plan, store, &mut self.mirror)?.writes)
+    }
+
     fn save(&self) -> Result<(), SyncError> {
         let failed = |cause| SyncError::Save { path: self.ids_file.clone(), cause };
         let json = self.ids.to_json().map_err(|error| failed(error.into()))?;

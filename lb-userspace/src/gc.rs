@@ -56,6 +56,8 @@ pub struct Round {
     pub removed: u64,
     /// What they counted.
     pub ended: Traffic,
+    /// What was there when it began.
+    pub survey: Survey,
     /// Ticks until the first of the flows that stayed is over if nothing touches it; none where there is no flow.
     pub next: Option<u32>,
 }
@@ -67,6 +69,8 @@ pub struct Survey {
     pub entries: u64,
     /// Flows.
     pub flows: u64,
+    /// Flows by their phase.
+    pub phases: BTreeMap<&'static str, u64>,
     /// What they counted so far.
     pub traffic: Traffic,
 }
@@ -80,7 +84,11 @@ fn list<A: FlowFamily>(maps: &Maps) -> io::Result<Entries<A>> {
 fn survey_of<A: FlowFamily>(entries: &Entries<A>) -> Survey {
     let mut survey = Survey { entries: entries.len() as u64, ..Survey::default() };
     for entry in entries.values() {
-        survey.flows += u64::from(entry.kind == EntryKind::ORIGINAL);
+        if entry.kind == EntryKind::ORIGINAL {
+            survey.flows += 1;
+            let answer = entries.get(&entry.answer_key().0).map_or(entry.phase, |answer| answer.phase);
+            *survey.phases.entry(phase_in_words(flow_phase(entry.protocol, entry.phase, answer))).or_default() += 1;
+        }
         add(&mut survey.traffic, entry);
     }
     survey
@@ -96,7 +104,7 @@ impl<A: FlowFamily> Collector<A> {
     pub fn round(&mut self, maps: &Maps, clock: Clock, ahead: u32) -> io::Result<Round> {
         let entries = list::<A>(maps)?;
         let previous = std::mem::take(&mut self.marked);
-        let mut round = Round::default();
+        let mut round = Round { survey: survey_of(&entries), ..Round::default() };
         for (key, entry, left) in lives(&entries, clock) {
             let marked = previous.get(&key) == Some(&entry.stamp.get());
             if left > 0 || !marked {
@@ -122,6 +130,17 @@ impl<A: FlowFamily> Collector<A> {
             }
         }
         Ok(round)
+    }
+}
+
+/// A flow's phase, for people.
+pub(crate) const fn phase_in_words(phase: Phase) -> &'static str {
+    match phase {
+        Phase::OPENING | Phase::ANSWERED => "opening",
+        Phase::OPEN => "open",
+        Phase::CLOSING | Phase::HALF_CLOSED => "closing",
+        Phase::CLOSED => "closed",
+        _ => crate::offline::UNKNOWN,
     }
 }
 

@@ -4,7 +4,7 @@
 //! file_source -> model -> topology -> desired -> image --+
 //!                         mirror of the BPF maps --------+-> plan -> apply -> BPF maps
 //! ```
-//! `model`, `topology`, `desired`, `ids`, `image`, `plan` and `orphans` are pure: no clock, no log, no I/O. `bpf` is the only
+//! `model`, `topology`, `desired`, `ids`, `image`, `plan`, `verify` and `orphans` are pure: no clock, no log, no I/O. `bpf` is the only
 //! module that knows aya, `k8s` the only one that knows Kubernetes' wire types, `net` the only one that speaks netlink.
 
 pub mod agent;
@@ -17,6 +17,7 @@ mod convert;
 pub mod describe;
 pub mod desired;
 pub mod engine;
+pub mod events;
 pub mod file_source;
 pub mod gc;
 pub mod ids;
@@ -25,6 +26,7 @@ pub mod k8s;
 pub mod kube_proxy;
 pub mod listing;
 pub mod lock;
+pub mod logs;
 pub mod memory;
 pub mod model;
 pub mod net;
@@ -38,4 +40,5 @@ mod service_manager;
 pub mod store;
 mod suggest;
 pub mod topology;
+pub mod verify;
 pub mod web;

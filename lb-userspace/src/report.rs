@@ -50,10 +50,32 @@ pub struct Status {
     pub flows: u64,
     /// Counters that are not zero.
     pub counters: BTreeMap<String, u64>,
+    /// How the maps were read back; absent when read from the pins.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verified: Option<VerifyStatus>,
     /// Everything that is degraded: each names the object, the cause and the mend. Non-empty means exit code 3.
     pub problems: Vec<Problem>,
     /// What means nothing here or may not be as meant: shown, but nothing is degraded by it.
     pub warnings: Vec<Problem>,
+}
+
+/// What reading the maps back has found since the agent started.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct VerifyStatus {
+    /// Entries compared.
+    pub entries: u64,
+    /// Passes over all tables.
+    pub passes: u64,
+    /// Age of the last one's end; absent before the first.
+    pub last_pass_seconds: Option<u64>,
+    /// When that was, in seconds since 1970.
+    pub last_pass_at: Option<u64>,
+    /// Entries that were not as programmed, by map.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub drift: BTreeMap<String, u64>,
+    /// Writes that mended them.
+    pub repaired: u64,
 }
 
 /// The watch of one kind of objects at the API server.

@@ -1,8 +1,15 @@
-//! The four operations the control plane needs of the kernel's tables.
+//! The operations the control plane needs of the kernel's tables.
 
 use std::{collections::BTreeSet, io};
 
 use crate::image::Table;
+
+/// An entry as bytes.
+pub type Entry = (Box<[u8]>, Box<[u8]>);
+
+/// Where a walk over a table goes on; only the store that made it understands it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cursor(pub(crate) Box<[u8]>);
 
 /// Tables that can be written: the BPF maps, or a fake in tests.
 pub trait MapStore {
@@ -11,7 +18,12 @@ pub trait MapStore {
     /// Removes an entry of a hash or trie; absent is not an error.
     fn delete(&mut self, table: Table, key: &[u8]) -> io::Result<()>;
     /// Every entry of a table; for arrays only those that are not all zeroes.
-    fn dump(&mut self, table: Table) -> io::Result<Vec<(Box<[u8]>, Box<[u8]>)>>;
+    fn dump(&mut self, table: Table) -> io::Result<Vec<Entry>>;
+    /// The value of an entry.
+    fn read(&mut self, table: Table, key: &[u8]) -> io::Result<Option<Vec<u8>>>;
+    /// Some entries of a table, about `most` of them, and where the walk goes on; `None`: this was its end. Entries that
+    /// change meanwhile may be seen old, new, or not at all. Zeroes in arrays are left out.
+    fn walk(&mut self, table: Table, from: Option<&Cursor>, most: u32) -> io::Result<(Vec<Entry>, Option<Cursor>)>;
     /// Forgets the clients that services with session affinity remember.
     fn forget_clients(&mut self, services: &BTreeSet<u32>) -> io::Result<()>;
     /// `max_entries` of a table.
@@ -28,7 +40,7 @@ pub mod testing {
         io,
     };
 
-    use super::MapStore;
+    use super::{Cursor, Entry, MapStore};
     use crate::image::{Capacity, Table};
 
     /// A store in memory that refuses what the kernel would refuse.
@@ -95,10 +107,25 @@ pub mod testing {
             Ok(())
         }
 
-        fn dump(&mut self, table: Table) -> io::Result<Vec<(Box<[u8]>, Box<[u8]>)>> {
+        fn dump(&mut self, table: Table) -> io::Result<Vec<Entry>> {
             let all = self.tables.iter().filter(|((other, _), _)| *other == table);
             let used = all.filter(|(_, value)| !table.is_array() || value.iter().any(|byte| *byte != 0));
             Ok(used.map(|((_, key), value)| (key.clone(), value.clone())).collect())
+        }
+
+        fn read(&mut self, table: Table, key: &[u8]) -> io::Result<Option<Vec<u8>>> {
+            let found = self.tables.get(&(table, key.into())).map(|value| value.to_vec());
+            // An array has every entry.
+            Ok(found.or_else(|| table.is_array().then(Vec::new)))
+        }
+
+        fn walk(&mut self, table: Table, from: Option<&Cursor>, most: u32) -> io::Result<(Vec<Entry>, Option<Cursor>)> {
+            let after = |key: &[u8]| from.is_none_or(|from| *key > *from.0);
+            let left = self.tables.iter().filter(|((of, key), _)| *of == table && after(key));
+            let found: Vec<Entry> =
+                left.map(|((_, key), value)| (key.clone(), value.clone())).take(most as usize).collect();
+            let next = found.last().filter(|_| found.len() == most as usize).map(|(key, _)| Cursor(key.clone()));
+            Ok((found, next))
         }
 
         fn forget_clients(&mut self, services: &BTreeSet<u32>) -> io::Result<()> {

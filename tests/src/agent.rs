@@ -144,6 +144,8 @@ impl Agent {
         let mut command = self.place.command(binary("ballast")?)?;
         command.arg("run").args(&self.source).args(["--hostname-override", self.place.name()]);
         command.arg("--config").arg(&self.config);
+        // Whoever reads the log of a failed test wants to see each change.
+        command.args(["--v", "2"]);
         self.where_it_lives(&mut command);
         Ok(command)
     }

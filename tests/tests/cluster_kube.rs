@@ -13,6 +13,7 @@ use lb_tests::{
     needs_control_plane, wait_until,
     web::{get, value},
 };
+use serde_json::{Value, json};
 
 struct Running {
     agent: Agent,
@@ -128,4 +129,25 @@ fn services_of_a_real_cluster_are_served_and_stay_so_without_it() {
     .expect("well");
     let report = hold.stop().expect("a report");
     assert!(report.error.is_none() && report.rounds > 0, "{report:?}");
+    an_event_is_what_kubectl_describe_shows(&running.plane);
+}
+
+/// A Service with an external IP, which is not served unless it is allowed.
+fn an_event_is_what_kubectl_describe_shows(plane: &ControlPlane) {
+    let service = Service::new("external", "app", "web").port(80, TARGET, None);
+    let made = plane.apply_service(&service.fields(json!({"externalIPs": ["198.51.100.7"]}))).expect("a Service");
+    let uid = made["metadata"]["uid"].as_str().expect("a uid").to_owned();
+    let event = wait_until("the Event", Duration::from_secs(10), || {
+        // As kubectl asks.
+        let path = format!("/api/v1/namespaces/default/events?fieldSelector=involvedObject.uid={uid}");
+        let list = plane.with_client(|client| async move {
+            Ok(client.request::<Value>(http::Request::get(path).body(Vec::new())?).await?)
+        });
+        let list = list.map_err(|error| format!("{error:#}"))?;
+        list["items"].as_array().and_then(|items| items.first().cloned()).ok_or_else(|| "none".to_owned())
+    })
+    .expect("an Event");
+    assert_eq!((&event["reason"], &event["type"]), (&"PartlyServed".into(), &"Warning".into()), "{event}");
+    let message = event["message"].as_str().expect("a message");
+    assert!(message.contains("198.51.100.7") && message.contains("BallastConfiguration"), "{event}");
 }

@@ -233,6 +233,60 @@ async fn a_wrong_kubeconfig_or_url_ends_the_start() {
 }
 
 #[tokio::test]
+async fn a_slow_server_is_waited_for() {
+    let api = server();
+    for resource in ["services", "endpointslices", "nodes", "servicecidrs"] {
+        for verb in ["list", "watch"] {
+            api.refuse(verb, resource, Some(Fault::Slow(400)));
+        }
+    }
+    let mut source = start(Access::Master(api.url())).await.expect("started");
+    let mut model = Model::default();
+    let well = |source: &Source, _: &Model| {
+        assert_eq!(source.problems(Severity::Error), [], "slow is no error");
+        source.is_complete() && source.status().iter().all(|watch| watch.synced)
+    };
+    until(&mut source, &mut model, "complete", well).await;
+    api.put(service("late", 80));
+    until(&mut source, &mut model, "a change", |_, model| model.services.len() == 2).await;
+    // Each was asked once: nobody was given up on.
+    assert_eq!(
+        api.requests().iter().filter(|request| *request == "list endpointslices").count(),
+        2,
+        "{:?}",
+        api.requests()
+    );
+}
+
+#[tokio::test]
+async fn a_kubeconfig_that_breaks_while_it_is_used_is_told_and_read_again() {
+    let api = server();
+    api.require_token("good");
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().join("kubeconfig");
+    let good = format!(
+        "apiVersion: v1\nkind: Config\ncurrent-context: c\ncontexts: [{{name: c, context: {{cluster: c, user: u}}}}]\n\
+         clusters: [{{name: c, cluster: {{server: \"{}\"}}}}]\nusers: [{{name: u, user: {{token: good}}}}]\n",
+        api.url()
+    );
+    std::fs::write(&path, &good).expect("written");
+    let mut source = start(Access::Kubeconfig { path: path.clone(), master: None }).await.expect("started");
+    let mut model = Model::default();
+    until(&mut source, &mut model, "complete", |source, _| source.is_complete()).await;
+    std::fs::write(&path, "kind: [").expect("written");
+    api.away(true);
+    api.away(false);
+    let told = |source: &Source, _: &Model| {
+        of(source, "services").is_some_and(|told| told.cause.contains(&path.display().to_string()))
+    };
+    until(&mut source, &mut model, "told", told).await;
+    assert_eq!(model.services.len(), 1, "what was known stays");
+    std::fs::write(&path, &good).expect("written");
+    api.put(service("late", 80));
+    until(&mut source, &mut model, "well", |_, model| model.services.len() == 2).await;
+}
+
+#[tokio::test]
 async fn a_server_that_asks_for_time_gets_it() {
     let api = server();
     api.fail("services", [Fault::Answer(429, Some(1))]);

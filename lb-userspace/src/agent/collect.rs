@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use super::Agent;
 use crate::{
     bpf::{FlowFamily, Maps},
-    gc::{Clock, Collector},
+    gc::{Clock, Collector, Survey},
     model::IpFamily,
     report::Problem,
 };
@@ -30,6 +30,8 @@ pub(super) struct Collection {
     next: Instant,
     look: Instant,
     pressure: Pressure,
+    /// What the last round saw.
+    pub(super) surveys: Option<[Survey; 2]>,
 }
 
 /// Whether flows are refused because there is no room: what ends is then removed as soon as it is over.
@@ -90,8 +92,13 @@ impl Pressure {
 impl Collection {
     pub(super) fn new(maps: &Maps) -> Self {
         let next = Instant::now() + AT_LEAST;
-        let mut new =
-            Self { collectors: Default::default(), next, look: Instant::now(), pressure: Pressure::default() };
+        let mut new = Self {
+            collectors: Default::default(),
+            next,
+            look: Instant::now(),
+            pressure: Pressure::default(),
+            surveys: None,
+        };
         new.look(maps);
         new
     }
@@ -160,8 +167,9 @@ impl Agent {
                 if removed > 0 {
                     tracing::debug!("{removed} conntrack entries collected");
                 }
-                if let (Some(_), Some(ticks)) = (self.collection.pressure.now, v4.next.into_iter().chain(v6.next).min())
-                {
+                let next = v4.next.into_iter().chain(v6.next).min();
+                self.collection.surveys = Some([v4.survey, v6.survey]);
+                if let (Some(_), Some(ticks)) = (self.collection.pressure.now, next) {
                     let left = Duration::from_secs(ticks.into()) / self.clock_ticks.max(1);
                     let rest = AT_MOST.max(start.elapsed() * REST);
                     self.collection.next = Instant::now() + left.min(AT_LEAST).max(rest);

@@ -10,8 +10,8 @@ use super::{RunOptions, loader::Loader, snapshot};
 use crate::{
     convert::Severity,
     file_source::{self, Finding, LoadError, Watch},
-    k8s::source::{self, Access, Selectors, Timing},
-    model::Model,
+    k8s::source::{self, Access, Calls, Recorder, Selectors, Timing},
+    model::{Changes, Model},
     report::{Problem, WatchStatus},
 };
 
@@ -62,6 +62,7 @@ struct Documents {
     ticks: mpsc::Receiver<()>,
     loader: Loader,
     findings: Vec<Finding>,
+    changes: Changes,
     /// Why they cannot be read now.
     error: Option<Problem>,
 }
@@ -122,6 +123,11 @@ impl Input {
         }
     }
 
+    /// Whether objects come of a cluster, of which only the own Node is known.
+    pub(super) const fn has_cluster(&self) -> bool {
+        matches!(&self.from, From::Cluster(_))
+    }
+
     /// Whether a snapshot is to be kept of the model.
     pub(super) const fn is_of_cluster(&self) -> bool {
         matches!(&self.from, From::Cluster(cluster) if cluster.source.is_complete())
@@ -138,6 +144,30 @@ impl Input {
             // No change of the documents tells that a lock was released or an allocation file restored.
             From::Documents(documents) if documents.error.is_some() => documents.loader.start(),
             From::Documents(_) | From::Cluster(_) => {}
+        }
+    }
+
+    /// Whoever sends Events to the cluster; documents have nobody to send them to.
+    pub(super) fn recorder(&mut self, node: &str) -> Option<Recorder> {
+        match &mut self.from {
+            From::Documents(_) => None,
+            From::Cluster(cluster) => Some(cluster.source.recorder(node)),
+        }
+    }
+
+    /// Changes of objects so far.
+    pub(super) const fn changes(&self) -> Changes {
+        match &self.from {
+            From::Documents(documents) => documents.changes,
+            From::Cluster(cluster) => cluster.source.changes(),
+        }
+    }
+
+    /// What was asked of API servers.
+    pub(super) fn calls(&self) -> Calls {
+        match &self.from {
+            From::Documents(_) => Calls::default(),
+            From::Cluster(cluster) => cluster.source.calls(),
         }
     }
 
@@ -191,7 +221,15 @@ impl Documents {
         let (watch, ticks) = watch(&options.path)?;
         let words = options.path.display().to_string();
         let loader = Loader::new(options.clone());
-        let mut documents = Self { words, _watch: watch, ticks, loader, findings: Vec::new(), error: None };
+        let mut documents = Self {
+            words,
+            _watch: watch,
+            ticks,
+            loader,
+            findings: Vec::new(),
+            changes: Changes::default(),
+            error: None,
+        };
         documents.loader.start();
         let loaded = documents.loader.finished().await?.context("no documents to begin with")?;
         documents.take(loaded, model);
@@ -214,6 +252,9 @@ impl Documents {
     }
 
     fn take(&mut self, loaded: file_source::Loaded, model: &mut Model) {
+        let Changes { services, slices } = Changes::between(model, &loaded.model);
+        self.changes.services += services;
+        self.changes.slices += slices;
         *model = loaded.model;
         self.findings = loaded.findings;
         self.error = None;

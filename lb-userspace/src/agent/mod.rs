@@ -8,6 +8,7 @@
 
 mod cleanup;
 mod collect;
+mod events;
 mod input;
 mod loader;
 mod network;
@@ -16,6 +17,7 @@ mod settings;
 mod snapshot;
 mod status;
 mod takeover;
+mod verify;
 mod web;
 
 use std::{path::PathBuf, time::Duration};
@@ -29,7 +31,10 @@ use tokio::{
 };
 
 pub use self::{cleanup::cleanup, input::SourceOptions};
-use self::{collect::Collection, input::Input, network::Network, orphans::Orphans, takeover::Takeover, web::Web};
+use self::{
+    collect::Collection, events::Events, input::Input, network::Network, orphans::Orphans, takeover::Takeover,
+    verify::Verification, web::Web,
+};
 use crate::{
     bpf::{self, Datapath},
     config::{Config, Notes},
@@ -38,7 +43,7 @@ use crate::{
     engine::Engine,
     gc::Clock,
     lock::InstanceLock,
-    memory,
+    logs, memory,
     model::Model,
     net,
     report::{HookStatus, Problem},
@@ -115,6 +120,8 @@ struct Agent {
     hash_seed: u64,
     netns_cookie: u64,
     collection: Collection,
+    verification: Verification,
+    events: Events,
     web: Web,
 }
 
@@ -162,6 +169,8 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
             _ = list.tick() => {
                 agent.network_changed().await;
                 agent.input.retry();
+                agent.tell_events();
+                logs::tell_suppressed();
             }
             () = sleep_until(agent.collection.due()) => {
                 if agent.collect().await {
@@ -169,6 +178,7 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
                     agent.collect_sockets();
                 }
             }
+            () = sleep_until(agent.verification.due()), if agent.attached => agent.verify(),
             Some(page) = pages.recv() => {
                 if page.send(agent.metrics().await).is_err() {
                     tracing::debug!("a scraper went away before its page");
@@ -189,7 +199,7 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
 }
 
 impl Agent {
-    async fn start(options: RunOptions, input: Input, model: Model, web: Web) -> anyhow::Result<Self> {
+    async fn start(options: RunOptions, mut input: Input, model: Model, web: Web) -> anyhow::Result<Self> {
         bpf::check_bpffs(&options.bpffs)?;
         let pins = InstanceLock::take_pins(&options.bpffs)?;
         let mut datapath = Datapath::open(&options.bpffs, &options.config.maps).map_err(rights::explain)?;
@@ -205,6 +215,7 @@ impl Agent {
         let seconds = options.config.takeover_seconds;
         let network = Network::open(&options).await?;
         let collection = Collection::new(&datapath.maps);
+        let events = Events::new(input.recorder(&options.node));
         let snapshots = snapshot::Writer::new(snapshot::file(&options.state_dir), options.node.clone());
         let mut agent = Self {
             clock_ticks,
@@ -225,6 +236,8 @@ impl Agent {
             socket_hooks: HookStatus::default(),
             orphans: Orphans::open(),
             collection,
+            verification: Verification::new(),
+            events,
             web,
         };
         agent.network.list(&agent.options).await;
@@ -234,6 +247,8 @@ impl Agent {
             tracing::info!("forwarding goes on as an earlier agent left it, until the cluster's objects are here");
             agent.attach();
             agent.show_snapshot();
+            // The network may be another one than it was.
+            agent.program().await;
         } else {
             agent.take_snapshot().await;
         }
@@ -270,6 +285,7 @@ impl Agent {
     /// The source has another state, which is whole.
     async fn source_changed(&mut self) {
         self.program().await;
+        self.tell_events();
         if self.input.is_of_cluster() {
             self.snapshots.mark();
         }
@@ -304,38 +320,34 @@ impl Agent {
         self.program().await;
     }
 
-    /// Makes the maps and routes what source and network ask for. Until the source is whole they stay as they are.
+    /// Makes the maps and routes what source and network ask for. Until the source is whole, what an earlier agent left
+    /// follows the network alone.
     async fn program(&mut self) {
         if !self.input.is_ready() {
+            if self.attached {
+                self.reroute().await;
+            }
             return;
         }
         let begin = Instant::now();
-        self.web.health.queued();
+        self.web.queued();
         let own = self.model.nodes.get(&self.options.node);
         self.web.health.set_eligible(own.is_none_or(|node| !node.going));
         let node = self.node();
         let backends = self.engine.compute(&self.model, &node);
         self.network.resolve(&backends).await;
-        let settings = self.settings();
-        match self.engine.sync(&mut self.datapath.maps, &self.network.next_hops(), &settings) {
-            Ok(0) => {
-                self.sync_error = None;
-                self.web.synced(begin, &self.model);
-            }
+        match self.sync_verified() {
             Ok(writes) => {
                 self.sync_error = None;
-                self.web.synced(begin, &self.model);
-                tracing::info!("{writes} map writes; {} frontends", self.frontends());
-                self.end_orphans();
+                if self.verification.problem().is_none() {
+                    self.web.synced(begin, &self.model, self.input.changes());
+                }
+                if writes > 0 {
+                    tracing::debug!("{writes} map writes; {} frontends", self.frontends());
+                    self.end_orphans();
+                }
             }
-            Err(error) => {
-                tracing::error!("{error}");
-                self.sync_error = Some(Problem {
-                    object: "maps".to_owned(),
-                    cause: error.to_string(),
-                    fix: "it is tried again with the next change".to_owned(),
-                });
-            }
+            Err(error) => self.not_synced(&error),
         }
         self.network.route(&self.engine.desired).await;
     }

@@ -198,6 +198,11 @@ impl Network {
         }
     }
 
+    /// Whether the ways are those of now.
+    pub(super) fn is_resolved(&self) -> bool {
+        !self.problems.contains_key("hops")
+    }
+
     /// Routes into `ballast0`: the Service CIDRs, and every other address of ours.
     pub(super) async fn route(&mut self, desired: &Desired) {
         let Ok(host) = self.host else { return };

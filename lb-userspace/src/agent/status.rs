@@ -5,7 +5,7 @@ use crate::{
     control::Response,
     convert::Severity,
     describe::{self, ServiceNumbers},
-    desired::{BackendAddr, ServiceKey},
+    desired::{BackendAddr, ServiceKey, foreign},
     gc::{Clock, Survey},
     ids::BackendKey,
     model::ObjectName,
@@ -57,6 +57,9 @@ impl Agent {
             .chain(self.without_ranges())
             .chain(self.without_node())
             .chain(rights::effective().ok().and_then(rights::unseen))
+            .chain(self.verification.warning())
+            .chain(foreign::foreign(&self.model, !self.input.has_cluster()))
+            .chain(self.events.problem())
             .collect()
     }
 
@@ -84,6 +87,7 @@ impl Agent {
     pub(super) fn problems(&self) -> Vec<Problem> {
         let mut problems = self.input.problems(Severity::Error);
         problems.extend(self.sync_error.clone());
+        problems.extend(self.verification.problem().cloned());
         problems.extend(self.snapshots.problem().cloned());
         problems.extend(self.start_problems.iter().cloned());
         problems.extend(self.options.notes.not_yet.iter().cloned());
@@ -111,9 +115,13 @@ impl Agent {
     }
 
     pub(super) async fn status(&self) -> Status {
+        self.status_with(&numbers::surveys(&self.datapath.maps)).await
+    }
+
+    /// The status with what the conntrack maps were seen to hold.
+    pub(super) async fn status_with(&self, surveys: &[Survey; 2]) -> Status {
         let desired = &self.engine.desired;
         let maps = &self.datapath.maps;
-        let surveys = numbers::surveys(maps);
         let cidrs: Vec<String> = desired.local_pod_cidrs.iter().map(ToString::to_string).collect();
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -126,13 +134,14 @@ impl Agent {
             socket_hooks: self.socket_hooks.clone(),
             takeover_seconds: self.takeover_seconds(),
             devices: self.network.device_status(),
-            maps: numbers::map_use(maps, self.engine.mirror(), &surveys),
+            maps: numbers::map_use(maps, self.engine.mirror(), surveys),
             bpf_memory_bytes: maps.memory(),
             services: self.model.services.len() as u64,
             frontends: self.frontends() as u64,
             backends: self.engine.desired.services.values().map(|service| service.backends.len() as u64).sum(),
             flows: surveys.iter().map(|survey| survey.flows).sum(),
             counters: numbers::counters(maps),
+            verified: Some(self.verification.status()),
             problems: self.problems(),
             warnings: self.warnings().await,
         }

@@ -17,12 +17,14 @@ use tokio::{
 use super::{Agent, RunOptions, SourceOptions};
 use crate::{
     config::{Bind, HEALTHZ_PORT, METRICS_PORT},
-    model::{EndpointSlice, IpFamily, Model, ObjectName},
+    convert::Severity,
+    model::{Changes, EndpointSlice, IpFamily, Model, ObjectName},
+    numbers,
     report::Problem,
     web::{
         Answer, Listening, answer,
         health::Health,
-        metrics::{self, Local, Metrics, WithoutLocal},
+        metrics::{self, Local, Metrics, Now, WithoutLocal},
         not_found,
     },
 };
@@ -42,6 +44,8 @@ pub(super) struct Web {
     /// What the slices' last changes were triggered by, of those already told.
     triggers: BTreeMap<ObjectName, i64>,
     synced: bool,
+    /// The changes that are in the maps.
+    applied: Changes,
 }
 
 impl Web {
@@ -74,7 +78,15 @@ impl Web {
             servers.push(Listening::start(at, "metrics", &fix("metricsBindAddress"), site));
         }
         let metrics = Metrics::default();
-        let web = Self { health, metrics, servers, started: micros(), triggers: BTreeMap::new(), synced: false };
+        let web = Self {
+            health,
+            metrics,
+            servers,
+            started: micros(),
+            triggers: BTreeMap::new(),
+            synced: false,
+            applied: Changes::default(),
+        };
         (web, receiver)
     }
 
@@ -83,9 +95,16 @@ impl Web {
         self.servers.iter().filter_map(Listening::problem)
     }
 
+    /// There is something to write, maybe.
+    pub(super) fn queued(&self) {
+        self.health.queued();
+        self.metrics.queued();
+    }
+
     /// A sync that began at `begin` made the maps what they should be.
-    pub(super) fn synced(&mut self, begin: Instant, model: &Model) {
+    pub(super) fn synced(&mut self, begin: Instant, model: &Model, changes: Changes) {
         self.health.updated();
+        self.applied = changes;
         let now = micros();
         let (started, known) = (self.started, std::mem::take(&mut self.triggers));
         let mut programmed = Vec::new();
@@ -127,8 +146,43 @@ async fn metrics_site(path: String, sender: mpsc::Sender<Asked>) -> Answer {
 impl Agent {
     /// The page of metrics.
     pub(super) async fn metrics(&self) -> String {
-        let status = self.status().await;
-        self.web.metrics.page(&status, &self.web.health, &self.without_local()).unwrap_or_default()
+        // What the last collection saw is at most seconds old: a scrape lists no flows.
+        let seen = self.collection.surveys.as_ref();
+        let surveys = seen.map_or_else(|| numbers::surveys(&self.datapath.maps), Clone::clone);
+        let changes = self.input.changes();
+        let applied = self.web.applied;
+        let now = Now {
+            status: &self.status_with(&surveys).await,
+            health: &self.web.health,
+            without_local: self.without_local(),
+            surveys: &surveys,
+            pending: Changes {
+                services: changes.services.saturating_sub(applied.services),
+                slices: changes.slices.saturating_sub(applied.slices),
+            },
+            changes,
+            calls: &self.input.calls(),
+            events: self.events.counts(),
+            skipped: self.skipped(),
+            ops: &self.verification.ops,
+        };
+        self.web.metrics.page(&now).unwrap_or_default()
+    }
+
+    /// Services that are not served, or not whole, by why.
+    fn skipped(&self) -> BTreeMap<&'static str, u64> {
+        let services = |problems: &[Problem]| {
+            let objects: BTreeSet<&str> = problems.iter().map(|problem| &*problem.object).collect();
+            objects.iter().filter(|object| object.starts_with("Service ") && object.contains('/')).count() as u64
+        };
+        let desired = &self.engine.desired;
+        [
+            ("Invalid", services(&self.input.problems(Severity::Error))),
+            ("NotServed", services(&desired.problems)),
+            ("PartlyServed", services(&desired.warnings)),
+            ("NoRoom", services(&self.engine.refused)),
+        ]
+        .into()
     }
 
     fn without_local(&self) -> WithoutLocal {

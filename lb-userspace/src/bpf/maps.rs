@@ -19,7 +19,11 @@ use super::{
     spec::{MAPS, SCHEMA, Size, Spec},
     sys::{self, Access, RawMap},
 };
-use crate::{image::Table, report::MapStatus, store::MapStore};
+use crate::{
+    image::Table,
+    report::MapStatus,
+    store::{Cursor, Entry, MapStore},
+};
 
 /// Sizes of the maps that grow with the cluster, in entries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -426,7 +430,7 @@ impl MapStore for Maps {
         self.get(table.map_name())?.delete(key).map(drop)
     }
 
-    fn dump(&mut self, table: Table) -> io::Result<Vec<sys::Entry>> {
+    fn dump(&mut self, table: Table) -> io::Result<Vec<Entry>> {
         let mut entries = Vec::new();
         self.get(table.map_name())?.for_each(|key, value| {
             if !table.is_array() || value.iter().any(|byte| *byte != 0) {
@@ -434,6 +438,21 @@ impl MapStore for Maps {
             }
         })?;
         Ok(entries)
+    }
+
+    fn read(&mut self, table: Table, key: &[u8]) -> io::Result<Option<Vec<u8>>> {
+        self.entry(table.map_name(), key)
+    }
+
+    fn walk(&mut self, table: Table, from: Option<&Cursor>, most: u32) -> io::Result<(Vec<Entry>, Option<Cursor>)> {
+        let mut entries = Vec::new();
+        let map = self.get(table.map_name())?;
+        let next = map.for_some(from.map(|from| &*from.0), most, |key, value| {
+            if !table.is_array() || value.iter().any(|byte| *byte != 0) {
+                entries.push((key.into(), value.into()));
+            }
+        })?;
+        Ok((entries, next.map(Cursor)))
     }
 
     fn forget_clients(&mut self, services: &BTreeSet<u32>) -> io::Result<()> {

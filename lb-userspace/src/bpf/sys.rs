@@ -143,9 +143,6 @@ pub(super) struct RawMap {
     max_entries: u32,
 }
 
-/// An entry as bytes.
-pub(super) type Entry = (Box<[u8]>, Box<[u8]>);
-
 impl RawMap {
     /// `key_size` and `value_size` must be the map's own, as `MapInfo` tells them.
     pub(super) fn new(fd: OwnedFd, key_size: u32, value_size: u32, max_entries: u32) -> Self {
@@ -211,20 +208,32 @@ impl RawMap {
     pub(super) fn for_each(&self, mut visit: impl FnMut(&[u8], &[u8])) -> io::Result<()> {
         let mut batch = Batches::new(self, 4096.min(self.max_entries.max(1)), 1);
         loop {
-            let last = match batch.next() {
-                Ok(last) => last,
-                // A bucket of a hash holds more than there is room for.
-                Err(error) if error.raw_os_error() == Some(libc::ENOSPC) && batch.room < self.max_entries => {
-                    batch.resize(batch.room.saturating_mul(2).min(self.max_entries));
-                    continue;
-                }
-                Err(error) => return Err(error),
-            };
+            let last = batch.next_with_room()?;
             batch.visit(&mut visit);
             if last {
                 return Ok(());
             }
         }
+    }
+
+    /// Visits about `most` entries from `from` on, the beginning if absent; where to go on, `None` at the end.
+    pub(super) fn for_some(
+        &self,
+        from: Option<&[u8]>,
+        most: u32,
+        visit: impl FnMut(&[u8], &[u8]),
+    ) -> io::Result<Option<Box<[u8]>>> {
+        let mut batch = Batches::new(self, most.clamp(1, self.max_entries.max(1)), 1);
+        if let Some(from) = from {
+            if from.len() != batch.cursor.len() {
+                return Err(io::Error::new(io::ErrorKind::InvalidInput, "a cursor of another map"));
+            }
+            batch.cursor.copy_from_slice(from);
+            batch.started = true;
+        }
+        let last = batch.next_with_room()?;
+        batch.visit(visit);
+        Ok((!last).then(|| batch.cursor.into_boxed_slice()))
     }
 
     /// Visits the first entries of an array. `copies`: as for [`Self::lookup`].
@@ -264,6 +273,19 @@ impl<'a> Batches<'a> {
         self.room = room;
         self.keys.resize(self.map.key_size * room as usize, 0);
         self.values.resize(self.value_size * room as usize, 0);
+    }
+
+    /// Reads the next batch, with more room if it needs that; whether it was the last.
+    fn next_with_room(&mut self) -> io::Result<bool> {
+        loop {
+            match self.next() {
+                // A bucket of a hash holds more than there is room for.
+                Err(error) if error.raw_os_error() == Some(libc::ENOSPC) && self.room < self.map.max_entries => {
+                    self.resize(self.room.saturating_mul(2).min(self.map.max_entries));
+                }
+                read => return read,
+            }
+        }
     }
 
     /// Reads the next batch; whether it was the last.

@@ -5,7 +5,10 @@ use std::{net::IpAddr, ops::RangeInclusive, path::PathBuf};
 use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum, error::ErrorKind};
 use ipnet::IpNet;
 
-use crate::config::{Bind, HEALTHZ_PORT, METRICS_PORT};
+use crate::{
+    config::{Bind, HEALTHZ_PORT, METRICS_PORT},
+    logs,
+};
 
 /// Kubernetes Services in eBPF.
 #[derive(Debug, Parser)]
@@ -155,6 +158,12 @@ pub(super) struct Run {
         help = "Where /metrics and /proxyMode are, or off [default: metricsBindAddress, 127.0.0.1:10249]"
     )]
     pub(super) metrics_bind_address: Option<Bind>,
+    /// Form of the log lines [default: logging.format, text]
+    #[arg(long, visible_alias = "logging-format", value_enum, value_name = "FORM")]
+    pub(super) log_format: Option<logs::Format>,
+    /// How much is logged: 0 what needs attention, 2 each change, 6 everything [default: logging.verbosity, 0]
+    #[arg(short, long = "v", value_name = "N")]
+    pub(super) verbosity: Option<u32>,
     /// Where allocated addresses and ports are kept, for all nodes of the documents
     /// [default: /var/lib/ballast/allocations/<hash of PATH>.json]
     #[arg(long, value_name = "PATH", requires = "file", conflicts_with_all = ["kubeconfig", "master"])]

@@ -4,7 +4,7 @@ mod args;
 mod render;
 
 use std::{
-    io::{self, IsTerminal as _, Write as _},
+    io::{self, Write as _},
     process::ExitCode,
 };
 
@@ -19,7 +19,7 @@ use crate::{
     file_source,
     k8s::source::{Access, AccessError},
     listing::{self, Filter, Tables},
-    memory,
+    logs, memory,
     model::ObjectName,
     net,
     offline::{self, Places},
@@ -50,7 +50,6 @@ async fn execute(Cli { command, mut global }: Cli) -> anyhow::Result<ExitCode> {
     let output = global.output.unwrap_or(Output::Table);
     match command {
         Command::Run(run) => {
-            log();
             agent::run(options(*run, global)?).await?;
             Ok(ExitCode::SUCCESS)
         }
@@ -102,18 +101,14 @@ fn object((namespace, name): (String, String)) -> ObjectName {
     ObjectName { namespace, name }
 }
 
-fn log() {
-    use tracing_subscriber::{EnvFilter, filter::LevelFilter};
-    let filter = EnvFilter::builder().with_default_directive(LevelFilter::INFO.into()).from_env_lossy();
-    let colour = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(colour).init();
-}
-
 fn options(run: Run, global: Global) -> anyhow::Result<RunOptions> {
     let Loaded { mut config, notes } = match &run.config {
         None => Loaded::default(),
         Some(path) => config::load(path)?,
     };
+    config.logging.format = run.log_format.unwrap_or(config.logging.format);
+    config.logging.verbosity = run.verbosity.unwrap_or(config.logging.verbosity);
+    logs::start(config.logging);
     for note in notes.not_yet.iter().chain(&notes.no_effect) {
         tracing::warn!("{}: {} ({})", note.object, note.cause, note.fix);
     }

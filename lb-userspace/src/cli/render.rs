@@ -273,6 +273,13 @@ pub(super) fn status(status: &Status) -> String {
     ] {
         line(&mut text, &format!("{:<14}{value}", format!("{name}:")));
     }
+    if let Some(verified) = &status.verified {
+        let pass = verified
+            .last_pass_seconds
+            .map_or_else(|| "no whole pass yet".to_owned(), |seconds| format!("last whole pass {seconds} s ago"));
+        let drift: u64 = verified.drift.values().sum();
+        line(&mut text, &format!("Maps read back: {pass}; {drift} entries were not as programmed"));
+    }
     if let Some(seconds) = status.takeover_seconds {
         line(
             &mut text,

@@ -3,7 +3,9 @@
 use serde_json::Value;
 
 use super::{Bind, ClientConnection, ConfigError, HEALTHZ_PORT, Loaded, METRICS_PORT, is_zero, network, wrong};
-use crate::{file_source::document::Document, net::node_ports::NodePortAddresses, report::Problem, suggest::closest};
+use crate::{
+    file_source::document::Document, logs, net::node_ports::NodePortAddresses, report::Problem, suggest::closest,
+};
 
 pub(super) const VERSION: &str = "kubeproxy.config.k8s.io/v1alpha1";
 pub(super) const KIND: &str = "KubeProxyConfiguration";
@@ -85,7 +87,7 @@ const FIELDS: &[(&str, Class)] = &[
     ),
     (
         "logging",
-        Section(&[("flushFrequency", NoEffect), ("format", NoEffect), ("options", NoEffect), ("verbosity", NoEffect)]),
+        Section(&[("flushFrequency", NoEffect), ("format", Honoured), ("options", NoEffect), ("verbosity", Honoured)]),
     ),
     ("metricsBindAddress", Honoured),
     ("mode", NoEffect),
@@ -110,7 +112,7 @@ const FIELDS: &[(&str, Class)] = &[
 
 /// Values kubeadm or kube-proxy itself writes into a file nobody edited: no warning for them.
 const DEFAULTS: &[(&str, &[&str])] =
-    &[("bindAddress", &["0.0.0.0", "::"]), ("mode", &["iptables", "nftables", "ipvs"]), ("logging.format", &["text"])];
+    &[("bindAddress", &["0.0.0.0", "::"]), ("mode", &["iptables", "nftables", "ipvs"])];
 
 pub(super) fn read(document: &Document, loaded: &mut Loaded) -> Result<(), ConfigError> {
     let Some(fields) = document.value.as_object() else {
@@ -143,6 +145,7 @@ pub(super) fn read(document: &Document, loaded: &mut Loaded) -> Result<(), Confi
     config.node_port_addresses = node_port_addresses(document)?;
     config.healthz_bind = bind(document, "healthzBindAddress", HEALTHZ_PORT)?;
     config.metrics_bind = bind(document, "metricsBindAddress", METRICS_PORT)?;
+    config.logging = logging(document)?;
     Ok(())
 }
 
@@ -244,6 +247,25 @@ fn bind(document: &Document, path: &str, port: u16) -> Result<Option<Bind>, Conf
         Bind::parse(&text, port).ok_or_else(|| wrong(document, path, &format!("{text:?} is no address"), fix))
     };
     text.map(parse).transpose()
+}
+
+fn logging(document: &Document) -> Result<logs::Options, ConfigError> {
+    let section = document.value.get("logging");
+    let of = |name: &str| section.and_then(|section| section.get(name));
+    let format = match text(document, "logging.format", of("format"))?.as_deref() {
+        None | Some("text") => logs::Format::Text,
+        Some("json") => logs::Format::Json,
+        Some(other) => {
+            return Err(wrong(document, "logging.format", &format!("{other:?} is no format"), "use text or json"));
+        }
+    };
+    let verbosity = match of("verbosity") {
+        None | Some(Value::Null) => 0,
+        Some(value) => value.as_u64().and_then(|level| u32::try_from(level).ok()).ok_or_else(|| {
+            wrong(document, "logging.verbosity", &format!("{value} is no verbosity"), "use a number from 0 to 10")
+        })?,
+    };
+    Ok(logs::Options { format, verbosity })
 }
 
 fn number(document: &Document, path: &str, value: Option<&Value>) -> Result<f64, ConfigError> {

@@ -17,6 +17,7 @@ use crate::{
     bpf::MapSizes,
     desired::ExternalIps,
     file_source::document::{self, Document},
+    logs,
     net::{
         node_ports::NodePortAddresses,
         roles::{InterfaceRule, XdpMode},
@@ -73,6 +74,8 @@ pub struct Config {
     pub takeover_seconds: u32,
     /// Which externalIPs of Services are served.
     pub external_ips: ExternalIps,
+    /// What is logged, and how.
+    pub logging: logs::Options,
 }
 
 impl Default for Config {
@@ -91,6 +94,7 @@ impl Default for Config {
             metrics_bind: None,
             takeover_seconds: 600,
             external_ips: ExternalIps::Off,
+            logging: logs::Options::default(),
         }
     }
 }

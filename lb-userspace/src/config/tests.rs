@@ -173,3 +173,22 @@ fn node_port_addresses_are_words_or_ranges() {
         assert_eq!(config.node_port_addresses, expected, "{list}");
     }
 }
+
+#[test]
+fn logging_is_honoured() {
+    use logs::{Format, Options};
+    for (text, format, verbosity) in [
+        ("", Format::Text, 0),
+        ("logging: {format: text}\n", Format::Text, 0),
+        ("logging: {format: json, verbosity: 4}\n", Format::Json, 4),
+        ("logging: {format: \"\", verbosity: null}\n", Format::Text, 0),
+    ] {
+        let loaded = kube_proxy(text).expect("accepted");
+        assert_eq!(loaded.config.logging, Options { format, verbosity }, "{text}");
+        assert_eq!(loaded.notes.no_effect, [], "{text}");
+    }
+    let told = error(kube_proxy("logging: {format: xml}\n"));
+    assert!(told.contains("logging.format") && told.ends_with("use text or json"), "{told}");
+    let told = error(kube_proxy("logging: {verbosity: many}\n"));
+    assert!(told.contains("logging.verbosity"), "{told}");
+}

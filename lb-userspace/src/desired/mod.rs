@@ -20,6 +20,7 @@ use crate::{
 };
 
 mod compute;
+pub mod foreign;
 mod rules;
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 //!
 //! A mirror of the kernel's tables, the tables that should be, and a scenario's expected dump are all this type.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, ops::Bound};
 
 use lb_common::family::Abi;
 
@@ -11,6 +11,7 @@ mod capacity;
 mod dump;
 pub(crate) mod octets;
 mod programmed;
+pub mod reroute;
 mod ring_order;
 
 #[cfg(test)]
@@ -163,6 +164,15 @@ impl Image {
     /// Entries of a table in key order.
     pub fn table(&self, table: Table) -> impl Iterator<Item = (&[u8], &[u8])> {
         self.tables.get(&table).into_iter().flatten().map(|(key, value)| (&**key, &**value))
+    }
+
+    /// Entries of a table in key order, from the first one behind `key` on.
+    pub fn table_after(&self, table: Table, key: Option<&[u8]>) -> impl Iterator<Item = (&[u8], &[u8])> {
+        let from = key.map_or(Bound::Unbounded, Bound::Excluded);
+        let entries = self.tables.get(&table).into_iter();
+        entries
+            .flat_map(move |table| table.range::<[u8], _>((from, Bound::Unbounded)))
+            .map(|(key, value)| (&**key, &**value))
     }
 
     /// The value of a key.

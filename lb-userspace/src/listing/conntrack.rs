@@ -3,14 +3,14 @@
 use std::net::{IpAddr, SocketAddr};
 
 use lb_common::{
-    conntrack::{Conntrack, EntryKind, Phase},
+    conntrack::{Conntrack, EntryKind},
     state::flow_phase,
 };
 
 use super::{ListError, Tables, unreadable};
 use crate::{
     bpf::FlowFamily,
-    gc::Clock,
+    gc::{Clock, phase_in_words},
     image::octets::{Octets, model_protocol},
     model::ObjectName,
     report::{FlowList, FlowRow},
@@ -110,16 +110,6 @@ fn source<A: Octets>(entry: &Conntrack<A>) -> Option<SocketAddr> {
 fn age_seconds(stamp: u32, clock: Clock) -> u64 {
     let ticks = clock.now.wrapping_sub(stamp);
     if ticks > u32::MAX / 2 { 0 } else { u64::from(ticks / clock.ticks_per_second) }
-}
-
-const fn phase_in_words(phase: Phase) -> &'static str {
-    match phase {
-        Phase::OPENING | Phase::ANSWERED => "opening",
-        Phase::OPEN => "open",
-        Phase::CLOSING | Phase::HALF_CLOSED => "closing",
-        Phase::CLOSED => "closed",
-        _ => crate::offline::UNKNOWN,
-    }
 }
 
 #[cfg(test)]

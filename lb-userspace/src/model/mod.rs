@@ -10,6 +10,29 @@ use std::{
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+/// How often objects changed, each counted by itself, as kube-proxy counts them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Changes {
+    /// Services.
+    pub services: u64,
+    /// `EndpointSlice`s.
+    pub slices: u64,
+}
+
+impl Changes {
+    /// What makes `new` of `old`.
+    pub fn between(old: &Model, new: &Model) -> Self {
+        Self { services: differing(&old.services, &new.services), slices: differing(&old.slices, &new.slices) }
+    }
+}
+
+/// Entries that only one of two maps has, or that differ.
+fn differing<K: Ord, V: PartialEq>(old: &BTreeMap<K, V>, new: &BTreeMap<K, V>) -> u64 {
+    let changed = new.iter().filter(|(key, value)| old.get(*key) != Some(*value)).count();
+    let gone = old.keys().filter(|key| !new.contains_key(*key)).count();
+    (changed + gone) as u64
+}
+
 /// Everything the source knows. The value is complete: what is not in it does not exist.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Model {
@@ -283,4 +306,31 @@ pub struct Pod {
     pub hostname: Option<String>,
     /// spec.subdomain.
     pub subdomain: Option<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_object_that_came_went_or_changed_is_a_change() {
+        let name = |name: &str| ObjectName { namespace: "default".to_owned(), name: name.to_owned() };
+        let slice = |service: &str| EndpointSlice {
+            service: service.to_owned(),
+            family: IpFamily::V4,
+            ports: Vec::new(),
+            endpoints: Vec::new(),
+            triggered: None,
+        };
+        let model = |slices: &[(&str, &str)]| Model {
+            slices: slices.iter().map(|(of, service)| (name(of), slice(service))).collect(),
+            ..Model::default()
+        };
+        let (old, new) = (
+            model(&[("stays", "a"), ("changes", "a"), ("goes", "a")]),
+            model(&[("stays", "a"), ("changes", "b"), ("comes", "a")]),
+        );
+        assert_eq!(Changes::between(&old, &new), Changes { services: 0, slices: 3 });
+        assert_eq!(Changes::between(&new, &new), Changes::default());
+    }
 }

@@ -185,6 +185,7 @@ impl<'a> Left<'a> {
             frontends: self.services.values().map(|service| service.frontends.len() as u64).sum(),
             backends: self.services.values().map(|service| service.backends.len() as u64).sum(),
             flows: surveys.iter().map(|survey| survey.flows).sum(),
+            verified: None,
             counters: numbers::counters(&self.maps),
             problems,
             warnings: Vec::new(),

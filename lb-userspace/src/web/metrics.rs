@@ -13,11 +13,8 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 
-use super::health::Health;
-use crate::{
-    model::{IpFamily, TrafficPolicy},
-    report::Status,
-};
+pub use super::now::{EventCounts, Now};
+use crate::model::{IpFamily, TrafficPolicy};
 
 /// What the text is.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -29,11 +26,15 @@ struct OfFamily {
 
 impl From<IpFamily> for OfFamily {
     fn from(family: IpFamily) -> Self {
-        let ip_family = match family {
-            IpFamily::V4 => "IPv4",
-            IpFamily::V6 => "IPv6",
-        };
-        Self { ip_family }
+        Self { ip_family: family_name(family) }
+    }
+}
+
+/// A family as kube-proxy's labels have it.
+pub(super) const fn family_name(family: IpFamily) -> &'static str {
+    match family {
+        IpFamily::V4 => "IPv4",
+        IpFamily::V6 => "IPv6",
     }
 }
 
@@ -49,11 +50,12 @@ pub struct Metrics {
     partial: Histograms,
     programming: Histograms,
     synced_at: Family<OfFamily, Seconds>,
+    queued_at: Family<OfFamily, Seconds>,
     collected: Family<OfFamily, Counter>,
     collecting: Histograms,
 }
 
-const FAMILIES: [IpFamily; 2] = [IpFamily::V4, IpFamily::V6];
+pub(super) const FAMILIES: [IpFamily; 2] = [IpFamily::V4, IpFamily::V6];
 
 /// Buckets from 1 ms, each twice the one before.
 fn short() -> Histogram {
@@ -106,6 +108,13 @@ impl Default for Metrics {
             unit(),
             Family::clone(&synced_at),
         );
+        let queued_at = Family::default();
+        proxy.register_with_unit(
+            "sync_proxy_rules_last_queued_timestamp",
+            "When a sync of the maps was last asked for",
+            unit(),
+            Family::clone(&queued_at),
+        );
         let collected = Family::<OfFamily, Counter>::default();
         proxy.register(
             "conntrack_reconciler_deleted_entries",
@@ -120,7 +129,7 @@ impl Default for Metrics {
             }
             drop(collected.get_or_create(&label));
         }
-        Self { registry, sync, full, partial, programming, synced_at, collected, collecting }
+        Self { registry, sync, full, partial, programming, synced_at, queued_at, collected, collecting }
     }
 }
 
@@ -129,6 +138,13 @@ fn seconds_now() -> f64 {
 }
 
 impl Metrics {
+    /// A sync is asked for.
+    pub fn queued(&self) {
+        for label in FAMILIES.map(OfFamily::from) {
+            self.queued_at.get_or_create(&label).set(seconds_now());
+        }
+    }
+
     /// A sync ended well. `full`: it compared everything after a start. `programmed`: how old the changes of endpoints were
     /// that came with it.
     pub fn synced(&self, full: bool, took: Duration, programmed: &[(IpFamily, Duration)]) {
@@ -152,10 +168,10 @@ impl Metrics {
     }
 
     /// The page, with what is there now.
-    pub fn page(&self, status: &Status, health: &Health, without_local: &WithoutLocal) -> Result<String, fmt::Error> {
+    pub fn page(&self, now: &Now<'_>) -> Result<String, fmt::Error> {
         let mut page = String::new();
         text::encode_registry(&mut page, &self.registry)?;
-        text::encode_registry(&mut page, &now(status, health, without_local))?;
+        text::encode_registry(&mut page, &now.registry())?;
         text::encode_eof(&mut page)?;
         Ok(page)
     }
@@ -182,90 +198,8 @@ impl Local {
     }
 }
 
-type Labels = Vec<(&'static str, String)>;
-
-/// What is read when somebody asks.
-fn now(status: &Status, health: &Health, without_local: &WithoutLocal) -> Registry {
-    let mut registry = Registry::default();
-    let proxy = registry.sub_registry_with_prefix("kubeproxy");
-    let local = Family::<Labels, Gauge>::default();
-    for family in FAMILIES {
-        for (policy, name) in [(Local::Internal, "internal"), (Local::External, "external")] {
-            let labels =
-                vec![("ip_family", OfFamily::from(family).ip_family.to_owned()), ("traffic_policy", name.to_owned())];
-            let count = without_local.get(&(family, policy)).copied().unwrap_or(0);
-            local.get_or_create(&labels).set(i64::try_from(count).unwrap_or(i64::MAX));
-        }
-    }
-    proxy.register(
-        "sync_proxy_rules_no_local_endpoints_total",
-        "Services with a Local policy and no endpoint here",
-        local,
-    );
-    for path in super::health::PATHS {
-        let answers = Family::<Labels, Counter>::default();
-        for ((of, code), count) in health.given() {
-            if of == path {
-                answers.get_or_create(&vec![("code", code.to_string())]).inc_by(count);
-            }
-        }
-        proxy.register(format!("proxy_{path}"), format!("Answers of /{path} by code"), answers);
-    }
-    own(registry.sub_registry_with_prefix("ballast"), status);
-    process(registry.sub_registry_with_prefix("process"));
-    registry
-}
-
-fn own(registry: &mut Registry, status: &Status) {
-    let gauge = |value: u64| {
-        let gauge = Gauge::<i64>::default();
-        gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
-        gauge
-    };
-    registry.register("services", "Services programmed", gauge(status.services));
-    registry.register("frontends", "Frontends programmed", gauge(status.frontends));
-    registry.register("backends", "Backends programmed", gauge(status.backends));
-    registry.register("conntrack_flows", "Flows in conntrack", gauge(status.flows));
-    registry.register("problems", "Problems that status tells", gauge(status.problems.len() as u64));
-    registry.register("warnings", "Warnings that status tells", gauge(status.warnings.len() as u64));
-    registry.register_with_unit("map_memory", "Kernel memory of the maps", Unit::Bytes, gauge(status.bpf_memory_bytes));
-    let (entries, capacity) = (Family::<Labels, Gauge>::default(), Family::<Labels, Gauge>::default());
-    let pressure = Family::<Labels, Gauge<f64, AtomicU64>>::default();
-    for (name, map) in &status.maps {
-        let labels = vec![("map", name.clone())];
-        entries.get_or_create(&labels).set(i64::try_from(map.used).unwrap_or(i64::MAX));
-        capacity.get_or_create(&labels).set(i64::try_from(map.capacity).unwrap_or(i64::MAX));
-        #[expect(clippy::cast_precision_loss, reason = "a ratio")]
-        pressure.get_or_create(&labels).set(map.used as f64 / map.capacity.max(1) as f64);
-    }
-    registry.register("map_entries", "Entries of a map", entries);
-    registry.register("map_capacity", "Entries a map has room for", capacity);
-    registry.register_with_unit("map_pressure", "How full a map is: 1 is full", Unit::Ratios, pressure);
-    let packets = Family::<Labels, Counter>::default();
-    for counter in lb_common::verdict::Counter::ALL {
-        let name = format!("{counter:?}");
-        let count = status.counters.get(&name).copied().unwrap_or(0);
-        packets.get_or_create(&vec![("verdict", name)]).inc_by(count);
-    }
-    registry.register("packets", "What became of packets and socket calls, by counter (docs/counters.md)", packets);
-    let devices = Family::<Labels, Gauge>::default();
-    for device in &status.devices {
-        let labels = vec![
-            ("device", device.name.clone()),
-            ("role", device.role.clone()),
-            ("hooks", device.hooks.clone()),
-            ("degraded", device.degraded.is_some().to_string()),
-        ];
-        devices.get_or_create(&labels).set(1);
-    }
-    registry.register("device", "A device with its role and hooks", devices);
-    let build = Family::<Labels, Gauge>::default();
-    build.get_or_create(&vec![("version", env!("CARGO_PKG_VERSION").to_owned())]).set(1);
-    registry.register("build_info", "This version", build);
-}
-
 /// As every exporter tells of itself; what cannot be read is left out.
-fn process(registry: &mut Registry) {
+pub(super) fn process(registry: &mut Registry) {
     let page = rustix::param::page_size() as u64;
     #[expect(clippy::cast_precision_loss, reason = "Prometheus has no other numbers")]
     let ticks = rustix::param::clock_ticks_per_second() as f64;
@@ -309,16 +243,39 @@ fn boot_seconds() -> Option<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::MapStatus;
+    use crate::{
+        gc::Survey,
+        image::Table,
+        k8s::source::Calls,
+        model::Changes,
+        report::{MapStatus, Status, VerifyStatus},
+        verify::Ops,
+        web::health::Health,
+    };
 
     fn page(metrics: &Metrics) -> String {
         let mut status = Status { services: 3, ..Status::default() };
         status.maps.insert("LB_RINGS".to_owned(), MapStatus { used: 1, capacity: 4 });
         status.counters.insert("NewFlow".to_owned(), 7);
-        let without = WithoutLocal::from([((IpFamily::V6, Local::External), 2)]);
+        let drift = [("LB_RINGS".to_owned(), 2)].into();
+        status.verified = Some(VerifyStatus { entries: 10, drift, repaired: 2, ..VerifyStatus::default() });
         let health = Health::default();
         drop((health.answer("/healthz"), health.answer("/healthz"), health.answer("/livez")));
-        metrics.page(&status, &health, &without).expect("a page")
+        let calls = Calls::default();
+        calls.answered("GET", "192.0.2.1:6443", "200".to_owned(), Duration::from_millis(30));
+        let now = Now {
+            status: &status,
+            health: &health,
+            without_local: WithoutLocal::from([((IpFamily::V6, Local::External), 2)]),
+            surveys: &[Survey { phases: [("open", 4)].into(), ..Survey::default() }, Survey::default()],
+            changes: Changes { services: 9, slices: 8 },
+            pending: Changes { services: 0, slices: 5 },
+            calls: &calls,
+            events: EventCounts { sent: 6, ..EventCounts::default() },
+            skipped: [("NoRoom", 1)].into(),
+            ops: &[(Table::Rings, Ops { updates: 3, deletes: 0, failures: 1 })].into(),
+        };
+        metrics.page(&now).expect("a page")
     }
 
     #[track_caller]
@@ -331,6 +288,7 @@ mod tests {
         let metrics = Metrics::default();
         metrics.synced(true, Duration::from_millis(3), &[(IpFamily::V4, Duration::from_millis(400))]);
         metrics.collected(IpFamily::V6, 9, Duration::from_millis(1));
+        metrics.queued();
         let page = page(&metrics);
         for line in [
             "kubeproxy_sync_proxy_rules_duration_seconds_bucket{le=\"0.002\",ip_family=\"IPv4\"} 0",
@@ -349,10 +307,29 @@ mod tests {
             "ballast_map_pressure_ratios{map=\"LB_RINGS\"} 0.25",
             "ballast_packets_total{verdict=\"NewFlow\"} 7",
             "ballast_packets_total{verdict=\"Martian\"} 0",
+            "kubeproxy_sync_proxy_rules_endpoint_changes_total 8",
+            "kubeproxy_sync_proxy_rules_endpoint_changes_pending 5",
+            "kubeproxy_sync_proxy_rules_service_changes_total 9",
+            "kubeproxy_sync_proxy_rules_service_changes_pending 0",
+            "rest_client_requests_total{code=\"200\",method=\"GET\",host=\"192.0.2.1:6443\"} 1",
+            "rest_client_request_duration_seconds_bucket{le=\"0.025\",verb=\"GET\",host=\"192.0.2.1:6443\"} 0",
+            "rest_client_request_duration_seconds_bucket{le=\"0.1\",verb=\"GET\",host=\"192.0.2.1:6443\"} 1",
+            "ballast_conntrack_flows{ip_family=\"IPv4\",phase=\"open\"} 4",
+            "ballast_conntrack_flows{ip_family=\"IPv6\",phase=\"open\"} 0",
+            "ballast_skipped_services{reason=\"NoRoom\"} 1",
+            "ballast_events_total{outcome=\"sent\"} 6",
+            "ballast_map_drift_entries_total{map=\"LB_RINGS\"} 2",
+            "ballast_map_drift_entries_total{map=\"LB4_VIPS\"} 0",
+            "ballast_map_repairs_total 2",
+            "ballast_map_ops_total{map=\"LB_RINGS\",op=\"update\",outcome=\"success\"} 3",
+            "ballast_map_ops_total{map=\"LB_RINGS\",op=\"any\",outcome=\"failure\"} 1",
         ] {
             has(&page, line);
         }
-        assert!(page.contains("\nkubeproxy_sync_proxy_rules_last_timestamp_seconds{ip_family=\"IPv4\"} 1"), "{page}");
+        for name in ["last_timestamp", "last_queued_timestamp"] {
+            let start = format!("\nkubeproxy_sync_proxy_rules_{name}_seconds{{ip_family=\"IPv4\"}} 1");
+            assert!(page.contains(&start), "{page}");
+        }
         assert!(
             page.contains("\nprocess_resident_memory_bytes ") && page.contains("\nprocess_cpu_seconds_total "),
             "{page}"

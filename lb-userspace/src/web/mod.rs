@@ -2,6 +2,7 @@
 
 pub mod health;
 pub mod metrics;
+mod now;
 
 use std::{
     convert::Infallible,

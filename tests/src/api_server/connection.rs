@@ -1,6 +1,6 @@
 //! HTTP/1.1, as much of it as a client of lists and watches needs.
 
-use std::{collections::BTreeMap, io, net::TcpListener, sync::Arc};
+use std::{collections::BTreeMap, io, net::TcpListener, sync::Arc, time::Duration};
 
 use serde_json::{Value, json};
 use tokio::{
@@ -38,16 +38,32 @@ pub(super) async fn accept(listener: TcpListener, shared: Arc<Shared>) -> io::Re
 }
 
 struct Request {
+    method: String,
     path: String,
+    body: Vec<u8>,
     query: BTreeMap<String, String>,
     token: Option<String>,
+}
+
+/// `[namespaces NAMESPACE] RESOURCE [NAME]`, behind the version: namespace, resource and name.
+fn place(path: &str) -> Option<(Option<String>, String, Option<String>)> {
+    let mut parts = path.split('/').filter(|part| !part.is_empty());
+    // `api v1` or `apis GROUP VERSION`.
+    let _version = if parts.next()? == "api" { parts.next()? } else { parts.nth(1)? };
+    let mut first = parts.next()?;
+    let mut namespace = None;
+    if first == "namespaces" {
+        namespace = Some(parts.next()?.to_owned());
+        first = parts.next()?;
+    }
+    Some((namespace, first.to_owned(), parts.next().map(str::to_owned)))
 }
 
 async fn serve(mut stream: TcpStream, shared: &Shared) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let mut buffer = Vec::new();
     while let Some(request) = read(&mut stream, &mut buffer).await? {
-        let Some(resource) = request.path.rsplit('/').next().map(str::to_owned) else { return Ok(()) };
+        let Some((namespace, resource, name)) = place(&request.path) else { return Ok(()) };
         let parameter = |name: &str| request.query.get(name).map(String::as_str);
         let watching = parameter("watch") == Some("true");
         let selector = Selector {
@@ -56,9 +72,15 @@ async fn serve(mut stream: TcpStream, shared: &Shared) -> io::Result<()> {
                 .flat_map(|labels| labels.split(','))
                 .map(|label| label.trim_start_matches('!').to_owned())
                 .collect(),
+            namespace: namespace.clone(),
             name: parameter("fieldSelector").and_then(|field| field.strip_prefix("metadata.name=")).map(str::to_owned),
         };
-        let verb = if watching { "watch" } else { "list" };
+        let verb = match &*request.method {
+            "POST" => "create",
+            "PATCH" => "patch",
+            _ if watching => "watch",
+            _ => "list",
+        };
         let (fault, token) = {
             let mut store = shared.store();
             (store.fault(verb, &resource), store.token.clone())
@@ -78,7 +100,13 @@ async fn serve(mut stream: TcpStream, shared: &Shared) -> io::Result<()> {
                 continue;
             }
             Fault::Close => return Ok(()),
+            Fault::Slow(milliseconds) => tokio::time::sleep(Duration::from_millis(milliseconds.into())).await,
             Fault::Truncated | Fault::Empty | Fault::None => {}
+        }
+        if verb == "create" || verb == "patch" {
+            let (code, object) = write(shared, &request, &resource, namespace, name);
+            answer(&mut stream, code, "", &object.to_string()).await?;
+            continue;
         }
         if watching {
             let after = parameter("resourceVersion").and_then(|version| version.parse().ok()).unwrap_or(0);
@@ -104,6 +132,36 @@ async fn serve(mut stream: TcpStream, shared: &Shared) -> io::Result<()> {
     Ok(())
 }
 
+/// Creates an object, or merges what is sent into one.
+fn write(
+    shared: &Shared,
+    request: &Request,
+    resource: &str,
+    namespace: Option<String>,
+    name: Option<String>,
+) -> (u16, Value) {
+    let Ok(sent) = serde_json::from_slice::<Value>(&request.body) else {
+        return (400, status(400, "the body is no JSON"));
+    };
+    let named = name.or_else(|| sent["metadata"]["name"].as_str().map(str::to_owned)).unwrap_or_default();
+    shared.change(|store| {
+        let there = store.get(resource, namespace.as_deref().unwrap_or_default(), &named);
+        let (code, object) = match (&*request.method, there) {
+            ("POST", Some(_)) => return (409, status(409, &format!("{resource} {named:?} already exists"))),
+            ("POST", None) => (201, sent),
+            (_, None) => return (404, status(404, &format!("{resource} {named:?} not found"))),
+            (_, Some(mut object)) => {
+                for (field, value) in sent.as_object().into_iter().flatten() {
+                    object[field] = value.clone();
+                }
+                (200, object)
+            }
+        };
+        store.put(object.clone());
+        (code, object)
+    })
+}
+
 async fn read(stream: &mut TcpStream, buffer: &mut Vec<u8>) -> io::Result<Option<Request>> {
     let end = loop {
         if let Some(end) = buffer.windows(4).position(|window| window == b"\r\n\r\n") {
@@ -116,7 +174,19 @@ async fn read(stream: &mut TcpStream, buffer: &mut Vec<u8>) -> io::Result<Option
     let head = String::from_utf8_lossy(buffer.get(..end).unwrap_or_default()).into_owned();
     buffer.drain(..end + 4);
     let mut lines = head.lines();
-    let target = lines.next().and_then(|line| line.split(' ').nth(1)).unwrap_or_default();
+    let mut first = lines.next().unwrap_or_default().split(' ');
+    let (method, target) = (first.next().unwrap_or_default(), first.next().unwrap_or_default());
+    let length = lines.clone().find_map(|line| {
+        let (name, value) = line.split_once(':')?;
+        name.eq_ignore_ascii_case("content-length").then(|| value.trim().parse().ok())?
+    });
+    let length: usize = length.unwrap_or(0);
+    while buffer.len() < length {
+        if stream.read_buf(buffer).await? == 0 {
+            return Ok(None);
+        }
+    }
+    let body = buffer.drain(..length).collect();
     let (path, query) = target.split_once('?').unwrap_or((target, ""));
     let pair = |pair: &str| pair.split_once('=').map(|(name, value)| (name.to_owned(), decode(value)));
     let token = lines.find_map(|line| {
@@ -124,7 +194,8 @@ async fn read(stream: &mut TcpStream, buffer: &mut Vec<u8>) -> io::Result<Option
         let bearer = name.eq_ignore_ascii_case("authorization").then(|| value.trim().strip_prefix("Bearer "))?;
         bearer.map(str::to_owned)
     });
-    Ok(Some(Request { path: path.to_owned(), query: query.split('&').filter_map(pair).collect(), token }))
+    let query = query.split('&').filter_map(pair).collect();
+    Ok(Some(Request { method: method.to_owned(), path: path.to_owned(), body, query, token }))
 }
 
 fn decode(text: &str) -> String {

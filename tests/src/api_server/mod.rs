@@ -1,4 +1,4 @@
-//! A Kubernetes API server that only lists and watches, and misbehaves on request.
+//! A Kubernetes API server that lists, watches and takes Events, and misbehaves on request.
 //!
 //! Faithful where a client can tell: lists are consistent over their pages, events come in order, what a selector no
 //! longer matches is `DELETED`, versions grow over all kinds, and a version that is too old is answered with 410.
@@ -23,6 +23,8 @@ use self::store::Store;
 pub enum Fault {
     /// This answer, with this `Retry-After` in seconds.
     Answer(u16, Option<u32>),
+    /// What was asked for, after so many milliseconds.
+    Slow(u32),
     /// The connection is closed without an answer.
     Close,
     /// Half of the list.
@@ -136,7 +138,7 @@ impl ApiServer {
         self.shared.change(|store| store.fail(resource, faults));
     }
 
-    /// What goes wrong with every request with this verb (`list` or `watch`) for a resource, or no more.
+    /// What goes wrong with every request with this verb (`list`, `watch`, `create` or `patch`) for a resource, or no more.
     pub fn refuse(&self, verb: &str, resource: &str, fault: Option<Fault>) {
         self.shared.change(|store| store.refuse(verb, resource, fault));
     }
@@ -149,6 +151,11 @@ impl ApiServer {
     /// Only requests with this bearer token are accepted.
     pub fn require_token(&self, token: &str) {
         self.shared.change(|store| store.token = Some(token.to_owned()));
+    }
+
+    /// The objects of a resource.
+    pub fn objects(&self, resource: &str) -> Vec<Value> {
+        self.shared.store().all(resource)
     }
 
     /// The requests so far: `list services`, `watch nodes`.

@@ -69,6 +69,8 @@ struct Entry {
 pub(super) struct Selector {
     pub(super) absent_labels: Vec<String>,
     pub(super) name: Option<String>,
+    /// Absent: of all namespaces.
+    pub(super) namespace: Option<String>,
 }
 
 impl Selector {
@@ -76,6 +78,7 @@ impl Selector {
         let metadata = &object["metadata"];
         self.absent_labels.iter().all(|label| metadata["labels"].get(label).is_none())
             && self.name.as_ref().is_none_or(|name| metadata["name"] == **name)
+            && self.namespace.as_ref().is_none_or(|namespace| metadata["namespace"] == **namespace)
     }
 }
 
@@ -91,6 +94,15 @@ impl Store {
         let key = (resource.clone(), text("namespace"), text("name"));
         let before = self.objects.insert(key, object.clone());
         self.log.push(Entry { version: self.version, resource, before, after: Some(object) });
+    }
+
+    pub(super) fn get(&self, resource: &str, namespace: &str, name: &str) -> Option<Value> {
+        self.objects.get(&(resource.to_owned(), namespace.to_owned(), name.to_owned())).cloned()
+    }
+
+    pub(super) fn all(&self, resource: &str) -> Vec<Value> {
+        let of = self.objects.iter().filter(|((of, ..), _)| of == resource);
+        of.map(|(_, object)| object.clone()).collect()
     }
 
     pub(super) fn delete(&mut self, resource: &str, namespace: &str, name: &str) {

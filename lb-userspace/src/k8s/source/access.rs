@@ -21,7 +21,7 @@ use serde_json::json;
 use tokio::sync::Mutex;
 use tower::{BoxError, ServiceBuilder};
 
-use super::{failure::Failure, servers};
+use super::{calls::Calls, failure::Failure, servers};
 
 /// A peer that vanished is noticed after this and three probes, not after hours.
 const KEEPALIVE: Duration = Duration::from_secs(10);
@@ -203,6 +203,8 @@ pub(super) fn chain(error: &dyn std::error::Error) -> String {
 #[derive(Debug)]
 pub(super) struct Connection {
     access: Access,
+    /// What its clients counted.
+    pub(super) calls: Calls,
     state: Mutex<State>,
 }
 
@@ -221,6 +223,7 @@ pub(super) struct Current {
     pub(super) client: Client,
     /// Its server.
     pub(super) server: String,
+    pub(super) calls: Calls,
     number: u64,
 }
 
@@ -234,7 +237,7 @@ impl Connection {
     /// Reads the credentials once, so that what is wrong with them is told at the start.
     pub(super) async fn open(access: Access) -> Result<Self, AccessError> {
         access.configs().await?;
-        Ok(Self { access, state: Mutex::default() })
+        Ok(Self { access, calls: Calls::default(), state: Mutex::default() })
     }
 
     /// The client in use, or a new one with the credentials as they are now.
@@ -250,7 +253,7 @@ impl Connection {
         let client = build(config).map_err(|error| Failure::setup(chain(&error)))?;
         state.made += 1;
         let server = server.trim_end_matches('/').to_owned();
-        let current = Current { client, server, number: state.made };
+        let current = Current { client, server, calls: self.calls.clone(), number: state.made };
         state.current = Some(current.clone());
         Ok(current)
     }

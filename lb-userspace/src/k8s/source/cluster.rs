@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use super::kind::Kind;
 use crate::{
     convert::{Issue, Severity},
-    model::{EndpointSlice, Model, Node, ObjectName, Service},
+    model::{Changes, EndpointSlice, Model, Node, ObjectName, Service},
     report::Problem,
 };
 
@@ -23,6 +23,16 @@ pub(super) enum Delta<T> {
     Set(ObjectName, Found<T>),
     /// One was deleted.
     Gone(ObjectName),
+}
+
+impl<T> Delta<T> {
+    /// How many objects it is about.
+    const fn objects(&self) -> u64 {
+        match self {
+            Self::Whole(all) => all.len() as u64,
+            Self::Set(..) | Self::Gone(_) => 1,
+        }
+    }
 }
 
 /// A change of any kind.
@@ -53,6 +63,7 @@ pub(super) struct Cluster {
     complete: bool,
     settled: BTreeSet<Kind>,
     issues: BTreeMap<(Kind, ObjectName), Vec<Issue>>,
+    changes: Changes,
 }
 
 impl Cluster {
@@ -66,9 +77,19 @@ impl Cluster {
         self.complete
     }
 
+    /// Objects told by the server so far.
+    pub(super) const fn changes(&self) -> Changes {
+        self.changes
+    }
+
     /// Applies a change; whether `live` is another one now. Until every kind is complete it stays untouched.
     pub(super) fn apply(&mut self, live: &mut Model, change: Change) -> bool {
-        let Self { pending, complete, settled, issues } = self;
+        match &change {
+            Change::Services(delta) => self.changes.services += delta.objects(),
+            Change::Slices(delta) => self.changes.slices += delta.objects(),
+            Change::Nodes(_) | Change::ServiceCidrs(_) => {}
+        }
+        let Self { pending, complete, settled, issues, .. } = self;
         let model = if *complete { &mut *live } else { pending };
         let mut places = Places { issues, model_changed: false };
         let kind = match change {

@@ -92,8 +92,15 @@ impl Failure {
         matches!(self.cause, Cause::Unauthorized(_))
     }
 
-    /// What the agent tells of it. Nothing in it changes from one try to the next, so that it is told once.
+    /// What the agent tells of a watch. Nothing in it changes from one try to the next, so that it is told once.
     pub(super) fn problem(&self, kind: Kind, verb: &str, server: &str) -> Problem {
+        let rule = Rule { group: kind.group(), resource: kind.resource(), verbs: "list, watch" };
+        self.told(format!("watch of {}", kind.resource()), &rule, verb, server)
+    }
+
+    /// What it tells of any request.
+    pub(super) fn told(&self, object: String, needed: &Rule, verb: &str, server: &str) -> Problem {
+        let Rule { group, resource, verbs } = needed;
         let later = "it is tried again; until then the last good state stays";
         let (cause, fix) = match &self.cause {
             Cause::Setup(cause) => (cause.clone(), later.to_owned()),
@@ -106,17 +113,13 @@ impl Failure {
                 format!("renew token or certificate; they are read anew with each try; {later}"),
             ),
             Cause::Forbidden(cause) => {
-                let (group, resource) = (kind.group(), kind.resource());
-                let rule = format!(r#"{{apiGroups: ["{group}"], resources: [{resource}], verbs: [list, watch]}}"#);
+                let rule = format!(r#"{{apiGroups: ["{group}"], resources: [{resource}], verbs: [{verbs}]}}"#);
                 (format!("may not {verb} {resource} (403): {cause}"), format!("add the rule {rule} to the ClusterRole"))
             }
-            Cause::Missing => {
-                let resource = kind.resource();
-                (
-                    format!("{server} knows no {resource} of this API version (404)"),
-                    "use Kubernetes 1.33 or newer".to_owned(),
-                )
-            }
+            Cause::Missing => (
+                format!("{server} knows no {resource} of this API version (404)"),
+                "use Kubernetes 1.33 or newer".to_owned(),
+            ),
             Cause::Gone => {
                 (format!("{server} no longer knows where the watch was (410)"), "nothing: it is listed anew".to_owned())
             }
@@ -130,8 +133,15 @@ impl Failure {
                 (format!("{server} sent what is not understood: {cause}"), format!("nothing is lost: {later}"))
             }
         };
-        Problem { object: format!("watch of {}", kind.resource()), cause, fix }
+        Problem { object, cause, fix }
     }
+}
+
+/// What of a role a request needs.
+pub(super) struct Rule {
+    pub(super) group: &'static str,
+    pub(super) resource: &'static str,
+    pub(super) verbs: &'static str,
 }
 
 fn first_line(body: &[u8]) -> String {

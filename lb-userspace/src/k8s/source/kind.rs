@@ -71,6 +71,22 @@ impl Kind {
         }
     }
 
+    /// Path of its objects in a namespace.
+    pub(super) fn path_in(self, namespace: &str) -> String {
+        match self.group() {
+            "" => format!("/api/{}/namespaces/{namespace}/{}", self.version(), self.resource()),
+            group => format!("/apis/{group}/{}/namespaces/{namespace}/{}", self.version(), self.resource()),
+        }
+    }
+
+    /// `apiVersion` of its objects.
+    pub(super) fn api_version(self) -> String {
+        match self.group() {
+            "" => self.version().to_owned(),
+            group => format!("{group}/{}", self.version()),
+        }
+    }
+
     /// Whether Services can be served without it: older clusters have no `ServiceCIDR`, older roles do not allow it.
     pub(super) const fn is_optional(self) -> bool {
         matches!(self, Self::ServiceCidr)

@@ -6,10 +6,13 @@
 //! The model is touched first when every kind has been listed once.
 
 mod access;
+mod calls;
 mod cluster;
 mod failure;
 mod kind;
 mod pace;
+mod recorder;
+mod request;
 mod servers;
 mod status;
 mod watch;
@@ -29,13 +32,15 @@ use self::{
 };
 pub use self::{
     access::{Access, AccessError},
+    calls::Calls,
     kind::{Kind, Selectors},
     pace::Timing,
+    recorder::{Recorder, Sent},
 };
 use super::{EndpointSlice, Node, Service, ServiceCidr};
 use crate::{
     convert::Severity,
-    model::Model,
+    model::{Changes, Model},
     report::{Problem, WatchStatus},
 };
 
@@ -76,7 +81,9 @@ pub struct Source {
     words: String,
     /// Where the addresses of the API servers are kept, and those that are.
     servers: Option<(PathBuf, BTreeSet<SocketAddr>)>,
-    _tasks: JoinSet<()>,
+    connection: Arc<Connection>,
+    timing: Timing,
+    tasks: JoinSet<()>,
 }
 
 impl Source {
@@ -105,8 +112,25 @@ impl Source {
             watches: Watches::new(kinds.into_iter().filter(|kind| Some(*kind) != without)),
             words,
             servers,
-            _tasks: start.tasks,
+            connection: start.connection,
+            timing: start.timing,
+            tasks: start.tasks,
         })
+    }
+
+    /// Sends Events in the name of `node` from now on; it ends with this.
+    pub fn recorder(&mut self, node: &str) -> Recorder {
+        Recorder::start(self.connection.clone(), self.timing, node, &mut self.tasks)
+    }
+
+    /// Objects told by the server so far.
+    pub const fn changes(&self) -> Changes {
+        self.cluster.changes()
+    }
+
+    /// What was asked of API servers.
+    pub fn calls(&self) -> Calls {
+        self.connection.calls.clone()
     }
 
     /// Waits for news and applies all there are; whether the model is another one now. Nothing is lost when it is dropped

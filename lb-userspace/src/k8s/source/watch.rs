@@ -8,30 +8,26 @@ use std::{
     time::{Duration, Instant},
 };
 
-use http::{
-    Request, Response, StatusCode,
-    header::{ACCEPT, RETRY_AFTER, USER_AGENT},
-};
+use http::{Method, Response};
 use http_body_util::BodyExt as _;
 use kube::client::Body;
 use tokio::{sync::mpsc, time::timeout};
 
 use super::{
     Update,
-    access::{Connection, Current, chain},
+    access::{Connection, Current},
     cluster::{Delta, Found},
     failure::{Cause, Failure},
     kind::{Kind, Watched},
     pace::{Pace, Timing, spread},
+    request::{ask, network, read},
     wire::{Event, Lines, encode, event, page},
 };
 use crate::model::ObjectName;
 
 /// Objects in a page of a list, as client-go asks for.
 const PAGE: u32 = 500;
-/// A server that says nothing for so long is not waited for: an answer, or the next piece of a list.
-const PATIENCE: Duration = Duration::from_mins(1);
-/// The same within a watch. Servers send a bookmark every minute.
+/// A server that says nothing for so long within a watch is not waited for. Servers send a bookmark every minute.
 const IDLE: Duration = Duration::from_secs(150);
 /// What a server is asked to end a watch after, spread over as much again, so that nodes do not all come back at once.
 const WATCH: Duration = Duration::from_mins(5);
@@ -152,26 +148,10 @@ impl Watch {
         self.updates.send(update).await.map_err(|_| Closed)
     }
 
-    /// Asks; an answer that is no success is a failure.
     async fn get(&self, current: &Current, kind: Kind, query: &str) -> Result<Response<Body>, Failure> {
         let selector = self.selector.as_ref().map(|(name, value)| format!("&{name}={}", encode(value)));
-        let request = Request::get(format!("{}?{query}{}", kind.path(), selector.unwrap_or_default()))
-            .header(ACCEPT, "application/json")
-            .header(USER_AGENT, concat!("ballast/", env!("CARGO_PKG_VERSION")))
-            .body(Body::empty())
-            .map_err(|error| Failure::setup(error.to_string()))?;
-        let response = match timeout(PATIENCE, current.client.send(request)).await {
-            Err(_) => return Err(Failure::of(Cause::Silent)),
-            Ok(Err(error)) => return Err(Failure::of(Cause::Unreachable(network(&error)))),
-            Ok(Ok(response)) => response,
-        };
-        let status = response.status();
-        if status == StatusCode::OK {
-            return Ok(response);
-        }
-        let after = response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.trim().parse().ok());
-        let body = read(response.into_body()).await.unwrap_or_default();
-        Err(Failure::answer(status, &body, after.map(Duration::from_secs)))
+        let path = format!("{}?{query}{}", kind.path(), selector.unwrap_or_default());
+        ask(current, Method::GET, &path, None).await
     }
 
     /// All there is, page by page.
@@ -238,25 +218,6 @@ impl Watch {
                     pace.success();
                 }
             }
-        }
-    }
-}
-
-/// A network error without the client's own words around it.
-fn network(error: &dyn std::error::Error) -> String {
-    let text = chain(error);
-    text.trim_start_matches("ServiceError: ").to_owned()
-}
-
-/// Reads a body whole.
-async fn read(mut body: Body) -> Result<Vec<u8>, Failure> {
-    let mut bytes = Vec::new();
-    loop {
-        match timeout(PATIENCE, body.frame()).await {
-            Err(_) => return Err(Failure::of(Cause::Silent)),
-            Ok(None) => return Ok(bytes),
-            Ok(Some(Err(error))) => return Err(Failure::of(Cause::Unreachable(format!("cut off: {error}")))),
-            Ok(Some(Ok(frame))) => bytes.extend_from_slice(&frame.into_data().unwrap_or_default()),
         }
     }
 }

@@ -1,0 +1,91 @@
+//! Events on Services and slices that are not served as they ask: what `status` tells of objects, told to the cluster.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Instant,
+};
+
+use super::Agent;
+use crate::{
+    convert::Severity,
+    events::{Due, Event, Ledger},
+    k8s::source::{Recorder, Sent},
+    report::Problem,
+    web::metrics::EventCounts,
+};
+
+/// What is told to the cluster; nothing without one.
+pub(super) struct Events {
+    recorder: Option<Recorder>,
+    ledger: Ledger,
+    /// Of other parts, each by its own name.
+    others: BTreeMap<&'static str, BTreeSet<Event>>,
+    /// Did not fit into the queue; they are tried again.
+    delayed: u64,
+}
+
+impl Events {
+    pub(super) fn new(recorder: Option<Recorder>) -> Self {
+        Self { recorder, ledger: Ledger::default(), others: BTreeMap::new(), delayed: 0 }
+    }
+
+    /// All that part `origin` has to tell now; what it told before and is not in it is over.
+    #[expect(dead_code, reason = "for parts that find something out themselves: health check ports, address pools")]
+    pub(super) fn set(&mut self, origin: &'static str, events: BTreeSet<Event>) {
+        if events.is_empty() {
+            self.others.remove(origin);
+        } else {
+            self.others.insert(origin, events);
+        }
+    }
+
+    /// Why none can be sent.
+    pub(super) fn problem(&self) -> Option<Problem> {
+        self.sent().problem
+    }
+
+    pub(super) fn counts(&self) -> EventCounts {
+        let Sent { sent, dropped, .. } = self.sent();
+        EventCounts { sent, dropped, delayed: self.delayed }
+    }
+
+    fn sent(&self) -> Sent {
+        self.recorder.as_ref().map(Recorder::sent).unwrap_or_default()
+    }
+
+    /// Sends what is due of `found` and of what other parts told.
+    fn observe(&mut self, found: BTreeSet<Event>) {
+        let Some(recorder) = &self.recorder else { return };
+        let current = found.into_iter().chain(self.others.values().flatten().cloned()).collect();
+        for due in self.ledger.observe(current, Instant::now()) {
+            let Due { event, .. } = &due;
+            let event = event.clone();
+            if !recorder.send(due) {
+                self.delayed += 1;
+                self.ledger.not_sent(&event);
+            }
+        }
+    }
+}
+
+impl Agent {
+    /// Tells the cluster what is wrong with its objects. While they are not all listed it is told nothing: what is wrong
+    /// with a snapshot may be mended by now.
+    pub(super) fn tell_events(&mut self) {
+        if !self.input.is_of_cluster() {
+            return;
+        }
+        let of = |problems: &[Problem], reason, of_node| -> Vec<Event> {
+            problems.iter().filter_map(|problem| Event::of(problem, reason, of_node)).collect()
+        };
+        let desired = &self.engine.desired;
+        let mut found: BTreeSet<Event> = BTreeSet::new();
+        found.extend(of(&self.input.problems(Severity::Error), "Invalid", false));
+        found.extend(of(&self.input.problems(Severity::Warning), "PartlyIgnored", false));
+        found.extend(of(&desired.problems, "NotServed", false));
+        found.extend(of(&desired.warnings, "PartlyServed", false));
+        // How large the maps are is this node's configuration.
+        found.extend(of(&self.engine.refused, "NoRoom", true));
+        self.events.observe(found);
+    }
+}
