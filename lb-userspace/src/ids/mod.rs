@@ -180,16 +180,20 @@ impl Ids {
         }
     }
 
-    /// Forgets the numbers that arrays of these sizes do not have.
+    /// Forgets all numbers if arrays of these sizes do not have some: a saved state may come from larger ones. An array is
+    /// resized only by making all maps anew, so nothing stands there and no flow remembers any of them; and what is left
+    /// of a service without a number would only take room.
     pub(crate) fn fit(&mut self, capacity: &Capacity) {
-        self.services.fit(capacity.services());
-        for (family, backends, records, next_hops) in [
-            (&mut self.v4, Table::Backends4, Table::Records4, Table::NextHops4),
-            (&mut self.v6, Table::Backends6, Table::Records6, Table::NextHops6),
-        ] {
-            family.backends.fit(capacity.get(backends));
-            family.records.fit(capacity.records(records));
-            family.next_hops.fit(capacity.get(next_hops));
+        let fits = |family: &FamilyIds, backends, records, next_hops| {
+            family.backends.fits(capacity.get(backends))
+                && family.records.fits(capacity.records(records))
+                && family.next_hops.fits(capacity.get(next_hops))
+        };
+        let fit = self.services.fits(capacity.services())
+            && fits(&self.v4, Table::Backends4, Table::Records4, Table::NextHops4)
+            && fits(&self.v6, Table::Backends6, Table::Records6, Table::NextHops6);
+        if !fit {
+            *self = Self::default();
         }
     }
 

@@ -85,16 +85,9 @@ impl<K: Ord + Clone> Slots<K> {
         self.free.len() + self.never_used(max_entries)
     }
 
-    /// Forgets the numbers past the end of an array of `max_entries`: a saved state may come from a larger one. Nothing
-    /// can stand there, and no flow remembers them: an array is resized only by making all maps anew.
-    pub(super) fn fit(&mut self, max_entries: u32) {
-        if self.generations.len() <= max_entries as usize {
-            return;
-        }
-        self.generations.truncate(max_entries as usize);
-        self.owned.retain(|_, id| *id < max_entries);
-        self.retiring.retain(|id| *id < max_entries);
-        self.free.retain(|id| *id < max_entries);
+    /// Whether an array of `max_entries` has all the numbers there are.
+    pub(super) fn fits(&self, max_entries: u32) -> bool {
+        self.generations.len() <= max_entries as usize || self.generations.len() <= 1
     }
 
     fn never_used(&self, max_entries: u32) -> usize {
@@ -102,7 +95,7 @@ impl<K: Ord + Clone> Slots<K> {
     }
 
     /// The number of `key`, a new one if it has none; `None` when the array is full. Marks it as used by this build. To be
-    /// called after [`Self::fit`] to the same array.
+    /// called for one array only, which all numbers fit into ([`Self::fits`]).
     pub(crate) fn assign(&mut self, key: &K, max_entries: u32) -> Option<u32> {
         if let Some(id) = self.get(key) {
             self.marked.insert(id);

@@ -170,6 +170,15 @@ fn saved_numbers_past_the_end_of_smaller_maps_are_given_out_anew() {
     assert_eq!(after.services.owners().count(), before.services.owners().count());
 }
 
+#[test]
+fn what_a_forgotten_service_had_is_room_at_once() {
+    let (model, node) = two();
+    let desired = desired(&model, &node);
+    // The second Service's number is past the end, those of its backends are not.
+    let (refused, _) = program_in_smaller(&saved_of(16, 4, &desired, &ways(&desired)), 6, &desired);
+    assert_eq!(refused, 0);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 

@@ -7,7 +7,7 @@ use lb_userspace::{
     engine::{Engine, SyncError},
     image::{Capacity, Image, Table},
     plan,
-    store::{MapStore, testing::FakeStore},
+    store::{Cursor, Entry, MapStore, testing::FakeStore},
 };
 
 use crate::{
@@ -89,8 +89,16 @@ impl<S: MapStore> MapStore for Mortal<'_, S> {
         Ok(())
     }
 
-    fn dump(&mut self, table: Table) -> io::Result<Vec<(Box<[u8]>, Box<[u8]>)>> {
+    fn dump(&mut self, table: Table) -> io::Result<Vec<Entry>> {
         self.inner.dump(table)
+    }
+
+    fn read(&mut self, table: Table, key: &[u8]) -> io::Result<Option<Vec<u8>>> {
+        self.inner.read(table, key)
+    }
+
+    fn walk(&mut self, table: Table, from: Option<&Cursor>, most: u32) -> io::Result<(Vec<Entry>, Option<Cursor>)> {
+        self.inner.walk(table, from, most)
     }
 
     fn forget_clients(&mut self, services: &BTreeSet<u32>) -> io::Result<()> {
