@@ -26,7 +26,7 @@ pub(super) struct Cli {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Options of every command")]
 pub(super) struct Global {
-    /// Form of the answer [default: table]
+    /// Form of the answer; wide is a list with more columns [default: table]
     #[arg(short, long, value_enum, global = true, value_name = "FORM")]
     pub(super) output: Option<Output>,
     /// Where the agent keeps its state and listens
@@ -198,7 +198,6 @@ pub(super) struct Run {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(super) enum Output {
     Table,
-    /// A list with more columns
     Wide,
     Json,
     Yaml,
