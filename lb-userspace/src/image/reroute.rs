@@ -183,7 +183,7 @@ mod tests {
 
     #[test]
     fn a_full_array_gives_a_vacant_number_a_new_generation() {
-        let (zero, unspecified) = (U32::ZERO, [0; 4]);
+        let (zero, unspecified) = (U32::ZERO, [0_u8; 4]);
         let mut image = Image::default();
         let vacant = NextHop { ifindex: zero, generation: U32::new(5), flags: zero, prefsrc: unspecified };
         image.insert(Table::NextHops4, &U32::new(1), &vacant);
