@@ -1,11 +1,11 @@
 //! The resolver file of a pod with dnsPolicy `ClusterFirst`, as the kubelet writes it (`pkg/kubelet/network/dns/dns.go`).
 
-use std::{fmt::Write as _, net::IpAddr};
+use std::net::{IpAddr, Ipv4Addr};
 
 use crate::model::{Model, ObjectName};
 
 /// Where kubeadm puts the name service, and where it is taken to be if the documents do not tell.
-pub const NAMESERVER: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 96, 0, 10));
+pub const NAMESERVER: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 96, 0, 10));
 
 /// The cluster's zone unless another is given.
 pub const ZONE: &str = "cluster.local";
@@ -20,8 +20,7 @@ pub fn nameserver(model: &Model) -> Option<IpAddr> {
 pub fn file(namespace: &str, zone: &str, nameservers: &[IpAddr]) -> String {
     let mut text = format!("search {namespace}.svc.{zone} svc.{zone} {zone}\n");
     for nameserver in nameservers {
-        // A write to a string cannot fail.
-        let _ = writeln!(text, "nameserver {nameserver}");
+        text.push_str(&format!("nameserver {nameserver}\n"));
     }
     text.push_str("options ndots:5\n");
     text

@@ -24,8 +24,13 @@ pub(super) struct Reading {
     /// Where `ballast run` keeps allocated addresses [default: /var/lib/ballast/allocations/<hash of PATH>.json]
     #[arg(long, value_name = "PATH", requires = "file")]
     pub(super) allocations: Option<PathBuf>,
-    /// Ranges of cluster IPs [default: 10.96.0.0/16,fd00:10:96::/112]
-    #[arg(long, value_name = "CIDR", value_delimiter = ',', requires = "file")]
+    #[arg(
+        long,
+        value_name = "CIDR",
+        value_delimiter = ',',
+        requires = "file",
+        help = "Ranges of cluster IPs [default: 10.96.0.0/16,fd00:10:96::/112]"
+    )]
     pub(super) service_cidr: Vec<IpNet>,
 }
 
