@@ -69,7 +69,6 @@ pub fn service_detail(
         row: row(name, service, slices, desired),
         labels: Some(service.labels.clone()),
         annotations: Some(service.annotations.clone()),
-        selector: Some(service.selector.clone()),
         ip_families: service.ip_families.iter().map(ToString::to_string).collect(),
         external_traffic_policy: policy(service.external_policy).to_owned(),
         internal_traffic_policy: policy(service.internal_policy).to_owned(),
@@ -113,6 +112,7 @@ fn row(name: &ObjectName, service: &Service, slices: &[&EndpointSlice], desired:
             })
             .collect(),
         backends: usable_addresses(name, service, slices, desired).len() as u64,
+        selector: Some(service.selector.clone()),
     }
 }
 

@@ -167,6 +167,9 @@ pub struct ServiceRow {
     pub ports: Vec<PortRow>,
     /// Usable backends (distinct endpoint addresses).
     pub backends: u64,
+    /// Selector; absent when read from the pins, and as an agent that is older than this command tells it.
+    #[serde(default)]
+    pub selector: Option<BTreeMap<String, String>>,
 }
 
 /// A port in [`ServiceRow`].
@@ -195,8 +198,6 @@ pub struct ServiceDetail {
     pub labels: Option<BTreeMap<String, String>>,
     /// Annotations; absent when read from the pins.
     pub annotations: Option<BTreeMap<String, String>>,
-    /// Selector; absent when read from the pins.
-    pub selector: Option<BTreeMap<String, String>>,
     /// IP families.
     pub ip_families: Vec<String>,
     /// External traffic policy.

@@ -5,6 +5,7 @@ use std::{net::IpAddr, ops::RangeInclusive, path::PathBuf};
 use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum, error::ErrorKind};
 use ipnet::IpNet;
 
+use super::client_args::{Env, Exec, Resolv, Shell};
 use crate::{
     config::{Bind, HEALTHZ_PORT, METRICS_PORT},
     logs,
@@ -25,7 +26,7 @@ pub(super) struct Cli {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Options of every command")]
 pub(super) struct Global {
-    /// Form of the answer [default: table]
+    /// Form of the answer; wide is a list with more columns [default: table]
     #[arg(short, long, value_enum, global = true, value_name = "FORM")]
     pub(super) output: Option<Output>,
     /// Where the agent keeps its state and listens
@@ -69,6 +70,19 @@ pub(super) enum Command {
         /// Only say what would be removed
         #[arg(long)]
         dry_run: bool,
+    },
+    /// Print the environment variables by which a container of a namespace finds Services
+    Env(Env),
+    /// Start a command with these environment variables; what the caller has set itself wins
+    #[command(after_help = "Exit codes: the command's, 126 it cannot be started, 127 there is none.")]
+    Exec(Exec),
+    /// Print the resolv.conf of a pod of a namespace
+    Resolv(Resolv),
+    /// Print a script with which a shell completes commands and options
+    Completion {
+        /// Which shell
+        #[arg(value_enum)]
+        shell: Shell,
     },
     /// Print the version
     Version,
@@ -184,6 +198,7 @@ pub(super) struct Run {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(super) enum Output {
     Table,
+    Wide,
     Json,
     Yaml,
 }
@@ -201,6 +216,13 @@ impl Cli {
     /// What clap cannot say.
     fn check(&self) -> Result<(), clap::Error> {
         let conflict = |text: String| Err(Self::command().error(ErrorKind::ArgumentConflict, text));
+        let list = matches!(
+            self.command,
+            Command::Service(ServiceCommand::List) | Command::Backend(_) | Command::Conntrack(_)
+        );
+        if self.global.output == Some(Output::Wide) && !list {
+            return conflict("--output wide is for lists: `service list`, `backend list`, `conntrack list`".to_owned());
+        }
         let name = match &self.command {
             Command::Run(run) => {
                 let v4 = run.service_cidr.iter().filter(|net| net.addr().is_ipv4()).count();
@@ -211,11 +233,15 @@ impl Cli {
                 "run"
             }
             Command::Cleanup { .. } => "cleanup",
+            Command::Exec(_) => "exec",
+            Command::Resolv(_) => "resolv",
+            Command::Completion { .. } => "completion",
             Command::Status
             | Command::Service(_)
             | Command::Backend(_)
             | Command::Conntrack(_)
             | Command::Check { .. }
+            | Command::Env(_)
             | Command::Version => return Ok(()),
         };
         if self.global.output.is_none() {
@@ -223,6 +249,18 @@ impl Cli {
         }
         conflict(format!("--output: `ballast {name}` has no answer that comes in forms; leave it out"))
     }
+}
+
+/// The script for `shell`.
+pub(super) fn completion(shell: Shell) -> String {
+    let shell = match shell {
+        Shell::Bash => clap_complete::Shell::Bash,
+        Shell::Zsh => clap_complete::Shell::Zsh,
+        Shell::Fish => clap_complete::Shell::Fish,
+    };
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "ballast", &mut script);
+    String::from_utf8_lossy(&script).into_owned()
 }
 
 /// Ends the process as clap does when an argument is missing.

@@ -1,6 +1,8 @@
 //! The command line.
 
 mod args;
+mod client_args;
+mod clients;
 mod render;
 
 use std::{
@@ -88,6 +90,13 @@ async fn execute(Cli { command, mut global }: Cli) -> anyhow::Result<ExitCode> {
             say(&lines.join("\n"))?;
             Ok(ExitCode::SUCCESS)
         }
+        Command::Env(options) => clients::env(&options, output),
+        Command::Exec(options) => clients::exec(options),
+        Command::Resolv(options) => clients::resolv(options),
+        Command::Completion { shell } => {
+            say(&args::completion(shell))?;
+            Ok(ExitCode::SUCCESS)
+        }
         Command::Version => {
             let version = serde_json::json!({ "version": env!("CARGO_PKG_VERSION") });
             let text = render::print(&version, output, |_| format!("ballast {}", env!("CARGO_PKG_VERSION")))?;
@@ -172,7 +181,7 @@ async fn show(global: &Global, output: Output, request: &Request) -> anyhow::Res
     };
     let text = match &response {
         Response::Status(status) => render::print(status.as_ref(), output, render::status)?,
-        Response::Services(rows) => render::print(rows, output, |rows| render::services(rows))?,
+        Response::Services(rows) => render::print(rows, output, |rows| render::services(rows, output == Output::Wide))?,
         Response::Detail(detail) => render::print(detail.as_ref(), output, render::detail)?,
         Response::NotFound { .. } | Response::Error { .. } => String::new(),
     };

@@ -18,7 +18,7 @@ pub(super) fn print<T: Serialize>(
     table: impl FnOnce(&T) -> String,
 ) -> anyhow::Result<String> {
     Ok(match output {
-        Output::Table => table(value),
+        Output::Table | Output::Wide => table(value),
         Output::Json => serde_json::to_string_pretty(value)?,
         Output::Yaml => serde_saphyr::to_string(value)?,
     })
@@ -54,27 +54,41 @@ fn line(text: &mut String, content: &str) {
 }
 
 /// `ballast service list`.
-pub(super) fn services(rows: &[ServiceRow]) -> String {
+pub(super) fn services(rows: &[ServiceRow], wide: bool) -> String {
     if rows.is_empty() {
         return "No Services.".to_owned();
     }
+    let narrow = |row: &ServiceRow| {
+        [
+            row.namespace.clone(),
+            row.name.clone(),
+            row.service_type.clone(),
+            list(row.cluster_ips.iter().cloned()),
+            list(row.load_balancer_ips.iter().map(ToString::to_string)),
+            list(row.ports.iter().map(|port| match port.node_port {
+                Some(node_port) => format!("{}:{node_port}/{}", port.port, port.protocol),
+                None => format!("{}/{}", port.port, port.protocol),
+            })),
+            row.backends.to_string(),
+        ]
+    };
+    let header = ["NAMESPACE", "NAME", "TYPE", "CLUSTER-IP", "EXTERNAL-IP", "PORT(S)", "BACKENDS"];
+    if !wide {
+        return columns(header, rows.iter().map(narrow));
+    }
+    let [namespace, name, kind, cluster_ip, external_ip, ports, backends] = header;
     columns(
-        ["NAMESPACE", "NAME", "TYPE", "CLUSTER-IP", "EXTERNAL-IP", "PORT(S)", "BACKENDS"],
+        [namespace, name, kind, cluster_ip, external_ip, ports, backends, "SELECTOR"],
         rows.iter().map(|row| {
-            [
-                row.namespace.clone(),
-                row.name.clone(),
-                row.service_type.clone(),
-                list(row.cluster_ips.iter().cloned()),
-                list(row.load_balancer_ips.iter().map(ToString::to_string)),
-                list(row.ports.iter().map(|port| match port.node_port {
-                    Some(node_port) => format!("{}:{node_port}/{}", port.port, port.protocol),
-                    None => format!("{}/{}", port.port, port.protocol),
-                })),
-                row.backends.to_string(),
-            ]
+            let [namespace, name, kind, cluster_ip, external_ip, ports, backends] = narrow(row);
+            [namespace, name, kind, cluster_ip, external_ip, ports, backends, pairs(row.selector.as_ref())]
         }),
     )
+}
+
+/// Labels and the like; `None` where the tables do not tell them.
+fn pairs(map: Option<&BTreeMap<String, String>>) -> String {
+    map.map_or_else(|| "<unknown>".to_owned(), |map| list(map.iter().map(|(key, value)| format!("{key}={value}"))))
 }
 
 fn service(name: &ServicePortName) -> String {
@@ -175,17 +189,13 @@ pub(super) fn found(all: &[Found]) -> String {
 /// `ballast service describe`.
 pub(super) fn detail(detail: &ServiceDetail) -> String {
     let row = &detail.row;
-    let pairs = |map: &Option<BTreeMap<String, String>>| match map {
-        Some(map) => list(map.iter().map(|(key, value)| format!("{key}={value}"))),
-        None => "<unknown>".to_owned(),
-    };
     let mut text = String::new();
     for (name, value) in [
         ("Name", row.name.clone()),
         ("Namespace", row.namespace.clone()),
-        ("Labels", pairs(&detail.labels)),
-        ("Annotations", pairs(&detail.annotations)),
-        ("Selector", pairs(&detail.selector)),
+        ("Labels", pairs(detail.labels.as_ref())),
+        ("Annotations", pairs(detail.annotations.as_ref())),
+        ("Selector", pairs(row.selector.as_ref())),
         ("Type", row.service_type.clone()),
         ("IP Families", list(detail.ip_families.iter().cloned())),
         ("IPs", list(row.cluster_ips.iter().cloned())),
@@ -325,4 +335,33 @@ pub(super) fn status(status: &Status) -> String {
         }
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wide_list_of_services_ends_with_their_selectors() {
+        let mut row = ServiceRow {
+            namespace: "default".to_owned(),
+            name: "web".to_owned(),
+            service_type: "ClusterIP".to_owned(),
+            cluster_ips: vec!["10.96.0.7".to_owned()],
+            load_balancer_ips: Vec::new(),
+            ports: Vec::new(),
+            backends: 2,
+            selector: Some([("app", "web"), ("tier", "front")].map(|(key, value)| (key.into(), value.into())).into()),
+        };
+        let last = |row: &ServiceRow, wide| {
+            let text = services(std::slice::from_ref(row), wide);
+            text.lines().map(|line| line.split_whitespace().last().unwrap_or_default().to_owned()).collect::<Vec<_>>()
+        };
+        assert_eq!(last(&row, true), ["SELECTOR", "app=web,tier=front"]);
+        assert_eq!(last(&row, false), ["BACKENDS", "2"]);
+        row.selector = Some(BTreeMap::new());
+        assert_eq!(last(&row, true), ["SELECTOR", "<none>"]);
+        row.selector = None;
+        assert_eq!(last(&row, true), ["SELECTOR", "<unknown>"]);
+    }
 }

@@ -55,7 +55,6 @@ impl Left<'_> {
             row: row(&name, &ports),
             labels: None,
             annotations: None,
-            selector: None,
             ip_families: families.iter().map(ToString::to_string).collect(),
             external_traffic_policy: policy(|kind| kind != FrontendKind::ClusterIp),
             internal_traffic_policy: policy(|kind| kind == FrontendKind::ClusterIp),
@@ -131,6 +130,7 @@ fn row(name: &ObjectName, ports: &[Port<'_>]) -> ServiceRow {
         load_balancer_ips: balancers.into_iter().collect(),
         ports: port_rows(ports),
         backends: backends.len() as u64,
+        selector: None,
     }
 }
 

@@ -141,6 +141,7 @@ fn status_names_what_is_not_as_asked() {
     let status: lb_userspace::report::Status = serde_json::from_str(&json.stdout).expect("a status");
     assert_eq!((status.warnings.len(), status.services, &*status.node), (2, 1, "node1"));
     bpffs.place.run(&["service", "list"]).expect(0, &["LoadBalancer", "10.96.0.10", "80:30080/TCP"]);
+    bpffs.place.run(&["service", "list", "-o", "wide"]).expect(0, &["BACKENDS   SELECTOR\n", "   <none>\n"]);
 }
 
 #[test]
@@ -158,6 +159,7 @@ fn the_tables_tell_what_an_agent_left() {
     let list = place.run(&["service", "list"]);
     list.expect(3, &["web", "LoadBalancer", "10.96.0.10", "203.0.113.7", "80/TCP"]);
     assert!(list.stderr.contains("no agent runs on"), "{list:?}");
+    place.run(&["service", "list", "-o", "wide"]).expect(3, &["SELECTOR\n", "   <unknown>\n"]);
     let detail = place.run(&["service", "describe", "default/web"]);
     let parts =
         ["ClusterIP", "10.96.0.10:80", "203.0.113.7:80", "10.244.1.5:8080/TCP", "10.244.2.5:8080/TCP", "in use"];

@@ -2,6 +2,7 @@
 
 mod agent;
 mod check;
+mod clients;
 mod documents;
 mod listing;
 mod place;

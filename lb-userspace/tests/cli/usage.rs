@@ -10,7 +10,21 @@ fn help_names_every_command_and_the_exit_codes() {
     for (arguments, parts) in [
         (
             &["--help"][..],
-            &["run", "status", "service", "backend", "conntrack", "cleanup", "version", "Exit codes", "--state-dir"][..],
+            &[
+                "run",
+                "status",
+                "service",
+                "backend",
+                "conntrack",
+                "cleanup",
+                "env",
+                "exec",
+                "resolv",
+                "completion",
+                "version",
+                "Exit codes",
+                "--state-dir",
+            ][..],
         ),
         (&["run", "--help"], &["--filename", "--config", "--allocations", "--service-cidr", "--node-port-range"]),
         (&["service", "describe", "--help"], &["NAMESPACE/NAME", "--output"]),
@@ -40,7 +54,8 @@ fn wrong_usage_is_told_and_ends_with_2() {
         (&["run", "-f", "x", "--service-cidr", "10.0.0.0/16,10.1.0.0/16"], "at most one IPv4 and one IPv6"),
         (&["run", "-f", "x", "--node-port-range", "9-1"], "write two ports"),
         (&["run", "-f", "x", "-o", "json"], "leave it out"),
-        (&["status", "-o", "xml"], "table, json, yaml"),
+        (&["status", "-o", "xml"], "table, wide, json, yaml"),
+        (&["status", "-o", "wide"], "--output wide is for lists"),
         (&["service", "describe", "web"], "write NAMESPACE/NAME"),
     ] {
         place.run(arguments).expect_error(2, &[part]);
