@@ -8,6 +8,7 @@
 
 mod cleanup;
 mod collect;
+mod dns;
 mod input;
 mod loader;
 mod network;
@@ -28,8 +29,10 @@ use tokio::{
     time::{Instant, MissedTickBehavior, interval_at, sleep_until},
 };
 
-pub use self::{cleanup::cleanup, input::SourceOptions};
-use self::{collect::Collection, input::Input, network::Network, orphans::Orphans, takeover::Takeover, web::Web};
+pub use self::{cleanup::cleanup, dns::DnsOptions, input::SourceOptions};
+use self::{
+    collect::Collection, dns::Dns, input::Input, network::Network, orphans::Orphans, takeover::Takeover, web::Web,
+};
 use crate::{
     bpf::{self, Datapath},
     config::{Config, Notes},
@@ -68,6 +71,8 @@ pub struct RunOptions {
     pub bpffs: PathBuf,
     /// The cgroup2 whose processes are served; the root of the cgroup2 mount if absent.
     pub cgroup: Option<PathBuf>,
+    /// Answer DNS queries too.
+    pub dns: Option<DnsOptions>,
 }
 
 /// What `ballast cleanup` was asked for.
@@ -108,6 +113,7 @@ struct Agent {
     netns_cookie: u64,
     collection: Collection,
     web: Web,
+    dns: Option<Dns>,
 }
 
 /// Runs until SIGTERM or SIGINT. What was pinned stays and keeps forwarding.
@@ -189,6 +195,7 @@ impl Agent {
         let clock = Clock { now, ticks_per_second: clock_ticks };
         let seconds = options.config.takeover_seconds;
         let network = Network::open(&options).await?;
+        let dns = Dns::start(&options, &model).await?;
         let collection = Collection::new(&datapath.maps);
         let snapshots = snapshot::Writer::new(snapshot::file(&options.state_dir), options.node.clone());
         let mut agent = Self {
@@ -211,6 +218,7 @@ impl Agent {
             orphans: Orphans::open(),
             collection,
             web,
+            dns,
         };
         agent.network.list(&agent.options).await;
         if agent.input.is_ready() {
@@ -255,6 +263,9 @@ impl Agent {
     /// The source has another state, which is whole.
     async fn source_changed(&mut self) {
         self.program().await;
+        if let Some(dns) = &self.dns {
+            dns.set(&self.model);
+        }
         if self.input.is_of_cluster() {
             self.snapshots.mark();
         }

@@ -9,14 +9,15 @@ use std::{
 };
 
 use anyhow::Context as _;
+use ipnet::IpNet;
 
-use self::args::{BackendCommand, Cli, Command, ConntrackCommand, Global, Output, Run, ServiceCommand};
+use self::args::{BackendCommand, Cli, Command, ConntrackCommand, Dns, Global, Output, Run, ServiceCommand};
 use crate::{
     agent::{self, CleanupOptions, RunOptions, SourceOptions},
     check::{self, CheckOptions, Level},
     config::{self, Loaded},
     control::{self, AskError, Request, Response},
-    file_source,
+    dns, file_source,
     k8s::source::{Access, AccessError},
     listing::{self, Filter, Tables},
     memory,
@@ -50,6 +51,11 @@ async fn execute(Cli { command, global }: Cli) -> anyhow::Result<ExitCode> {
         Command::Run(run) => {
             log();
             agent::run(options(*run, global)?).await?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Dns(arguments) => {
+            log();
+            dns::run(dns_options(arguments)).await?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Status => show(&global, output, &Request::Status).await,
@@ -100,9 +106,22 @@ fn object((namespace, name): (String, String)) -> ObjectName {
     ObjectName { namespace, name }
 }
 
+fn dns_options(Dns { file, listen, zone, ttl, service_cidr, allocations }: Dns) -> dns::Options {
+    let mut source = file_source::Options { allocations, ..file_source::Options::new(file) };
+    if !service_cidr.is_empty() {
+        source.service_cidrs = service_cidr.iter().map(IpNet::trunc).collect();
+    }
+    dns::Options { source, listen, zone: dns::zone::Options { zone, ttl } }
+}
+
 fn log() {
     use tracing_subscriber::{EnvFilter, filter::LevelFilter};
     let filter = EnvFilter::builder().with_default_directive(LevelFilter::INFO.into()).from_env_lossy();
+    // It logs every query at INFO.
+    let filter = match "hickory_server=warn".parse() {
+        Ok(quiet) if std::env::var_os("RUST_LOG").is_none() => filter.add_directive(quiet),
+        _ => filter,
+    };
     let colour = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(colour).init();
 }
@@ -128,6 +147,8 @@ fn options(run: Run, global: Global) -> anyhow::Result<RunOptions> {
     config.healthz_bind = run.healthz_bind_address.or(config.healthz_bind);
     config.metrics_bind = run.metrics_bind_address.or(config.metrics_bind);
     let Global { state_dir, bpffs, cgroup, .. } = global;
+    let zone = dns::zone::Options { zone: run.cluster_domain, ttl: dns::DEFAULT_TTL };
+    let dns = run.dns.then_some(agent::DnsOptions { listen: run.dns_listen, zone });
     let service_cidrs: Vec<_> = run.service_cidr.into_iter().map(|net| net.trunc()).collect();
     let source = if let Some(path) = run.file {
         let mut options = file_source::Options::new(path);
@@ -150,7 +171,7 @@ fn options(run: Run, global: Global) -> anyhow::Result<RunOptions> {
         };
         SourceOptions::Cluster { access, service_cidrs: (!service_cidrs.is_empty()).then_some(service_cidrs) }
     };
-    Ok(RunOptions { source, node, config, notes, state_dir, bpffs, cgroup })
+    Ok(RunOptions { source, node, config, notes, state_dir, bpffs, cgroup, dns })
 }
 
 async fn show(global: &Global, output: Output, request: &Request) -> anyhow::Result<ExitCode> {
