@@ -104,7 +104,7 @@ impl RequestHandler for Handler {
         metadata.authoritative = reply.authoritative;
         metadata.checking_disabled = false;
         let mut edns = Edns::new();
-        edns.set_max_payload(request.max_payload().min(UDP_LIMIT)).set_rcode_high(reply.code.high());
+        edns.set_max_payload(request.max_payload().min(UDP_LIMIT));
         let mut builder = MessageResponseBuilder::from_message_request(request);
         if request.edns.is_some() {
             builder.edns(&edns);

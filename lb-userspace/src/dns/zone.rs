@@ -218,7 +218,7 @@ impl Zone {
         while !self.names.contains_key(name) {
             self.names.insert(name.to_owned(), Vec::new());
             match name.split_once('.') {
-                Some((_, parent)) if self.apex(parent) == Some(&self.options.zone) => name = parent,
+                Some((_, parent)) if self.apex(parent) == Some(self.options.zone.as_str()) => name = parent,
                 _ => break,
             }
         }
