@@ -181,7 +181,7 @@ mod tests {
         }
         assert_eq!(sent, [(0, 1), (300, 151), (600, 301), (900, 451)]);
         // Over for an hour, it is forgotten.
-        assert_eq!(ledger.observe(BTreeSet::new(), start + Duration::from_secs(1200) + FORGET), []);
+        assert_eq!(ledger.observe(BTreeSet::new(), start + Duration::from_mins(20) + FORGET), []);
         assert!(ledger.told.is_empty());
     }
 

@@ -16,6 +16,7 @@ pub mod control;
 mod convert;
 pub mod describe;
 pub mod desired;
+pub mod dns;
 pub mod engine;
 pub mod events;
 pub mod file_source;

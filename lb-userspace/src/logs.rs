@@ -117,15 +117,12 @@ impl Limit {
             self.left = self.left.saturating_add(u32::try_from(more).unwrap_or(BURST)).min(BURST);
             self.since = now;
         }
-        match self.left.checked_sub(1) {
-            Some(left) => {
-                self.left = left;
-                Some(std::mem::take(&mut self.suppressed))
-            }
-            None => {
-                self.suppressed += 1;
-                None
-            }
+        if let Some(left) = self.left.checked_sub(1) {
+            self.left = left;
+            Some(std::mem::take(&mut self.suppressed))
+        } else {
+            self.suppressed += 1;
+            None
         }
     }
 }
@@ -200,7 +197,7 @@ impl Visit for Fields {
 
     fn record_str(&mut self, field: &Field, value: &str) {
         if field.name() == "message" {
-            self.message = value.to_owned();
+            value.clone_into(&mut self.message);
         } else {
             self.others.push((field.name(), value.to_owned()));
         }

@@ -1,4 +1,4 @@
-//! What a service manager is told (sd_notify(3)): `READY=1` once the first state is in the tables, `WATCHDOG=1` as long as
+//! What a service manager is told (`sd_notify(3))`: `READY=1` once the first state is in the tables, `WATCHDOG=1` as long as
 //! the loop goes round, `STOPPING=1` at the end. Without `$NOTIFY_SOCKET` nobody is told anything.
 
 use std::{

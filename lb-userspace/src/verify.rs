@@ -121,13 +121,12 @@ impl Verifier {
         let mut round = Round::default();
         self.ours(store, mirror, &mut round)?;
         let (hashes, arrays) = sizes(store);
-        match self.rest.checked_sub(1) {
-            Some(rest) => self.rest = rest,
-            None => {
-                let used = Table::ALL.iter().filter(|table| !table.is_array()).map(|table| mirror.len(*table)).sum();
-                if theirs(&mut self.published, false, used, store, mirror, &mut round)? {
-                    self.rest = hashes / BUCKETS;
-                }
+        if let Some(rest) = self.rest.checked_sub(1) {
+            self.rest = rest
+        } else {
+            let used = Table::ALL.iter().filter(|table| !table.is_array()).map(|table| mirror.len(*table)).sum();
+            if theirs(&mut self.published, false, used, store, mirror, &mut round)? {
+                self.rest = hashes / BUCKETS;
             }
         }
         theirs(&mut self.arrays, true, arrays, store, mirror, &mut round)?;

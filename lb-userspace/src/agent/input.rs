@@ -47,7 +47,7 @@ pub(super) struct Input {
 
 enum From {
     Documents(Documents),
-    Cluster(Cluster),
+    Cluster(Box<Cluster>),
 }
 
 struct Cluster {
@@ -79,7 +79,7 @@ impl Input {
                     service_cidrs: service_cidrs.is_none(),
                     timing: Timing::default(),
                 };
-                From::Cluster(Cluster { source: source::Source::start(options).await?, snapshot: None })
+                From::Cluster(Box::new(Cluster { source: source::Source::start(options).await?, snapshot: None }))
             }
         };
         Ok(Self { from, first: true })

@@ -8,6 +8,7 @@
 
 mod cleanup;
 mod collect;
+mod dns;
 mod events;
 mod input;
 mod loader;
@@ -30,10 +31,10 @@ use tokio::{
     time::{Instant, MissedTickBehavior, interval_at, sleep_until},
 };
 
-pub use self::{cleanup::cleanup, input::SourceOptions};
+pub use self::{cleanup::cleanup, dns::DnsOptions, input::SourceOptions};
 use self::{
-    collect::Collection, events::Events, input::Input, network::Network, orphans::Orphans, takeover::Takeover,
-    verify::Verification, web::Web,
+    collect::Collection, dns::Dns, events::Events, input::Input, network::Network, orphans::Orphans,
+    takeover::Takeover, verify::Verification, web::Web,
 };
 use crate::{
     bpf::{self, Datapath},
@@ -79,6 +80,8 @@ pub struct RunOptions {
     pub proc_sys_net: PathBuf,
     /// Whether a bpffs is mounted where there is none.
     pub mount_bpffs: bool,
+    /// Answer DNS queries too.
+    pub dns: Option<DnsOptions>,
 }
 
 /// What `ballast cleanup` was asked for.
@@ -123,6 +126,7 @@ struct Agent {
     verification: Verification,
     events: Events,
     web: Web,
+    dns: Option<Dns>,
 }
 
 /// Runs until SIGTERM or SIGINT. What was pinned stays and keeps forwarding.
@@ -214,6 +218,7 @@ impl Agent {
         let clock = Clock { now, ticks_per_second: clock_ticks };
         let seconds = options.config.takeover_seconds;
         let network = Network::open(&options).await?;
+        let dns = Dns::start(&options, &model).await?;
         let collection = Collection::new(&datapath.maps);
         let events = Events::new(input.recorder(&options.node));
         let snapshots = snapshot::Writer::new(snapshot::file(&options.state_dir), options.node.clone());
@@ -239,6 +244,7 @@ impl Agent {
             verification: Verification::new(),
             events,
             web,
+            dns,
         };
         agent.network.list(&agent.options).await;
         if agent.input.is_ready() {
@@ -286,6 +292,9 @@ impl Agent {
     async fn source_changed(&mut self) {
         self.program().await;
         self.tell_events();
+        if let Some(dns) = &self.dns {
+            dns.set(&self.model);
+        }
         if self.input.is_of_cluster() {
             self.snapshots.mark();
         }

@@ -11,14 +11,15 @@ use std::{
 };
 
 use anyhow::Context as _;
+use ipnet::IpNet;
 
-use self::args::{BackendCommand, Cli, Command, ConntrackCommand, Global, Output, Run, ServiceCommand};
+use self::args::{BackendCommand, Cli, Command, ConntrackCommand, Dns, Global, Output, Run, ServiceCommand};
 use crate::{
     agent::{self, CleanupOptions, RunOptions, SourceOptions},
     check::{self, CheckOptions, Level},
     config::{self, Loaded},
     control::{self, AskError, Request, Response},
-    file_source,
+    dns, file_source,
     k8s::source::{Access, AccessError},
     listing::{self, Filter, Tables},
     logs, memory,
@@ -52,7 +53,12 @@ async fn execute(Cli { command, mut global }: Cli) -> anyhow::Result<ExitCode> {
     let output = global.output.unwrap_or(Output::Table);
     match command {
         Command::Run(run) => {
-            agent::run(options(*run, global)?).await?;
+            Box::pin(agent::run(options(*run, global)?)).await?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Dns(arguments) => {
+            logs::start(logs::Options::default());
+            dns::run(dns_options(arguments)).await?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Status => show(&global, output, &Request::Status).await,
@@ -110,6 +116,14 @@ fn object((namespace, name): (String, String)) -> ObjectName {
     ObjectName { namespace, name }
 }
 
+fn dns_options(Dns { file, listen, zone, ttl, service_cidr, allocations }: Dns) -> dns::Options {
+    let mut source = file_source::Options { allocations, ..file_source::Options::new(file) };
+    if !service_cidr.is_empty() {
+        source.service_cidrs = service_cidr.iter().map(IpNet::trunc).collect();
+    }
+    dns::Options { source, listen, zone: dns::zone::Options { zone, ttl } }
+}
+
 fn options(run: Run, global: Global) -> anyhow::Result<RunOptions> {
     let Loaded { mut config, notes } = match &run.config {
         None => Loaded::default(),
@@ -135,6 +149,8 @@ fn options(run: Run, global: Global) -> anyhow::Result<RunOptions> {
     config.metrics_bind = run.metrics_bind_address.or(config.metrics_bind);
     let Global { state_dir, bpffs, cgroup, proc_sys_net, .. } = global;
     let mount_bpffs = run.mount_bpffs;
+    let zone = dns::zone::Options { zone: run.cluster_domain, ttl: dns::DEFAULT_TTL };
+    let dns = run.dns.then_some(agent::DnsOptions { listen: run.dns_listen, zone });
     let service_cidrs: Vec<_> = run.service_cidr.into_iter().map(|net| net.trunc()).collect();
     let source = if let Some(path) = run.file {
         let mut options = file_source::Options::new(path);
@@ -157,7 +173,7 @@ fn options(run: Run, global: Global) -> anyhow::Result<RunOptions> {
         };
         SourceOptions::Cluster { access, service_cidrs: (!service_cidrs.is_empty()).then_some(service_cidrs) }
     };
-    Ok(RunOptions { source, node, config, notes, state_dir, bpffs, cgroup, proc_sys_net, mount_bpffs })
+    Ok(RunOptions { source, node, config, notes, state_dir, bpffs, cgroup, proc_sys_net, mount_bpffs, dns })
 }
 
 async fn show(global: &Global, output: Output, request: &Request) -> anyhow::Result<ExitCode> {

@@ -136,7 +136,7 @@ mod tests {
         assert_eq!(programmed(&rerouted), programmed(&image), "the same Services");
         let changed: BTreeSet<Table> =
             Table::ALL.into_iter().filter(|table| !rerouted.table(*table).eq(image.table(*table))).collect();
-        let families = addrs.iter().map(|addr| addr.is_ipv4()).collect::<BTreeSet<_>>();
+        let families = addrs.iter().map(IpAddr::is_ipv4).collect::<BTreeSet<_>>();
         for table in &changed {
             assert!(
                 matches!(

@@ -36,7 +36,7 @@ pub fn cgroup2_root() -> io::Result<PathBuf> {
 }
 
 /// The mount that shows most of the hierarchy, the first of several. A container with a cgroup namespace of its own sees
-/// its own cgroup as `/`, and the node's, mounted beside it, as `/..` for each level above (cgroup_namespaces(7)): hooks
+/// its own cgroup as `/`, and the node's, mounted beside it, as `/..` for each level above (`cgroup_namespaces(7))`: hooks
 /// in the first would serve the agent alone.
 fn highest_cgroup2(mountinfo: &str) -> Option<PathBuf> {
     cgroup2_below(mountinfo, Path::new("/"))

@@ -50,7 +50,7 @@ impl Program {
 
     /// Whether its package is one of tests, which are built into a program of their own.
     pub(crate) fn is_test(&self) -> bool {
-        self.name.ends_with(".test")
+        self.name.strip_suffix(".test").is_some()
     }
 
     /// All of tests/cluster, by name.

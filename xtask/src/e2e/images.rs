@@ -87,7 +87,7 @@ pub(super) fn name(id: &str) -> Result<String> {
     })
 }
 
-/// CoreDNS's, by the version it is built of.
+/// `CoreDNS`'s, by the version it is built of.
 pub(super) fn coredns_name() -> Result<String> {
     Ok(format!("registry.k8s.io/coredns/coredns:{}", cluster::version("coredns")?))
 }

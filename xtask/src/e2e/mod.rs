@@ -68,6 +68,7 @@ const PACKAGES: [&str; 22] = [
 ];
 
 #[derive(Args, Debug, Clone)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of its own")]
 pub(crate) struct Options {
     /// Which tests, by their full names
     #[arg(long, value_name = "RE", default_value = r"\[sig-network\] Services")]

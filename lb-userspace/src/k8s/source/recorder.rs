@@ -108,12 +108,11 @@ impl Budget {
             self.left = self.left.saturating_add(more).min(BURST);
             self.since = Instant::now();
         }
-        match self.left.checked_sub(1) {
-            Some(left) => self.left = left,
-            None => {
-                sleep_until(self.since + EVERY).await;
-                self.since = Instant::now();
-            }
+        if let Some(left) = self.left.checked_sub(1) {
+            self.left = left
+        } else {
+            sleep_until(self.since + EVERY).await;
+            self.since = Instant::now();
         }
     }
 }
@@ -213,8 +212,7 @@ impl Task {
         let body = body(&due.event, &names, &uid, &self.node, at);
         let content = Content { kind: "application/json", bytes: body.to_string().into_bytes() };
         match ask(&current, Method::POST, &names.path(false), Some(content)).await {
-            Ok(_) => Ok(Outcome::Sent),
-            Err(Failure { cause: Cause::Refused(409, _), .. }) => Ok(Outcome::Sent),
+            Ok(_) | Err(Failure { cause: Cause::Refused(409, _), .. }) => Ok(Outcome::Sent),
             // The object goes with it.
             Err(Failure { cause: Cause::Forbidden(why), .. }) if why.contains("being terminated") => {
                 Ok(Outcome::Dropped)

@@ -52,7 +52,7 @@ struct Closed;
 
 /// What ends a list or a watch before its end.
 enum End {
-    Failed(Failure, Option<Current>),
+    Failed(Box<Failure>, Option<Current>),
     Closed,
 }
 
@@ -83,7 +83,7 @@ impl Watch {
             let (failure, current) = match self.step::<O>(&mut position, &mut pace).await {
                 Ok(()) => continue,
                 Err(End::Closed) => return,
-                Err(End::Failed(failure, current)) => (failure, current),
+                Err(End::Failed(failure, current)) => (*failure, current),
             };
             if verb == "watch" {
                 position.starts += 1;
@@ -114,8 +114,8 @@ impl Watch {
     }
 
     async fn step<O: Watched>(&self, position: &mut Position, pace: &mut Pace) -> Result<(), End> {
-        let current = self.connection.client().await.map_err(|failure| End::Failed(failure, None))?;
-        let failed = |failure| End::Failed(failure, Some(current.clone()));
+        let current = self.connection.client().await.map_err(|failure| End::Failed(Box::new(failure), None))?;
+        let failed = |failure| End::Failed(Box::new(failure), Some(current.clone()));
         match &position.version {
             None => {
                 let limit = if position.unpaged { None } else { Some(PAGE) };
@@ -181,7 +181,7 @@ impl Watch {
         position: &mut Position,
         pace: &mut Pace,
     ) -> Result<(), End> {
-        let failed = |failure| End::Failed(failure, Some(current.clone()));
+        let failed = |failure| End::Failed(Box::new(failure), Some(current.clone()));
         let mut body = response.into_body();
         let mut lines = Lines::default();
         let begin = Instant::now();
