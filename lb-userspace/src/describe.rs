@@ -190,7 +190,7 @@ mod tests {
             "namespace": "default", "name": "web", "type": "LoadBalancer", "clusterIPs": ["10.96.0.10"],
             "loadBalancerIPs": ["203.0.113.7"],
             "ports": [{ "name": "http", "protocol": "TCP", "port": 80, "nodePort": 30080 }],
-            "backends": 2
+            "selector": { "app": "web" }, "backends": 2
         }]);
         assert_eq!(json, expected);
     }

@@ -122,9 +122,10 @@ pub mod testing {
         fn walk(&mut self, table: Table, from: Option<&Cursor>, most: u32) -> io::Result<(Vec<Entry>, Option<Cursor>)> {
             let after = |key: &[u8]| from.is_none_or(|from| *key > *from.0);
             let left = self.tables.iter().filter(|((of, key), _)| *of == table && after(key));
-            let found: Vec<Entry> =
+            let mut found: Vec<Entry> =
                 left.map(|((_, key), value)| (key.clone(), value.clone())).take(most as usize).collect();
             let next = found.last().filter(|_| found.len() == most as usize).map(|(key, _)| Cursor(key.clone()));
+            found.retain(|(_, value)| !table.is_array() || value.iter().any(|byte| *byte != 0));
             Ok((found, next))
         }
 
