@@ -122,7 +122,7 @@ impl Verifier {
         self.ours(store, mirror, &mut round)?;
         let (hashes, arrays) = sizes(store);
         if let Some(rest) = self.rest.checked_sub(1) {
-            self.rest = rest
+            self.rest = rest;
         } else {
             let used = Table::ALL.iter().filter(|table| !table.is_array()).map(|table| mirror.len(*table)).sum();
             if theirs(&mut self.published, false, used, store, mirror, &mut round)? {

@@ -1,4 +1,4 @@
-//! What deploy/ installs, as the tests read it: its documents, and the container of its DaemonSet.
+//! What deploy/ installs, as the tests read it: its documents, and the container of its `DaemonSet`.
 
 use std::collections::BTreeSet;
 
@@ -43,7 +43,7 @@ impl Manifest {
         Ok(first)
     }
 
-    /// The spec of the DaemonSet's pods.
+    /// The spec of the `DaemonSet`'s pods.
     pub fn pod(&self) -> anyhow::Result<&Value> {
         self.one("DaemonSet")?.pointer("/spec/template/spec").context("a DaemonSet without pods")
     }
@@ -59,7 +59,7 @@ impl Manifest {
         Ok(["/command", "/args"].into_iter().flat_map(|field| words(container, field)).collect())
     }
 
-    /// The configuration file that the ConfigMap makes.
+    /// The configuration file that the `ConfigMap` makes.
     pub fn config(&self) -> anyhow::Result<&str> {
         text(self.one("ConfigMap")?, "/data/config.yaml").context("no config.yaml")
     }

@@ -28,7 +28,7 @@ fn deploy(name: &str) -> String {
     folder.display().to_string()
 }
 
-/// The credentials of the ServiceAccount in a folder, as a kubelet mounts them.
+/// The credentials of the `ServiceAccount` in a folder, as a kubelet mounts them.
 fn service_account(plane: &ControlPlane, world: &World) -> anyhow::Result<PathBuf> {
     let token = kubectl(plane, &["-n", "kube-system", "create", "token", "ballast"])?;
     let folder = world.directory().join("service-account");

@@ -6,6 +6,7 @@ use std::{
     fs,
     future::Future,
     net::IpAddr,
+    path::Path,
     time::{Duration, Instant},
 };
 
@@ -23,6 +24,9 @@ use lb_userspace::{
 
 /// How long anything here may take; an event's own limit is in its test.
 const LIMIT: Duration = Duration::from_secs(20);
+
+/// Those of the network a thread is in.
+const SYSCTLS: &str = "/proc/sys/net";
 
 /// Runs `body` in `namespace`, as the agent would: one thread, netlink open.
 fn inside<T: Send, F: Future<Output = T>>(namespace: &Namespace, body: impl FnOnce(Netlink) -> F + Send) -> T {
@@ -83,7 +87,7 @@ fn the_host_device_and_its_routes_come_change_and_go() {
     ]);
 
     let device = inside(node, async |netlink| {
-        let device = host_device::ensure(&netlink).await.expect("ballast0");
+        let device = host_device::ensure(&netlink, Path::new(SYSCTLS)).await.expect("ballast0");
         assert_eq!(host_device::sync_routes(&netlink, device, &first).await.expect("routes"), []);
         device
     });
@@ -104,7 +108,7 @@ fn the_host_device_and_its_routes_come_change_and_go() {
     // The second time the kernel is told nothing: no route event comes.
     let log = inside(node, async |netlink| {
         let mut events = events::watch().expect("events");
-        assert_eq!(host_device::ensure(&netlink).await.expect("ballast0"), device);
+        assert_eq!(host_device::ensure(&netlink, Path::new(SYSCTLS)).await.expect("ballast0"), device);
         assert_eq!(host_device::sync_routes(&netlink, device, &first).await.expect("routes"), []);
         tokio::time::timeout(Duration::from_millis(200), events.recv()).await
     });
@@ -141,7 +145,7 @@ fn a_foreign_device_with_our_name_is_left_alone() {
     node.ip("link add ballast1 type veth peer name other0\n").expect("ip");
     let before = network(node);
     let (error, removed) = inside(node, async |netlink| {
-        let error = host_device::ensure(&netlink).await.expect_err("not ours");
+        let error = host_device::ensure(&netlink, Path::new(SYSCTLS)).await.expect_err("not ours");
         (error, host_device::remove(&netlink).await.expect("nothing to remove"))
     });
     assert!(error.to_string().contains("ballast1") && !removed, "{error}");
@@ -193,7 +197,7 @@ fn a_nodes_devices_get_their_roles() {
     let world = World::builder().nodes(1).pods(2).uplinks(2).build().expect("a world");
     let node = world.node(0).place().namespace();
     let (devices, problems, multipath) = inside(node, async |netlink| {
-        host_device::ensure(&netlink).await.expect("ballast0");
+        host_device::ensure(&netlink, Path::new(SYSCTLS)).await.expect("ballast0");
         let (links, addresses) = (netlink.links().await.expect("links"), netlink.addresses().await.expect("addresses"));
         let default_routes = netlink.default_route_devices().await.expect("routes");
         let (devices, problems) = roles::classify(&links, &addresses, &default_routes, &[], XdpMode::Auto);
@@ -261,9 +265,16 @@ fn reserved_ports_are_merged_and_given_back() {
         let read = || fs::read_to_string("/proc/sys/net/ipv4/ip_local_reserved_ports").expect("a sysctl");
         node.run(read).expect("a thread").trim().to_owned()
     };
-    let reserve = |range| node.run(|| reserved_ports::reserve(&range, state.path())).expect("a thread").expect("ports");
-    let restore =
-        |dry_run| node.run(|| reserved_ports::restore(state.path(), dry_run)).expect("a thread").expect("ports");
+    let reserve = |range| {
+        node.run(|| reserved_ports::reserve(&range, Path::new(SYSCTLS), state.path()))
+            .expect("a thread")
+            .expect("ports");
+    };
+    let restore = |dry_run| {
+        node.run(|| reserved_ports::restore(Path::new(SYSCTLS), state.path(), dry_run))
+            .expect("a thread")
+            .expect("ports")
+    };
     assert!(!restore(false));
 
     node.sysctl("ipv4/ip_local_reserved_ports", "80,61000-62005").expect("a sysctl");
@@ -306,7 +317,7 @@ fn a_host_device_says_its_own_indices_and_mac() {
     let world = World::builder().nodes(1).pods(0).build().expect("a world");
     let node = world.node(0).place().namespace();
     let HostDevice { ifindex, mac, peer_ifindex } =
-        inside(node, async |netlink| host_device::ensure(&netlink).await.expect("ballast0"));
+        inside(node, async |netlink| host_device::ensure(&netlink, Path::new(SYSCTLS)).await.expect("ballast0"));
     let mac = mac.map(|byte| format!("{byte:02x}")).join(":");
     let line = node.ip_output(&["-o", "link", "show", "ballast0"]).expect("ip");
     assert!(line.starts_with(&format!("{ifindex}: ballast0@ballast1")) && line.contains(&mac), "{line}");

@@ -315,7 +315,8 @@ fn rule_2_5_1_two_ports_of_a_client_may_share_a_set<A: Ip>() {
     let mut node = node::<A>(Protocol::TCP);
     let client = A::at(net::WORLD, 1, 0);
     let ours = set(&node, &client.addr, SERVICE);
-    let other = (SERVICE + 1..).find(|service| set(&node, &client.addr, *service) == ours).expect("some number");
+    let other =
+        (SERVICE + 1..u32::MAX).find(|service| set(&node, &client.addr, *service) == ours).expect("some number");
     node.frontend(other, Protocol::TCP, other_vip(), Rules::all(KEEP));
     fill(&mut node, other, 100);
     node.affinity(other, u64::from(SECONDS));

@@ -104,7 +104,7 @@ async fn serve(mut stream: TcpStream, shared: &Shared) -> io::Result<()> {
             Fault::Truncated | Fault::Empty | Fault::None => {}
         }
         if verb == "create" || verb == "patch" {
-            let (code, object) = write(shared, &request, &resource, namespace, name);
+            let (code, object) = write(shared, &request, &resource, namespace.as_deref().unwrap_or_default(), name);
             answer(&mut stream, code, "", &object.to_string()).await?;
             continue;
         }
@@ -133,19 +133,13 @@ async fn serve(mut stream: TcpStream, shared: &Shared) -> io::Result<()> {
 }
 
 /// Creates an object, or merges what is sent into one.
-fn write(
-    shared: &Shared,
-    request: &Request,
-    resource: &str,
-    namespace: Option<String>,
-    name: Option<String>,
-) -> (u16, Value) {
+fn write(shared: &Shared, request: &Request, resource: &str, namespace: &str, name: Option<String>) -> (u16, Value) {
     let Ok(sent) = serde_json::from_slice::<Value>(&request.body) else {
         return (400, status(400, "the body is no JSON"));
     };
     let named = name.or_else(|| sent["metadata"]["name"].as_str().map(str::to_owned)).unwrap_or_default();
     shared.change(|store| {
-        let there = store.get(resource, namespace.as_deref().unwrap_or_default(), &named);
+        let there = store.get(resource, namespace, &named);
         let (code, object) = match (&*request.method, there) {
             ("POST", Some(_)) => return (409, status(409, &format!("{resource} {named:?} already exists"))),
             ("POST", None) => (201, sent),

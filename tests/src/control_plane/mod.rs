@@ -36,7 +36,7 @@ const API_CLUSTER_IPS: [IpAddr; 2] = [
 const CONTROLLERS: &str = "*,-node-lifecycle-controller,-taint-eviction-controller,-pod-garbage-collector-controller";
 /// How long a server may take until it answers, on a machine that is busy with other tests.
 const START: Duration = Duration::from_secs(90);
-/// As whom an agent talks to the API server; `agent.yaml` gives it the rights of the ServiceAccount of deploy/.
+/// As whom an agent talks to the API server; `agent.yaml` gives it the rights of the `ServiceAccount` of deploy/.
 const AGENT: &str = "ballast";
 
 /// A running control plane; ended on drop, and with its world.

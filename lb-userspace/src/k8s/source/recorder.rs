@@ -109,7 +109,7 @@ impl Budget {
             self.since = Instant::now();
         }
         if let Some(left) = self.left.checked_sub(1) {
-            self.left = left
+            self.left = left;
         } else {
             sleep_until(self.since + EVERY).await;
             self.since = Instant::now();
