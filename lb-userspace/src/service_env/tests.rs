@@ -1,3 +1,5 @@
+//! The rules E1 to E11 of environment variables, by number.
+
 use std::{fs, path::Path};
 
 use proptest::prelude::*;
