@@ -2,6 +2,7 @@
 //! lasts. No clock and no I/O; [`crate::k8s::source::Recorder`] sends them.
 
 use std::{
+    cmp::Ordering,
     collections::{BTreeMap, BTreeSet},
     time::{Duration, Instant},
 };
@@ -17,8 +18,8 @@ const FORGET: Duration = Duration::from_hours(1);
 /// Events that are kept in mind.
 const MOST: usize = 4096;
 
-/// What is told of an object.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+/// What is told of an object. Two are equal if they tell the same: see [`Self::identity`].
+#[derive(Clone, Debug)]
 pub struct Event {
     /// The object.
     pub regarding: Regarding,
@@ -28,6 +29,28 @@ pub struct Event {
     pub note: String,
     /// It is so on this node, and may be otherwise on others. What is so everywhere is one Event, whoever tells it first.
     pub of_node: bool,
+    /// The note has figures that change with other objects, and tells the same whatever they are.
+    pub varies: bool,
+}
+
+impl PartialEq for Event {
+    fn eq(&self, other: &Self) -> bool {
+        self.identity() == other.identity()
+    }
+}
+
+impl Eq for Event {}
+
+impl PartialOrd for Event {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Event {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.identity().cmp(&other.identity())
+    }
 }
 
 /// An object.
@@ -53,7 +76,12 @@ impl Event {
     /// What a problem is as an Event, if it is one of an object.
     pub fn of(problem: &Problem, reason: &'static str, of_node: bool) -> Option<Self> {
         let regarding = Regarding::of(&problem.object)?;
-        Some(Self { regarding, reason, note: format!("{}; {}", problem.cause, problem.fix), of_node })
+        Some(Self { regarding, reason, note: format!("{}; {}", problem.cause, problem.fix), of_node, varies: false })
+    }
+
+    /// What makes it another Event: a note that varies does not.
+    pub fn identity(&self) -> (&Regarding, &'static str, &str, bool) {
+        (&self.regarding, self.reason, if self.varies { "" } else { &self.note }, self.of_node)
     }
 }
 

@@ -153,7 +153,7 @@ pub fn node_document(node: &Node) -> Value {
     json!({
         "apiVersion": "v1",
         "kind": "Node",
-        "metadata": {"name": node.name(), "labels": {"kubernetes.io/hostname": node.name()}},
+        "metadata": {"name": node.name(), "labels": {"kubernetes.io/hostname": node.name(), "kubernetes.io/os": "linux"}},
         "spec": {"podCIDR": node.pod_cidrs()[0], "podCIDRs": node.pod_cidrs()},
         "status": {
             "addresses": addresses,

@@ -41,7 +41,7 @@ async fn recorder() -> (ApiServer, Source, Recorder) {
 fn event(name: &str, note: &str) -> Event {
     let name = ObjectName { namespace: "default".to_owned(), name: name.to_owned() };
     let regarding = Regarding { kind: Kind::Service, name };
-    Event { regarding, reason: "NoRoom", note: note.to_owned(), of_node: true }
+    Event { regarding, reason: "NoRoom", note: note.to_owned(), of_node: true, varies: false }
 }
 
 async fn until(what: &str, mut done: impl FnMut() -> bool) {

@@ -251,5 +251,6 @@ fn r8_what_does_not_fit_is_an_event_and_a_metric_within_a_second() {
         if refused.abs() < f64::EPSILON { Ok(()) } else { Err(format!("{refused}")) }
     })
     .expect("gone");
-    assert_eq!(api.objects("events").len(), 1);
+    let events = api.objects("events");
+    assert_eq!(events.len(), 1, "{events:#?}");
 }

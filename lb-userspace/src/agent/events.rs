@@ -85,7 +85,9 @@ impl Agent {
         found.extend(of(&desired.problems, "NotServed", false));
         found.extend(of(&desired.warnings, "PartlyServed", false));
         // How large the maps are is this node's configuration.
-        found.extend(of(&self.engine.refused, "NoRoom", true));
+        // Room for how many more entries there is changes with every Service.
+        let refused = of(&self.engine.refused, "NoRoom", true).into_iter();
+        found.extend(refused.map(|event| Event { varies: true, ..event }));
         self.events.observe(found);
     }
 }

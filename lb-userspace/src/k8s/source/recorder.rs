@@ -24,7 +24,7 @@ use super::{
     wire::encode,
 };
 use crate::{
-    events::{Due, Event},
+    events::{Due, Event, Regarding},
     report::Problem,
 };
 
@@ -230,11 +230,10 @@ struct Names {
 
 impl Names {
     fn of(event: &Event, node: &str) -> Self {
-        let object = &event.regarding.name;
-        let node = if event.of_node { node } else { "" };
+        let (Regarding { kind, name: object }, reason, note, of_node) = event.identity();
+        let node = if of_node { node } else { "" };
         let mut hash = Sha256::new();
-        let kind = event.regarding.kind.to_string();
-        for part in [kind.as_str(), event.reason, event.note.as_str(), node] {
+        for part in [kind.to_string().as_str(), reason, note, node] {
             hash.update(part);
             hash.update([0]);
         }
@@ -310,12 +309,12 @@ async fn uid(current: &Current, event: &Event) -> Result<Option<String>, Failure
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{events::Regarding, model::ObjectName};
+    use crate::model::ObjectName;
 
     fn event(note: &str, of_node: bool) -> Event {
         let name = ObjectName { namespace: "default".to_owned(), name: "web".to_owned() };
         let regarding = Regarding { kind: super::super::Kind::Service, name };
-        Event { regarding, reason: "NoRoom", note: note.to_owned(), of_node }
+        Event { regarding, reason: "NoRoom", note: note.to_owned(), of_node, varies: false }
     }
 
     #[test]
