@@ -16,8 +16,8 @@
 //! # The clock
 //! Stamps are compared as they are, and flows do get old. The kernel's clock (jiffies) is read before and after each packet;
 //! if it stood still, memory decides with just that time. If it moved meanwhile, memory decides at every moment in question,
-//! its move between two of the packet's readings of it included, until one explains the bytes, the verdict and all entries
-//! that changed. None is a failure. So nothing is normalised, and no threshold has to be kept away from.
+//! its move between two of the packet's readings of it included, until one explains the bytes, the verdict, what was counted
+//! and all entries that changed. None is a failure. So nothing is normalised, and no threshold has to be kept away from.
 //!
 //! # Rounds
 //! A round has tables of its own. In some a "second" has one or ten ticks, so that flows, fragments and slots time out within

@@ -6,6 +6,7 @@ use lb_common::{
     fragment::Fragment,
     half_open::HalfOpen,
     testing::{FamilyTables, Memory},
+    verdict::Counter,
 };
 use lb_userspace::{image::Table, store::MapStore as _};
 use zerocopy::{FromBytes as _, FromZeros as _, IntoBytes as _};
@@ -95,6 +96,16 @@ impl Twin {
             assert_eq!(found.as_ref(), Some(wanted), "{key:?}");
         }
         flows.len()
+    }
+
+    /// Whether the kernel has counted what memory has, and `counter` once more: two times may explain the same bytes and
+    /// tables, a fragment's age by another reason.
+    pub(crate) fn counts_agree(&self, counter: Counter) -> bool {
+        let mut kernel = self.datapath.maps.counters().expect("counters");
+        kernel.retain(|_, count| *count > 0);
+        let mut ours = self.memory.counters.borrow().clone();
+        *ours.entry(counter).or_default() += 1;
+        kernel == ours
     }
 
     /// Whether the kernel's tables hold what memory does, of all entries that a packet has written: those that have changed

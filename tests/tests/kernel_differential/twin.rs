@@ -315,7 +315,7 @@ impl Twin {
             self.memory.now = now;
             self.memory.turn.set(turn);
             let (verdict, seen) = self.decide(program, frame);
-            if *kernel == seen && self.written_agree(&saved, &late) {
+            if *kernel == seen && self.written_agree(&saved, &late) && self.counts_agree(verdict.counter) {
                 self.memory.turn.set(None);
                 return verdict;
             }
