@@ -8,7 +8,7 @@ use std::{
 use super::Agent;
 use crate::{
     convert::Severity,
-    events::{Due, Event, Ledger},
+    events::{Event, Ledger},
     k8s::source::{Recorder, Sent},
     report::Problem,
     web::metrics::EventCounts,
@@ -58,8 +58,7 @@ impl Events {
         let Some(recorder) = &self.recorder else { return };
         let current = found.into_iter().chain(self.others.values().flatten().cloned()).collect();
         for due in self.ledger.observe(current, Instant::now()) {
-            let Due { event, .. } = &due;
-            let event = event.clone();
+            let event = due.event.clone();
             if !recorder.send(due) {
                 self.delayed += 1;
                 self.ledger.not_sent(&event);
@@ -84,8 +83,7 @@ impl Agent {
         found.extend(of(&self.input.problems(Severity::Warning), "PartlyIgnored", false));
         found.extend(of(&desired.problems, "NotServed", false));
         found.extend(of(&desired.warnings, "PartlyServed", false));
-        // How large the maps are is this node's configuration.
-        // Room for how many more entries there is changes with every Service.
+        // How large the maps are is this node's configuration; what room is left changes with every Service.
         let refused = of(&self.engine.refused, "NoRoom", true).into_iter();
         found.extend(refused.map(|event| Event { varies: true, ..event }));
         self.events.observe(found);

@@ -1,7 +1,5 @@
 //! Where the objects come from: documents or an API server.
 
-use std::path::Path;
-
 use anyhow::Context as _;
 use ipnet::IpNet;
 use tokio::sync::mpsc;
@@ -218,7 +216,7 @@ impl Cluster {
 
 impl Documents {
     async fn open(options: &file_source::Options, model: &mut Model) -> anyhow::Result<Self> {
-        let (watch, ticks) = watch(&options.path)?;
+        let (watch, ticks) = file_source::watch(&options.path)?;
         let words = options.path.display().to_string();
         let loader = Loader::new(options.clone());
         let mut documents = Self {
@@ -280,14 +278,4 @@ impl Documents {
         let of = self.findings.iter().filter(|finding| finding.severity == severity).map(Problem::from);
         of.chain(self.error.clone().filter(|_| severity == Severity::Error)).collect()
     }
-}
-
-fn watch(path: &Path) -> anyhow::Result<(Option<Watch>, mpsc::Receiver<()>)> {
-    if path.as_os_str() == "-" {
-        // Standard input is read once; the sender is gone, so nobody ever hears of a change.
-        return Ok((None, mpsc::channel(1).1));
-    }
-    let (watch, ticks) = Watch::new(path)
-        .with_context(|| format!("cannot watch {}; give a file or folder that exists", path.display()))?;
-    Ok((Some(watch), ticks))
 }

@@ -13,7 +13,7 @@ use super::client_args::{Env, Exec, Resolv, Shell};
 use crate::{
     config::{Bind, HEALTHZ_PORT, METRICS_PORT},
     dns::DEFAULT_TTL,
-    logs,
+    logs, resolv,
 };
 
 /// Kubernetes Services in eBPF.
@@ -142,7 +142,7 @@ pub(super) struct Dns {
     #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:53")]
     pub(super) listen: Vec<SocketAddr>,
     /// The cluster's domain
-    #[arg(long, visible_alias = "cluster-domain", value_name = "NAME", default_value = "cluster.local", value_parser = zone)]
+    #[arg(long, visible_alias = "cluster-domain", value_name = "NAME", default_value = resolv::ZONE, value_parser = zone)]
     pub(super) zone: String,
     /// How long clients may keep an answer, in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = DEFAULT_TTL, value_parser = clap::value_parser!(u32).range(0..=3600))]
@@ -229,7 +229,7 @@ pub(super) struct Run {
     #[arg(long, value_name = "ADDR:PORT", requires = "dns")]
     pub(super) dns_listen: Vec<SocketAddr>,
     /// The cluster's domain
-    #[arg(long, value_name = "NAME", default_value = "cluster.local", value_parser = zone)]
+    #[arg(long, value_name = "NAME", default_value = resolv::ZONE, value_parser = zone)]
     pub(super) cluster_domain: String,
 }
 
@@ -318,7 +318,7 @@ fn object(text: &str) -> Result<(String, String), String> {
 }
 
 /// A domain: labels of letters, digits and dashes, in any case, with or without a dot at the end.
-fn zone(text: &str) -> Result<String, String> {
+pub(super) fn zone(text: &str) -> Result<String, String> {
     let name = text.strip_suffix('.').unwrap_or(text).to_ascii_lowercase();
     let label = |label: &str| {
         (1..=63).contains(&label.len())
@@ -329,7 +329,7 @@ fn zone(text: &str) -> Result<String, String> {
     if name.len() <= 200 && name.split('.').all(label) {
         Ok(name)
     } else {
-        Err("write a domain of letters, digits and dashes, such as cluster.local".to_owned())
+        Err("write a DNS name: letters, digits and dashes, such as cluster.local".to_owned())
     }
 }
 

@@ -5,10 +5,8 @@ use std::{ffi::OsString, net::IpAddr, path::PathBuf};
 use clap::{Args, ValueEnum};
 use ipnet::IpNet;
 
-use crate::{
-    convert::{is_label, is_subdomain},
-    resolv,
-};
+use super::args::zone;
+use crate::{convert::is_label, resolv};
 
 /// Shells that `ballast completion` knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -79,9 +77,4 @@ pub(super) struct Resolv {
 fn namespace(text: &str) -> Result<String, String> {
     let namespace = is_label(text).then(|| text.to_owned());
     namespace.ok_or_else(|| "write a namespace: lower-case letters, digits and -, such as default".to_owned())
-}
-
-fn zone(text: &str) -> Result<String, String> {
-    let zone = text.strip_suffix('.').unwrap_or(text).to_ascii_lowercase();
-    is_subdomain(&zone).then_some(zone).ok_or_else(|| "write a DNS name, such as cluster.local".to_owned())
 }

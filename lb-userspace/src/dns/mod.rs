@@ -3,14 +3,11 @@
 pub mod server;
 pub mod zone;
 
-use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use hickory_server::Server;
-use tokio::{
-    net::{TcpListener, UdpSocket},
-    sync::mpsc,
-};
+use tokio::net::{TcpListener, UdpSocket};
 
 use self::{
     server::{Handler, Zones},
@@ -18,7 +15,7 @@ use self::{
 };
 use crate::{
     convert::Severity,
-    file_source::{self, Finding, Source, Watch},
+    file_source::{self, Finding, Source},
 };
 
 /// How long clients may keep an answer, in seconds (D15).
@@ -48,7 +45,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     // Before the first read, so that questions get SERVFAIL meanwhile (D14).
     let mut server = listen(&options.listen, &zones, "--listen").await?;
     let path = options.source.path.clone();
-    let (_ticker, mut ticks) = watch(&path)?;
+    let (watch, mut ticks) = file_source::watch(&path)?;
     let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
     let mut source = Source::new(options.source);
     let mut first = true;
@@ -74,7 +71,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         }
         first = false;
         tokio::select! {
-            tick = ticks.recv() => if tick.is_none() { anyhow::bail!("the watch of {} ended", path.display()) },
+            tick = ticks.recv(), if watch.is_some() => if tick.is_none() { anyhow::bail!("the watch of {} ended", path.display()) },
             ended = server.block_until_done() => ended.context("the DNS server ended")?,
             _ = terminate.recv() => break,
             interrupted = tokio::signal::ctrl_c() => { interrupted?; break }
@@ -99,23 +96,6 @@ fn tell(loaded: &file_source::Loaded, shown: &mut Vec<Finding>, first: bool) {
             "Service {name}: it has no cluster IP yet (`ballast run` allocates one); its name has no address"
         );
     }
-}
-
-/// A pipe cannot be read twice: no ticks come, and none are missed.
-fn watch(path: &Path) -> anyhow::Result<(Ticker, mpsc::Receiver<()>)> {
-    if path == Path::new("-") {
-        let (sender, ticks) = mpsc::channel(1);
-        return Ok((Ticker::Never(sender), ticks));
-    }
-    let (watch, ticks) = Watch::new(path).with_context(|| format!("cannot watch {}", path.display()))?;
-    Ok((Ticker::Watch(watch), ticks))
-}
-
-/// Keeps the ticks' channel open.
-#[allow(dead_code, reason = "held, never read")]
-enum Ticker {
-    Watch(Watch),
-    Never(mpsc::Sender<()>),
 }
 
 /// Listens on all addresses, UDP and TCP, or on none.

@@ -29,7 +29,10 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use sha2::{Digest, Sha256};
 
 use self::{document::Document, intake::Objects};
-pub use self::{finding::Finding, watch::Watch};
+pub use self::{
+    finding::Finding,
+    watch::{Watch, watch},
+};
 pub use crate::convert::Severity;
 use crate::model::Model;
 

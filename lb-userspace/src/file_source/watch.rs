@@ -8,6 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use anyhow::Context as _;
 use notify::{
     Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher,
     event::{AccessKind, AccessMode, ModifyKind},
@@ -25,6 +26,19 @@ const LONGEST: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub struct Watch {
     _watcher: RecommendedWatcher,
+}
+
+/// Watches what may be watched: standard input is read once, and without a watch no tick ever comes.
+///
+/// # Errors
+/// There is no such file or folder.
+pub fn watch(path: &Path) -> anyhow::Result<(Option<Watch>, mpsc::Receiver<()>)> {
+    if path.as_os_str() == "-" {
+        return Ok((None, mpsc::channel(1).1));
+    }
+    let (watch, ticks) = Watch::new(path)
+        .with_context(|| format!("cannot watch {}; give a file or folder that exists", path.display()))?;
+    Ok((Some(watch), ticks))
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]

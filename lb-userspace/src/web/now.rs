@@ -198,37 +198,34 @@ fn own(registry: &mut Registry, status: &Status) {
     registry.register("problems", "Problems that status tells", gauge(status.problems.len() as u64));
     registry.register("warnings", "Warnings that status tells", gauge(status.warnings.len() as u64));
     registry.register_with_unit("map_memory", "Kernel memory of the maps", Unit::Bytes, gauge(status.bpf_memory_bytes));
-    let (entries, capacity) = (Family::<Labels, Gauge>::default(), Family::<Labels, Gauge>::default());
+    let label = |name: &String| vec![("map", name.clone())];
+    let entries = status.maps.iter().map(|(name, map)| (label(name), map.used));
+    registry.register("map_entries", "Entries of a map", gauges(entries));
+    let capacity = status.maps.iter().map(|(name, map)| (label(name), map.capacity));
+    registry.register("map_capacity", "Entries a map has room for", gauges(capacity));
     let pressure = Family::<Labels, Gauge<f64, AtomicU64>>::default();
     for (name, map) in &status.maps {
-        let labels = vec![("map", name.clone())];
-        entries.get_or_create(&labels).set(i64::try_from(map.used).unwrap_or(i64::MAX));
-        capacity.get_or_create(&labels).set(i64::try_from(map.capacity).unwrap_or(i64::MAX));
         #[expect(clippy::cast_precision_loss, reason = "a ratio")]
-        pressure.get_or_create(&labels).set(map.used as f64 / map.capacity.max(1) as f64);
+        pressure.get_or_create(&label(name)).set(map.used as f64 / map.capacity.max(1) as f64);
     }
-    registry.register("map_entries", "Entries of a map", entries);
-    registry.register("map_capacity", "Entries a map has room for", capacity);
     registry.register_with_unit("map_pressure", "How full a map is: 1 is full", Unit::Ratios, pressure);
-    let packets = Family::<Labels, Counter>::default();
-    for counter in lb_common::verdict::Counter::ALL {
+    let packets = lb_common::verdict::Counter::ALL.iter().map(|counter| {
         let name = format!("{counter:?}");
         let count = status.counters.get(&name).copied().unwrap_or(0);
-        packets.get_or_create(&vec![("verdict", name)]).inc_by(count);
-    }
-    registry.register("packets", "What became of packets and socket calls, by counter (docs/counters.md)", packets);
-    let devices = Family::<Labels, Gauge>::default();
-    for device in &status.devices {
+        (vec![("verdict", name)], count)
+    });
+    let help = "What became of packets and socket calls, by counter (docs/counters.md)";
+    registry.register("packets", help, counters(packets));
+    let devices = status.devices.iter().map(|device| {
         let labels = vec![
             ("device", device.name.clone()),
             ("role", device.role.clone()),
             ("hooks", device.hooks.clone()),
             ("degraded", device.degraded.is_some().to_string()),
         ];
-        devices.get_or_create(&labels).set(1);
-    }
-    registry.register("device", "A device with its role and hooks", devices);
-    let build = Family::<Labels, Gauge>::default();
-    build.get_or_create(&vec![("version", env!("CARGO_PKG_VERSION").to_owned())]).set(1);
-    registry.register("build_info", "This version", build);
+        (labels, 1)
+    });
+    registry.register("device", "A device with its role and hooks", gauges(devices));
+    let build = vec![("version", env!("CARGO_PKG_VERSION").to_owned())];
+    registry.register("build_info", "This version", gauges([(build, 1)]));
 }
