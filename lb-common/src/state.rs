@@ -115,13 +115,17 @@ impl Told {
         self.sequence.wrapping_sub(acknowledged).wrapping_add(BEHIND) < AHEAD + BEHIND
     }
 
-    /// The phase after a FIN or RST in an open connection.
+    /// The phase after a FIN or RST in an open connection. Only an RST with the very number that the other end waits for
+    /// ends it, as at the end itself (RFC 5961 section 3.2); another one counts as a FIN, which ends nothing soon. Else
+    /// thousands of guesses would end an idle connection.
     #[inline(always)]
     const fn ending(&self, phase: Phase, acknowledged: u32) -> Phase {
-        let fits = self.fits(acknowledged);
-        if fits && self.flags.has(TcpFlags::RST) {
+        if self.flags.has(TcpFlags::RST) && self.sequence == acknowledged {
             Phase::CLOSED
-        } else if fits && self.flags.has(TcpFlags::FIN) && phase.0 < Phase::CLOSING.0 {
+        } else if phase.0 < Phase::CLOSING.0
+            && self.flags.has(TcpFlags(TcpFlags::FIN.0 | TcpFlags::RST.0))
+            && self.fits(acknowledged)
+        {
             Phase::CLOSING
         } else {
             phase

@@ -152,8 +152,8 @@ fn r22_loopback_addresses_are_not_served_to_neighbours() {
     loopback_from_outside(&Setup::xdp(true));
 }
 
-/// Numbers a stranger guesses, all over the range; none is near those of the connection but by an accident of one in
-/// thousands.
+/// Numbers a stranger guesses, all over the range. One of them may be near those of a connection, by an accident of one in a
+/// hundred; that ends it no more than the others.
 fn guesses() -> impl Iterator<Item = u32> {
     (0..32_u32).map(|round| round.wrapping_mul(0x0800_0000).wrapping_add(0x0123_4567))
 }

@@ -14,7 +14,7 @@ use lb_common::{
 use crate::{
     ip::{Ip, net},
     node::{BACKEND, From, HZ, KEEP, MASQUERADE, Node, Place, Rules, SERVICE, host, outside, remote_backend, vip},
-    segment::{ACK, FIN_ACK, SYN, SYN_ACK, Segment, first, tcp, udp},
+    segment::{ACK, FIN_ACK, SYN, SYN_ACK, Segment, Transport, first, tcp, udp},
 };
 
 both! {
@@ -113,7 +113,12 @@ fn phases_follow_the_packets<A: Ip>() {
     assert_eq!(phases(), (Phase::CLOSING, Phase::CLOSING));
     server(ACK);
     assert_eq!(phases(), (Phase::CLOSING, Phase::CLOSING));
+    // The server waits for the number behind this one.
     client(TcpFlags::RST);
+    assert_eq!(phases(), (Phase::CLOSING, Phase::CLOSING));
+    let Transport::Tcp { acknowledgment, .. } = from_backend::<A>(ACK).transport else { panic!("TCP") };
+    let transport = Transport::Tcp { flags: TcpFlags::RST, sequence: acknowledgment, acknowledgment: 0 };
+    node.send(From::Device, &Segment { transport, ..tcp(outside(), vip(), ACK) });
     assert_eq!(phases(), (Phase::CLOSED, Phase::CLOSING));
 }
 

@@ -74,6 +74,26 @@ fn a_half_open_flow_is_proved_by_the_number_of_its_syn_ack_alone() {
     }
 }
 
+/// RFC 5961 section 3.2: a number near the right one is a guess.
+#[test]
+fn only_the_rst_that_the_other_end_waits_for_ends_a_connection() {
+    for (phase, guessed) in
+        [(Phase::OPEN, Phase::CLOSING), (Phase::CLOSING, Phase::CLOSING), (Phase::CLOSED, Phase::CLOSED)]
+    {
+        for acknowledged in [0, 100, u32::MAX] {
+            let (ours, theirs) = (Stand { phase, mark: 77 }, Stand { phase, mark: acknowledged });
+            for (distance, expected) in
+                [(0, Phase::CLOSED), (1, guessed), (-1, guessed), (1000, guessed), (1 << 20, phase)]
+            {
+                let sequence = acknowledged.wrapping_add_signed(distance);
+                let told = Told { flags: TcpFlags::RST_ACK, sequence, acknowledgment: 0, end: sequence };
+                assert_eq!(client_told(Protocol::TCP, ours, theirs, &told).0.phase, expected, "{phase:?} {distance}");
+                assert_eq!(backend_told(Protocol::TCP, theirs, ours, &told).phase, expected, "{phase:?} {distance}");
+            }
+        }
+    }
+}
+
 /// Each end's FIN and RST must fit what the other acknowledged.
 #[test]
 fn what_ends_a_connection_fits_its_stream() {
