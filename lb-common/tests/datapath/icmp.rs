@@ -11,12 +11,13 @@ use lb_common::{
 
 use crate::{
     flows::answer_to_host,
+    fragments::cut,
     ip::{Ip, net},
     node::{
         From, KEEP, MASQUERADE, Node, Place, Rules, SERVICE, host, node_addr, other_vip, outside, pod, remote_backend,
         vip,
     },
-    segment::{SYN, SYN_ACK, Segment, Transport, first, l4_checksum, l4_offset, network, sum, tcp},
+    segment::{SYN, SYN_ACK, Segment, Transport, first, l4_checksum, l4_offset, network, sum, tcp, udp},
 };
 
 both! {
@@ -24,6 +25,7 @@ both! {
     the_backend_finds_its_packet_in_an_error_from_before_the_node,
     a_host_process_finds_its_packet,
     an_error_of_a_host_process_reaches_the_backend,
+    an_error_about_a_first_fragment_is_translated,
     errors_change_no_flow,
     forged_errors_are_untouched,
     messages_that_are_no_errors_are_untouched,
@@ -236,6 +238,26 @@ fn forged_errors_are_untouched<A: Ip>() {
     let at = if A::is_v6() { 22 } else { 26 } + size_of::<A>();
     message.0[at..at + size_of::<A>()].copy_from_slice(router::<A>(false).as_ref());
     untouched(&node, &message);
+}
+
+/// Both ends' fragments: the quoted packet has a fragment header (IPv6) or an offset of zero and more to come (IPv4).
+fn an_error_about_a_first_fragment_is_translated<A: Ip>() {
+    for bytes in [8, 64] {
+        let node = two_flows::<A>(Protocol::UDP, MASQUERADE);
+        for frontend in [vip(), other_vip()] {
+            let packet = udp::<A>(outside(), frontend).with_payload(&[7; 120]).frame();
+            let sent = cut::<A>(&packet, &[64], 9).remove(0);
+            let mut seen = sent.clone();
+            forward(&node, &mut seen, Hook::Tc);
+            let header = if A::is_v6() { 8 } else { 0 };
+            let mut message = error::<A>(&router(true), &seen, header + bytes, too_big::<A>());
+            forward(&node, &mut message, Hook::Tc);
+            let (source, destination, quoted) = read::<A>(&message);
+            assert_eq!((source, destination), (frontend.addr, outside::<A>().addr));
+            assert_eq!(quoted, quote::<A>(&sent, header + bytes));
+        }
+        assert_eq!(node.counted(Counter::PortChanged), 1);
+    }
 }
 
 fn messages_that_are_no_errors_are_untouched<A: Ip>() {
