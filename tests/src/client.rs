@@ -305,9 +305,12 @@ pub struct Crowd {
 }
 
 impl Crowd {
-    /// Opens them, to each address in turn; all were answered when this returns.
+    /// Opens them, to each address in turn; all were answered when this returns. However many they are, together they make
+    /// 2,500 echoes a second at most: more than a machine takes would show its queues only.
     pub fn start(place: &Place, to: &[SocketAddr], tcp: u32, udp: u32) -> anyhow::Result<Self> {
-        Self::with(place, to, &["--tcp", &tcp.to_string(), "--udp", &udp.to_string()])
+        let pause = (tcp + udp) * 1000 / 2_500;
+        let [tcp, udp, pause] = [tcp, udp, pause].map(|number| number.to_string());
+        Self::with(place, to, &["--tcp", &tcp, "--udp", &udp, "--interval-ms", &pause])
     }
 
     fn with(place: &Place, to: &[SocketAddr], arguments: &[&str]) -> anyhow::Result<Self> {
