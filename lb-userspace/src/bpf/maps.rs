@@ -316,8 +316,18 @@ impl Maps {
     /// Every entry of a map, as bytes.
     pub fn entries(&self, map: &str) -> io::Result<Vec<(Box<[u8]>, Box<[u8]>)>> {
         let mut entries = Vec::new();
-        self.get(map)?.for_each(|key, value| entries.push((key.into(), value.into())))?;
+        self.each_entry(map, |key, value| entries.push((key.into(), value.into())))?;
         Ok(entries)
+    }
+
+    /// Visits every entry of a map, as bytes.
+    pub fn each_entry(&self, map: &str, visit: impl FnMut(&[u8], &[u8])) -> io::Result<()> {
+        self.get(map)?.for_each(visit)
+    }
+
+    /// Removes an entry of a map; whether there was one.
+    pub fn remove_entry(&self, map: &str, key: &[u8]) -> io::Result<bool> {
+        self.get(map)?.delete(key)
     }
 
     /// An entry of a map, as bytes. Not of a per-CPU map.

@@ -3,7 +3,7 @@
 use std::{cmp::Ordering, collections::BTreeMap};
 
 use lb_common::{
-    fragment::Fragment,
+    fragment::{Fragment, FragmentKey},
     half_open::HalfOpen,
     testing::{FamilyTables, Memory},
     verdict::Counter,
@@ -87,14 +87,15 @@ impl Twin {
         }
         assert!(slots.keys().all(|index| *index < self.setup.half_open));
         let known = tables.fragments.borrow();
-        let kernel = maps.entries(A::FRAGMENTS).expect("fragments");
-        assert_eq!(kernel.len(), known.len(), "{}", A::FRAGMENTS);
-        let fragments: BTreeMap<_, _> = kernel.into_iter().collect();
-        for (key, wanted) in known.iter() {
-            let found =
-                fragments.get(key.as_bytes()).map(|value| Fragment::read_from_bytes(value).expect("a fragment"));
-            assert_eq!(found.as_ref(), Some(wanted), "{key:?}");
-        }
+        let mut met = 0;
+        maps.each_entry(A::FRAGMENTS, |key, value| {
+            let key = FragmentKey::read_from_bytes(key).expect("a fragment's key");
+            let found = Fragment::read_from_bytes(value).expect("a fragment");
+            assert_eq!(Some(&found), known.get(&key), "{key:?}");
+            met += 1;
+        })
+        .expect("fragments");
+        assert_eq!(met, known.len(), "{}", A::FRAGMENTS);
         flows.len()
     }
 
@@ -131,9 +132,17 @@ impl Twin {
     }
 
     /// Takes entries of a family whose conntrack is nearly full from both sides, as a collector would, but without regard
-    /// to which belong together: what is left of a flow must be dealt with as well.
+    /// to which belong together: what is left of a flow must be dealt with as well. Of the fragments, which the kernel
+    /// forgets as it likes when there are thousands, as many are left.
     pub(crate) fn collect<A: Plan>(&mut self, random: &mut Random) {
         let tables = A::of(&mut self.memory);
+        let fragments = tables.fragments.get_mut();
+        if fragments.len() * 4 >= tables.conntrack_capacity * 3 {
+            for key in fragments.keys().copied().filter(|_| random.chance(50)).collect::<Vec<_>>() {
+                fragments.remove(&key);
+                assert!(self.datapath.maps.remove_entry(A::FRAGMENTS, key.as_bytes()).expect("a removal"), "{key:?}");
+            }
+        }
         let flows = tables.conntrack.get_mut();
         if flows.len() * 4 < tables.conntrack_capacity * 3 {
             return;
