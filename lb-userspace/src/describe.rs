@@ -73,6 +73,7 @@ pub fn service_detail(
         external_traffic_policy: policy(service.external_policy).to_owned(),
         internal_traffic_policy: policy(service.internal_policy).to_owned(),
         session_affinity: affinity.unwrap_or_else(|| "None".to_owned()),
+        health_check_node_port: service.health_check_port().map(Into::into),
         frontends,
         endpoints: endpoints(name, service, slices, node, numbers),
         problems: desired.problems.iter().filter(|problem| problem.object == object).cloned().collect(),

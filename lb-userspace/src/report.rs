@@ -206,6 +206,9 @@ pub struct ServiceDetail {
     pub internal_traffic_policy: String,
     /// Session affinity in words.
     pub session_affinity: String,
+    /// Where load balancers probe each node for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health_check_node_port: Option<u16>,
     /// Frontends in the maps with their service ids.
     pub frontends: Vec<FrontendRow>,
     /// Endpoints.

@@ -1,13 +1,9 @@
 //! The container of deploy/ on a node, in both flavours, and with less than it needs.
 
-use std::{
-    fs,
-    net::{IpAddr, SocketAddr, TcpListener},
-    time::Duration,
-};
+use std::{fs, net::SocketAddr, time::Duration};
 
 use lb_tests::{
-    Agent, Echo, Manifest, NODE_PORT, PodSetup, TARGET, World, api_server::ApiServer, client::Call, kube, needs_root,
+    Agent, Echo, Manifest, NODE_PORT, PodSetup, TARGET, World, api_server::ApiServer, client::Call, needs_root,
     scoreboard, wait_until,
 };
 use serde_json::json;
@@ -26,12 +22,8 @@ struct Kube {
 impl Kube {
     fn new() -> anyhow::Result<Self> {
         let world = World::builder().rp_filter(1).build()?;
-        let at = SocketAddr::new(IpAddr::V4(world.client().ipv4()), 8080);
-        let api = ApiServer::start(world.client().namespace().run(|| TcpListener::bind(at))??)?;
+        let api = ApiServer::of_world(&world)?;
         api.require_token(TOKEN);
-        world.nodes().iter().for_each(|node| api.put(kube::node_document(node)));
-        let cidrs = json!({"cidrs": ["10.96.0.0/16"]});
-        api.put(json!({"apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR", "metadata": {"name": "kubernetes"}, "spec": cidrs}));
         let port = json!({"name": "http", "protocol": "TCP", "port": 80, "targetPort": TARGET, "nodePort": NODE_PORT});
         api.put(json!({
             "apiVersion": "v1", "kind": "Service", "metadata": {"name": "web", "namespace": "default"},

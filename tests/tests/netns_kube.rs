@@ -1,7 +1,7 @@
 //! Agents on an API server: what it says is served, and goes on to be when it is away.
 
 use std::{
-    net::{IpAddr, SocketAddr, TcpListener},
+    net::{IpAddr, SocketAddr},
     time::Duration,
 };
 
@@ -9,7 +9,7 @@ use lb_tests::{
     Agent, Echo, Setup, TARGET, World,
     api_server::{ApiServer, Fault},
     client::{Call, Hold},
-    kube, needs_root, wait_until,
+    needs_root, wait_until,
 };
 use serde_json::{Value, json};
 
@@ -25,15 +25,7 @@ struct Kube {
 impl Kube {
     fn new() -> Self {
         let world = World::builder().rp_filter(1).build().expect("a world");
-        let at = SocketAddr::new(IpAddr::V4(world.client().ipv4()), 8080);
-        let listener =
-            world.client().namespace().run(|| TcpListener::bind(at)).expect("a namespace").expect("a listener");
-        let api = ApiServer::start(listener).expect("an API server");
-        for node in world.nodes() {
-            api.put(kube::node_document(node));
-        }
-        let cidrs = json!({"cidrs": ["10.96.0.0/16", "fd00:10:96::/112"]});
-        api.put(json!({"apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR", "metadata": {"name": "kubernetes"}, "spec": cidrs}));
+        let api = ApiServer::of_world(&world).expect("an API server");
         let servers = world.pods().map(|pod| Echo::start(pod.place(), &[TARGET], &[TARGET]));
         let servers = servers.collect::<anyhow::Result<_>>().expect("servers");
         Self { api, _servers: servers, world }

@@ -2,7 +2,7 @@
 //! away; what does not fit is an Event.
 
 use std::{
-    net::{IpAddr, SocketAddr, TcpListener},
+    net::{IpAddr, SocketAddr},
     path::Path,
     time::{Duration, Instant},
 };
@@ -12,7 +12,7 @@ use lb_tests::{
     Agent, Echo, NODE_PORT, Setup, TARGET, World,
     api_server::ApiServer,
     client::Call,
-    kube::{self, PodSpec, Service},
+    kube::{PodSpec, Service},
     needs_root, scoreboard, wait_until,
     web::{get, value},
 };
@@ -99,18 +99,6 @@ fn what_was_changed_behind_the_agent_is_mended_and_told() {
 }
 
 /// A world with an API server at its client's address.
-fn with_api(world: &World) -> ApiServer {
-    let at = SocketAddr::new(IpAddr::V4(world.client().ipv4()), 8080);
-    let listener = world.client().namespace().run(|| TcpListener::bind(at)).expect("a namespace").expect("a listener");
-    let api = ApiServer::start(listener).expect("an API server");
-    for node in world.nodes() {
-        api.put(kube::node_document(node));
-    }
-    let cidrs = json!({"cidrs": ["10.96.0.0/16", "fd00:10:96::/112"]});
-    api.put(json!({"apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR", "metadata": {"name": "kubernetes"}, "spec": cidrs}));
-    api
-}
-
 fn cluster_ip(name: &str, vip: &str, ports: u16) -> Value {
     let ports: Vec<_> = (0..ports)
         .map(|number| json!({"name": format!("p{number}"), "protocol": "TCP", "port": 80 + number}))
@@ -141,7 +129,7 @@ fn slice(name: &str, addresses: &[String]) -> Value {
 fn while_the_api_is_away_after_a_restart_the_tables_follow_the_network() {
     needs_root!();
     let world = World::builder().rp_filter(1).build().expect("a world");
-    let api = with_api(&world);
+    let api = ApiServer::of_world(&world).expect("an API server");
     let node = world.node(0);
     let other = world.pods().nth(2).expect("a pod of another node");
     let _server = Echo::start(other.place(), &[TARGET], &[]).expect("a server");
@@ -209,7 +197,7 @@ fn while_the_api_is_away_after_a_restart_the_tables_follow_the_network() {
 fn r8_what_does_not_fit_is_an_event_and_a_metric_within_a_second() {
     needs_root!();
     let world = World::builder().nodes(1).pods(1).build().expect("a world");
-    let api = with_api(&world);
+    let api = ApiServer::of_world(&world).expect("an API server");
     let node = world.node(0);
     api.put(cluster_ip("web", "10.96.0.10", 1));
     let more = "maps: {services: 16, frontends: 16, backends: 16, rings: 16}\n".to_owned();

@@ -30,7 +30,6 @@ impl Events {
     }
 
     /// All that part `origin` has to tell now; what it told before and is not in it is over.
-    #[expect(dead_code, reason = "for parts that find something out themselves: health check ports, address pools")]
     pub(super) fn set(&mut self, origin: &'static str, events: BTreeSet<Event>) {
         if events.is_empty() {
             self.others.remove(origin);
@@ -86,6 +85,11 @@ impl Agent {
         // How large the maps are is this node's configuration; what room is left changes with every Service.
         let refused = of(&self.engine.refused, "NoRoom", true).into_iter();
         found.extend(refused.map(|event| Event { varies: true, ..event }));
+        // kube-proxy's word for it (semantics.md 2.6.4).
+        let probes = self.web.probes.problems();
+        let probes =
+            probes.filter_map(|problem| Event::of(&problem, "FailedToStartServiceHealthcheck", true)).collect();
+        self.events.set("probes", probes);
         self.events.observe(found);
     }
 }

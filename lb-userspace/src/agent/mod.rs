@@ -21,7 +21,7 @@ mod takeover;
 mod verify;
 mod web;
 
-use std::{path::PathBuf, time::Duration};
+use std::{net::IpAddr, path::PathBuf, time::Duration};
 
 use anyhow::{Context as _, bail};
 use ipnet::IpNet;
@@ -348,6 +348,7 @@ impl Agent {
         match self.sync_verified() {
             Ok(writes) => {
                 self.sync_error = None;
+                self.serve_probes(&node.node_port_addrs);
                 if self.verification.problem().is_none() {
                     self.web.synced(begin, &self.model, self.input.changes());
                 }
@@ -359,6 +360,16 @@ impl Agent {
             Err(error) => self.not_synced(&error),
         }
         self.network.route(&self.engine.desired).await;
+    }
+
+    /// What load balancers are told follows the tables. A Service that has no room in them has no endpoints here.
+    fn serve_probes(&mut self, at: &[IpAddr]) {
+        let mut checks = self.engine.desired.health_checks.clone();
+        for problem in &self.engine.refused {
+            let refused = checks.iter_mut().filter(|(name, _)| problem.object == format!("Service {name}"));
+            refused.for_each(|(_, check)| check.local = 0);
+        }
+        self.web.probes.set(&checks, at);
     }
 
     fn node(&mut self) -> NodeContext {

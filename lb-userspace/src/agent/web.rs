@@ -26,6 +26,7 @@ use crate::{
         health::Health,
         metrics::{self, Local, Metrics, Now, WithoutLocal},
         not_found,
+        probes::Probes,
     },
 };
 
@@ -38,6 +39,8 @@ pub(super) type Asked = oneshot::Sender<String>;
 pub(super) struct Web {
     pub(super) health: Arc<Health>,
     pub(super) metrics: Metrics,
+    /// At healthCheckNodePorts.
+    pub(super) probes: Probes,
     servers: Vec<Listening>,
     /// When it started: changes that are older were another's to program. Microseconds since 1970.
     started: i64,
@@ -79,6 +82,7 @@ impl Web {
         }
         let metrics = Metrics::default();
         let web = Self {
+            probes: Probes::new(Arc::clone(&health)),
             health,
             metrics,
             servers,
@@ -92,7 +96,7 @@ impl Web {
 
     /// Servers that do not listen.
     pub(super) fn problems(&self) -> impl Iterator<Item = Problem> {
-        self.servers.iter().filter_map(Listening::problem)
+        self.servers.iter().filter_map(Listening::problem).chain(self.probes.problems())
     }
 
     /// There is something to write, maybe.

@@ -206,6 +206,9 @@ pub(super) fn detail(detail: &ServiceDetail) -> String {
     ] {
         line(&mut text, &format!("{:<25}{value}", format!("{name}:")));
     }
+    if let Some(port) = detail.health_check_node_port {
+        line(&mut text, &format!("{:<25}{port}", "HealthCheck NodePort:"));
+    }
     line(&mut text, "\nFrontends:");
     text.push_str(&columns(
         ["  KIND", "ADDRESS", "PROTOCOL", "CONNECTIONS", "PACKETS", "BYTES"],

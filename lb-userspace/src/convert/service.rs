@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     k8s::{self, IntOrString, LABEL_PROXY_NAME},
-    model::{IpFamily, Service, ServicePort, ServiceType, TargetPort, TrafficPolicy},
+    model::{IpFamily, Protocol, Service, ServicePort, ServiceType, TargetPort, TrafficPolicy},
 };
 
 /// A Service whose written addresses are in place and whose missing ones are still to be allocated.
@@ -26,8 +26,6 @@ pub(crate) struct Draft {
     pub(crate) service: Service,
     /// False for a load balancer with allocateLoadBalancerNodePorts: false.
     pub(crate) allocate_node_ports: bool,
-    /// healthCheckNodePort, which no nodePort may take.
-    pub(crate) health_port: Option<NonZeroU16>,
 }
 
 impl Draft {
@@ -116,20 +114,36 @@ pub(crate) fn service(raw: &k8s::Service, origin: Origin<'_>) -> Result<(Draft, 
         affinity_seconds: affinity(spec)?,
         external_name,
         publish_not_ready: spec.publish_not_ready_addresses,
+        health_check_node_port: None,
         labels: raw.metadata.labels.clone(),
         annotations: raw.metadata.annotations.clone(),
         foreign_proxy: raw.metadata.labels.contains_key(LABEL_PROXY_NAME),
     };
-    let draft = Draft {
-        service,
-        allocate_node_ports: spec.allocate_load_balancer_node_ports.unwrap_or(true),
-        health_port: spec
-            .health_check_node_port
-            .filter(|number| *number != 0)
-            .map(|number| port("spec.healthCheckNodePort", Some(number)))
-            .transpose()?,
-    };
+    let service = Service { health_check_node_port: health_check_node_port(spec, &service)?, ..service };
+    let draft = Draft { service, allocate_node_ports: spec.allocate_load_balancer_node_ports.unwrap_or(true) };
     Ok((draft, issues))
+}
+
+fn health_check_node_port(spec: &k8s::ServiceSpec, service: &Service) -> Result<Option<NonZeroU16>, Issue> {
+    const FIELD: &str = "spec.healthCheckNodePort";
+    let Some(written) = spec.health_check_node_port.filter(|number| *number != 0) else { return Ok(None) };
+    if !service.is_probed() {
+        return Err(Issue::error(
+            FIELD,
+            "only type LoadBalancer with externalTrafficPolicy: Local is probed on each node",
+            "remove it, or write both",
+        ));
+    }
+    let number = port(FIELD, Some(written))?;
+    let twin = service.ports.iter().find(|port| (port.protocol, port.node_port) == (Protocol::Tcp, Some(number)));
+    match twin {
+        Some(port) => Err(Issue::error(
+            FIELD,
+            format!("{number} is the nodePort of port {} too", port.port),
+            "write another number, or leave it out",
+        )),
+        None => Ok(Some(number)),
+    }
 }
 
 fn external_name(spec: &k8s::ServiceSpec, service_type: ServiceType) -> Result<Option<String>, Issue> {

@@ -13,13 +13,13 @@ use lb_common::{
 };
 
 use super::{
-    Desired, DesiredFrontend, DesiredService, ExternalIps, FrontendKind, NodeContext, ServiceKey,
+    Desired, DesiredFrontend, DesiredService, ExternalIps, FrontendKind, HealthCheck, NodeContext, ServiceKey,
     rules::{Rules, unroutable},
 };
 use crate::{
     model::{EndpointSlice, IpFamily, Model, ObjectName, Protocol, Service, ServicePort, ServiceType},
     report::Problem,
-    topology::{self, PortEndpoints},
+    topology::{self, EndpointState, PortEndpoints},
 };
 
 /// Computes what the datapath should hold.
@@ -115,6 +115,7 @@ impl<'a> Compute<'a> {
         self.warn_of_externals(ours);
         self.warn_of_open_family(ours);
         let mut unroutable_endpoints = BTreeSet::new();
+        let mut ready_here = BTreeMap::<IpFamily, BTreeSet<IpAddr>>::new();
         for port in &ours.service.ports {
             for (family, cluster_ip) in &ours.families {
                 let mut endpoints =
@@ -126,8 +127,14 @@ impl<'a> Compute<'a> {
                     }
                     None => true,
                 });
+                let ready = endpoints.iter().filter(|(_, it)| it.local && it.state == EndpointState::Ready);
+                ready_here.entry(*family).or_default().extend(ready.map(|(backend, _)| backend.addr));
                 self.add_port(ours, port, *family, *cluster_ip, &endpoints);
             }
+        }
+        if let Some(port) = ours.service.health_check_port() {
+            let local = ready_here.values().map(BTreeSet::len).max().unwrap_or(0);
+            self.out.health_checks.insert(ours.name.clone(), HealthCheck { port, local });
         }
         for (addr, why) in unroutable_endpoints {
             self.problem(

@@ -39,6 +39,7 @@ pub(crate) fn service() -> Service {
         affinity_seconds: None,
         external_name: None,
         publish_not_ready: false,
+        health_check_node_port: None,
         labels: [].into(),
         annotations: [].into(),
         foreign_proxy: false,

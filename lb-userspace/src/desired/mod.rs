@@ -131,6 +131,15 @@ impl DesiredService {
     }
 }
 
+/// What probes of load balancers are told of a Service on this node (semantics.md 2.6.1, 2.6.3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HealthCheck {
+    /// healthCheckNodePort.
+    pub port: NonZeroU16,
+    /// Addresses of this node's ready endpoints, whatever their ports; of the family that has more of them.
+    pub local: usize,
+}
+
 /// Everything the datapath should hold.
 #[must_use]
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -143,6 +152,8 @@ pub struct Desired {
     pub service_cidrs: Vec<IpNet>,
     /// Pod CIDRs of this node (the detector); empty: no detector.
     pub local_pod_cidrs: Vec<IpNet>,
+    /// Of Services whose load balancers probe each node.
+    pub health_checks: BTreeMap<ObjectName, HealthCheck>,
     /// Services left out or cut, with the reason.
     pub problems: Vec<Problem>,
     /// What may not be as meant in a Service, though it is programmed as asked.

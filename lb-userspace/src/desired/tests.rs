@@ -3,10 +3,10 @@
 use std::net::IpAddr;
 
 use super::{
-    Desired, FrontendKind, desired,
+    Desired, FrontendKind, HealthCheck, desired,
     fixture::{endpoint, name, port, service, web},
 };
-use crate::model::{IpFamily, Protocol, ServicePort, ServiceType};
+use crate::model::{Endpoint, EndpointPort, IpFamily, Protocol, ServicePort, ServiceType, TrafficPolicy};
 
 fn frontends(desired: &Desired, service: &str) -> Vec<(FrontendKind, IpAddr, u16)> {
     let ports = desired.services.iter().filter(|(key, _)| key.service == name(service));
@@ -105,4 +105,49 @@ fn rule_2_4_1_a_detector_of_the_other_family_is_none() {
     let desired = desired(&model, &node);
     let service = desired.services.values().next().expect("one");
     assert!(service.frontends.iter().all(|it| it.kind != FrontendKind::ClusterIp || !it.outside.masquerade()));
+}
+
+#[test]
+fn rule_2_6_3_ready_addresses_here_count_once_whatever_their_ports() {
+    let (mut model, node) = web();
+    let check = |model: &crate::model::Model| desired(model, &node).health_checks.get(&name("web")).copied();
+    assert_eq!(check(&model), None, "no port is known");
+    let web = model.services.get_mut(&name("web")).expect("exists");
+    web.health_check_node_port = Some(port(30999));
+    web.ports.push(ServicePort { name: "admin".to_owned(), port: port(81), node_port: None, ..web.ports[0].clone() });
+    let slice = model.slices.get_mut(&name("web-1")).expect("exists");
+    slice.ports.push(EndpointPort { name: "admin".to_owned(), port: port(8081), ..slice.ports[0].clone() });
+    assert_eq!(check(&model), Some(HealthCheck { port: port(30999), local: 1 }), "two ports of one pod");
+    let slice = model.slices.get_mut(&name("web-1")).expect("exists");
+    slice.endpoints.push(endpoint([10, 244, 1, 6], "node1", true));
+    slice.endpoints.push(endpoint([10, 244, 1, 7], "node1", false));
+    let leaving = Endpoint { serving: true, terminating: true, ..endpoint([10, 244, 1, 8], "node1", false) };
+    slice.endpoints.push(leaving);
+    assert_eq!(check(&model).map(|check| check.local), Some(2), "neither those not ready nor those that leave");
+    // The other family's addresses are those of the same pods.
+    let mut other = model.slices.get(&name("web-1")).expect("exists").clone();
+    other.family = IpFamily::V6;
+    other.endpoints =
+        vec![Endpoint { address: "fd00::5".parse().expect("an address"), ..endpoint([0; 4], "node1", true) }];
+    model.slices.insert(name("web-2"), other);
+    let web = model.services.get_mut(&name("web")).expect("exists");
+    web.ip_families.push(IpFamily::V6);
+    web.cluster_ips.push("fd00:96::10".parse().expect("an address"));
+    assert_eq!(check(&model).map(|check| check.local), Some(2));
+    model.slices.get_mut(&name("web-1")).expect("exists").endpoints.clear();
+    assert_eq!(check(&model).map(|check| check.local), Some(1));
+}
+
+#[test]
+fn rule_2_6_1_only_load_balancers_with_policy_local_are_probed() {
+    let (mut model, node) = web();
+    let all = [ServiceType::ClusterIp, ServiceType::NodePort, ServiceType::LoadBalancer];
+    for (service_type, policy) in
+        all.into_iter().flat_map(|it| [(it, TrafficPolicy::Cluster), (it, TrafficPolicy::Local)])
+    {
+        let web = model.services.get_mut(&name("web")).expect("exists");
+        (web.service_type, web.external_policy, web.health_check_node_port) = (service_type, policy, Some(port(30999)));
+        let probed = desired(&model, &node).health_checks.contains_key(&name("web"));
+        assert_eq!(probed, service_type == ServiceType::LoadBalancer && policy == TrafficPolicy::Local);
+    }
 }

@@ -1,4 +1,4 @@
-//! Cluster IPs and nodePorts: who owns what, and what the rest gets.
+//! Cluster IPs, nodePorts and healthCheckNodePorts: who owns what, and what the rest gets.
 //!
 //! Recorded owners come first, then what documents write, in the order of namespace and name, then what is missing.
 
@@ -21,6 +21,8 @@ use crate::{
     model::{IpFamily, ObjectName, Protocol, Service},
 };
 
+/// In the place of a port's name, which it cannot be.
+const HEALTH_CHECK: &str = "healthCheckNodePort";
 /// More Services than this in one range are not supported; it bounds the search in a large IPv6 range.
 const MAX_RANGE: u128 = 1 << 20;
 
@@ -116,6 +118,11 @@ fn wanted(draft: &Draft, record: &Record) -> Record {
             .filter(|ip| service.load_balancer_ips.contains(ip))
             .copied()
             .collect(),
+        health_check_node_port: record.health_check_node_port.filter(|old| {
+            service.is_probed()
+                && service.health_check_node_port.is_none_or(|written| written == *old)
+                && !service.ports.iter().any(|port| (port.protocol, port.node_port) == (Protocol::Tcp, Some(*old)))
+        }),
     }
 }
 
@@ -128,6 +135,7 @@ fn record_of(service: &Service) -> Record {
         cluster_ips: service.cluster_ips.clone(),
         node_ports: service.ports.iter().filter_map(node_port).collect(),
         load_balancer_ips: service.load_balancer_ips.clone(),
+        health_check_node_port: service.health_check_node_port,
     }
 }
 
@@ -145,6 +153,9 @@ impl Claims {
         }
         for port in &record.node_ports {
             self.node_ports.insert((port.protocol, port.node_port), name.clone());
+        }
+        if let Some(number) = record.health_check_node_port {
+            self.node_ports.insert((Protocol::Tcp, number), name.clone());
         }
         let ports = draft.map(|draft| draft.service.ports.as_slice()).unwrap_or_default();
         for ip in &record.load_balancer_ips {
@@ -174,6 +185,11 @@ impl Claims {
                 return Err(taken(format!("spec.ports[{index}].nodePort"), what, owner));
             }
         }
+        if let Some(number) = service.health_check_node_port
+            && let Some(owner) = self.node_ports.get(&(Protocol::Tcp, number)).filter(|owner| *owner != name)
+        {
+            return Err(taken("spec.healthCheckNodePort".to_owned(), format!("port {number}/TCP"), owner));
+        }
         for (index, ip) in service.load_balancer_ips.iter().enumerate() {
             let ports = service.ports.iter();
             let others = ports.filter_map(|port| self.balancers.get(&(*ip, port.protocol, port.port)));
@@ -192,8 +208,8 @@ impl Claims {
                 self.balancers.insert((*ip, port.protocol, port.port), name.clone());
             }
         }
-        if let Some(number) = draft.health_port {
-            self.node_ports.entry((Protocol::Tcp, number)).or_insert_with(|| name.clone());
+        if let Some(number) = service.health_check_node_port {
+            self.node_ports.insert((Protocol::Tcp, number), name.clone());
         }
         Ok(())
     }
@@ -229,7 +245,12 @@ fn outside(draft: &Draft, options: &Options) -> Vec<Issue> {
         let field = format!("spec.ports[{index}].nodePort");
         Some(Issue::warning(field, format!("{number} is outside the nodePort range: kept"), "see --node-port-range"))
     });
-    ips.chain(ports).collect()
+    let health = draft.service.health_check_node_port;
+    let health = health.filter(|number| !options.node_port_range.contains(&number.get())).map(|number| {
+        let cause = format!("{number} is outside the nodePort range: kept");
+        Issue::warning("spec.healthCheckNodePort", cause, "see --node-port-range")
+    });
+    ips.chain(ports).chain(health).collect()
 }
 
 /// Fills in what is missing: from the record, else from the ranges. A reader allocates nothing and says so.
@@ -296,10 +317,31 @@ fn complete_service(
             }
         }
     }
+    if service.is_probed() && service.health_check_node_port.is_none() {
+        service.health_check_node_port = match record.health_check_node_port {
+            Some(number) => Some(number),
+            None if options.write_allocations => {
+                Some(pick_node_port(name, HEALTH_CHECK, claims, options).ok_or_else(|| {
+                    Issue::error(
+                        "spec.healthCheckNodePort",
+                        "no free port is left in the range of nodePorts",
+                        "widen --node-port-range, or remove Services",
+                    )
+                })?)
+            }
+            None => {
+                missing = true;
+                None
+            }
+        };
+        if let Some(number) = service.health_check_node_port {
+            claims.node_ports.insert((Protocol::Tcp, number), name.clone());
+        }
+    }
     let warning = missing.then(|| {
         Issue::warning(
             "spec.clusterIP",
-            "no address or nodePort has been allocated to it yet",
+            "not all of its addresses and nodePorts have been allocated yet",
             "start `ballast run` on these documents, or write them",
         )
     });

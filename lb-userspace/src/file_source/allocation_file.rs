@@ -5,6 +5,7 @@ use std::{
     fs::{self, DirBuilder, File, OpenOptions, Permissions, TryLockError},
     io::{self, Write},
     net::IpAddr,
+    num::NonZeroU16,
     os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
     thread,
@@ -31,6 +32,8 @@ pub(super) struct Record {
     pub(super) node_ports: Vec<NodePortRecord>,
     #[serde(rename = "loadBalancerIPs", default)]
     pub(super) load_balancer_ips: Vec<IpAddr>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) health_check_node_port: Option<NonZeroU16>,
 }
 
 /// The nodePort of a Service port.
@@ -39,7 +42,7 @@ pub(super) struct Record {
 pub(super) struct NodePortRecord {
     pub(super) name: String,
     pub(super) protocol: Protocol,
-    pub(super) node_port: std::num::NonZeroU16,
+    pub(super) node_port: NonZeroU16,
 }
 
 pub(super) type Records = BTreeMap<ObjectName, Record>;
@@ -107,12 +110,11 @@ pub(super) fn read(path: &Path) -> Result<Records, LoadError> {
                 return Err(corrupt(format!("{ip} has two owners, one of them {name}")));
             }
         }
-        for port in &record.node_ports {
-            if !ports.insert((port.protocol, port.node_port)) {
-                return Err(corrupt(format!(
-                    "nodePort {}/{} has two owners, one of them {name}",
-                    port.node_port, port.protocol
-                )));
+        let node_ports = record.node_ports.iter().map(|port| (port.protocol, port.node_port));
+        for (protocol, number) in node_ports.chain(record.health_check_node_port.map(|number| (Protocol::Tcp, number)))
+        {
+            if !ports.insert((protocol, number)) {
+                return Err(corrupt(format!("port {number}/{protocol} has two owners, one of them {name}")));
             }
         }
         let (namespace, service) =

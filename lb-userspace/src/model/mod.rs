@@ -182,12 +182,27 @@ pub struct Service {
     pub external_name: Option<String>,
     /// publishNotReadyAddresses.
     pub publish_not_ready: bool,
+    /// healthCheckNodePort: see [`Self::health_check_port`].
+    #[serde(default)]
+    pub health_check_node_port: Option<NonZeroU16>,
     /// Labels and annotations, for `describe`.
     pub labels: BTreeMap<String, String>,
     /// Annotations.
     pub annotations: BTreeMap<String, String>,
     /// The service-proxy-name label is set: not ours (semantics.md 2.1.2).
     pub foreign_proxy: bool,
+}
+
+impl Service {
+    /// Whether load balancers probe each node for it (semantics.md 2.6.1).
+    pub fn is_probed(&self) -> bool {
+        self.service_type == ServiceType::LoadBalancer && self.external_policy == TrafficPolicy::Local
+    }
+
+    /// Where they do.
+    pub fn health_check_port(&self) -> Option<NonZeroU16> {
+        self.health_check_node_port.filter(|_| self.is_probed())
+    }
 }
 
 /// A port of a Service.

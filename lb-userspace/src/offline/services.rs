@@ -59,6 +59,7 @@ impl Left<'_> {
             external_traffic_policy: policy(|kind| kind != FrontendKind::ClusterIp),
             internal_traffic_policy: policy(|kind| kind == FrontendKind::ClusterIp),
             session_affinity: UNKNOWN.to_owned(),
+            health_check_node_port: None,
             frontends,
             endpoints,
             problems: self.problems.clone(),

@@ -3,6 +3,7 @@
 pub mod health;
 pub mod metrics;
 mod now;
+pub mod probes;
 
 use std::{
     convert::Infallible,

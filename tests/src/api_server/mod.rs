@@ -13,10 +13,11 @@ use std::{
 };
 
 use anyhow::Context as _;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::sync::{oneshot, watch};
 
 use self::store::Store;
+use crate::{World, kube};
 
 /// What goes wrong with one request.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -64,6 +65,20 @@ impl Shared {
 }
 
 impl ApiServer {
+    /// At the world's client, with its nodes and the Service ranges of the usual documents.
+    pub fn of_world(world: &World) -> anyhow::Result<Self> {
+        let at = SocketAddr::new(world.client().ipv4().into(), 8080);
+        let api = Self::start(world.client().namespace().run(|| TcpListener::bind(at))??)?;
+        for node in world.nodes() {
+            api.put(kube::node_document(node));
+        }
+        api.put(json!({
+            "apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR", "metadata": {"name": "kubernetes"},
+            "spec": {"cidrs": ["10.96.0.0/16", "fd00:10:96::/112"]},
+        }));
+        Ok(api)
+    }
+
     /// Serves on a listener, which may be of another network namespace.
     pub fn start(listener: TcpListener) -> anyhow::Result<Self> {
         let address = listener.local_addr()?;

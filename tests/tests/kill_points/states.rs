@@ -144,6 +144,7 @@ fn service(random: &mut Random, index: u8, address: u8) -> Service {
         affinity_seconds: None,
         external_name: None,
         publish_not_ready: false,
+        health_check_node_port: None,
         labels: BTreeMap::new(),
         annotations: BTreeMap::new(),
         foreign_proxy: false,

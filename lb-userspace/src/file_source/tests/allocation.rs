@@ -163,3 +163,71 @@ fn a_writer_waits_for_the_lock() {
     drop(lock);
     assert_eq!(waiting.join().unwrap().unwrap().model.services.len(), 1);
 }
+
+const PROBED: &str = "type: LoadBalancer, externalTrafficPolicy: Local, ports: [{port: 80}]";
+
+fn probed(number: u16) -> String {
+    PROBED.replace("ports", &format!("healthCheckNodePort: {number}, ports"))
+}
+
+#[test]
+fn rule_2_6_1_a_probed_service_gets_a_health_check_node_port_and_keeps_it() {
+    let folder = Folder::new(&[("b.yaml", &service("b", PROBED))]);
+    let port = |loaded: &Loaded, name: &str| get(loaded, name).health_check_port();
+    let given = port(&folder.load(), "b").expect("a port");
+    assert!(folder.options().node_port_range.contains(&given.get()));
+    // Others come before it in order, and want the very number.
+    folder.write("a.yaml", &(service("a", PROBED) + &service("n", "type: NodePort, ports: [{port: 80}]")));
+    let loaded = folder.load();
+    assert_eq!((port(&loaded, "b"), loaded.findings.len()), (Some(given), 0));
+    let numbers = [port(&loaded, "a"), get(&loaded, "n").ports[0].node_port, get(&loaded, "b").ports[0].node_port];
+    assert!(numbers.iter().all(|number| number.is_some_and(|number| number != given)), "{numbers:?}");
+    // A command that writes nothing sees the same.
+    assert_eq!(load(&Options { write_allocations: false, ..folder.options() }).unwrap(), loaded);
+    // Who is not probed any more gives it back.
+    folder.write("b.yaml", &service("b", &PROBED.replace("Local", "Cluster")));
+    assert_eq!(port(&folder.load(), "b"), None);
+    folder.write("c.yaml", &service("c", &probed(given.get())));
+    let loaded = folder.load();
+    assert_eq!((port(&loaded, "c"), loaded.findings.len()), (Some(given), 0));
+    // A written one takes the place of the one it had.
+    folder.write("c.yaml", &service("c", &probed(30_777)));
+    assert_eq!(port(&folder.load(), "c"), NonZeroU16::new(30_777));
+    let range = Options { node_port_range: 30_777..=30_777, ..folder.options() };
+    fs::remove_file(folder.options().allocation_path()).unwrap();
+    folder.write("a.yaml", &service("a", &PROBED.replace("ports", "allocateLoadBalancerNodePorts: false, ports")));
+    folder.write("b.yaml", "");
+    folder.write(
+        "c.yaml",
+        &service("c", &probed(30_777).replace("ports", "allocateLoadBalancerNodePorts: false, ports")),
+    );
+    let loaded = load(&range).unwrap();
+    assert!(only_error(&loaded).reason.contains("no free port"), "{:?}", loaded.findings);
+}
+
+#[test]
+fn a_health_check_node_port_that_is_taken_is_refused_with_its_owner() {
+    let folder = Folder::new(&[("python.yaml", SERVICE_PYTHON), ("web.yaml", &service("web", &probed(30_080)))]);
+    let loaded = folder.load();
+    let error = only_error(&loaded);
+    assert!(error.reason.contains("30080") && error.reason.contains("default/service-python"), "{error:?}");
+    assert!(!loaded.model.services.contains_key(&name("web")));
+    // Its own nodePort cannot be it either.
+    folder.write("web.yaml", &service("web", &probed(30_090).replace("port: 80", "port: 80, nodePort: 30090")));
+    assert!(only_error(&folder.load()).reason.contains("port 80"), "{:?}", folder.load().findings);
+    // Another one is taken, and nobody else gets it, as a nodePort neither.
+    folder.write("web.yaml", &service("web", &probed(30_090)));
+    let taken =
+        service("web2", &probed(30_090)) + &service("web3", "type: NodePort, ports: [{port: 1, nodePort: 30090}]");
+    folder.write("web2.yaml", &taken);
+    let loaded = folder.load();
+    let reasons: Vec<_> = loaded.findings.iter().map(|finding| &finding.reason).collect();
+    assert!(reasons.len() == 2 && reasons.iter().all(|reason| reason.contains("default/web")), "{reasons:?}");
+    assert!(loaded.model.services.contains_key(&name("web")));
+}
+
+#[test]
+fn a_health_check_node_port_without_probes_is_refused() {
+    let folder = Folder::new(&[("a.yaml", &service("a", &probed(30_090).replace("Local", "Cluster")))]);
+    assert!(only_error(&folder.load()).reason.contains("externalTrafficPolicy: Local"));
+}
