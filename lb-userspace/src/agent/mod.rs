@@ -378,7 +378,8 @@ impl Agent {
             node_port_addrs: self.network.node_port_addresses(&self.options, self.model.nodes.get(&self.options.node)),
             local_addrs: self.network.local_addresses(),
             service_cidrs: self.service_cidrs(),
-            detect_node_cidr: self.options.config.detects_node_cidr(),
+            detector: self.network.detector(&self.options.config.detect_local),
+            masquerade_all: self.options.config.masquerade_all,
             external_ips: self.options.config.external_ips.clone(),
         }
     }

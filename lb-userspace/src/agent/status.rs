@@ -122,7 +122,8 @@ impl Agent {
     pub(super) async fn status_with(&self, surveys: &[Survey; 2]) -> Status {
         let desired = &self.engine.desired;
         let maps = &self.datapath.maps;
-        let cidrs: Vec<String> = desired.local_pod_cidrs.iter().map(ToString::to_string).collect();
+        let cidrs: Vec<String> = desired.detected.iter().map(ToString::to_string).collect();
+        let mode = self.options.config.detect_local.mode();
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             node: self.options.node.clone(),
@@ -130,7 +131,7 @@ impl Agent {
             source: self.input.words(),
             watches: self.input.watches(),
             stale_seconds: self.input.stale_seconds(),
-            detector: if cidrs.is_empty() { "none".to_owned() } else { format!("NodeCIDR {}", cidrs.join(",")) },
+            detector: if cidrs.is_empty() { "none".to_owned() } else { format!("{mode} {}", cidrs.join(",")) },
             socket_hooks: self.socket_hooks.clone(),
             takeover_seconds: self.takeover_seconds(),
             devices: self.network.device_status(),

@@ -1,8 +1,12 @@
 //! `KubeProxyConfiguration`, every field of it in one of four classes.
 
+use ipnet::IpNet;
 use serde_json::Value;
 
-use super::{Bind, ClientConnection, ConfigError, HEALTHZ_PORT, Loaded, METRICS_PORT, is_zero, network, wrong};
+use super::{
+    Bind, ClientConnection, ConfigError, DetectLocal, HEALTHZ_PORT, Loaded, METRICS_PORT, Notes, is_zero, network,
+    wrong,
+};
 use crate::{
     file_source::document::Document, logs, net::node_ports::NodePortAddresses, report::Problem, suggest::closest,
 };
@@ -42,7 +46,7 @@ const FIELDS: &[(&str, Class)] = &[
             ("acceptContentTypes", NoEffect),
         ]),
     ),
-    ("clusterCIDR", NotYet),
+    ("clusterCIDR", Honoured),
     ("configSyncPeriod", NoEffect),
     (
         "conntrack",
@@ -56,7 +60,7 @@ const FIELDS: &[(&str, Class)] = &[
             ("udpStreamTimeout", NotYet),
         ]),
     ),
-    ("detectLocal", Section(&[("bridgeInterface", NotYet), ("interfaceNamePrefix", NotYet)])),
+    ("detectLocal", Section(&[("bridgeInterface", Honoured), ("interfaceNamePrefix", Honoured)])),
     ("detectLocalMode", Honoured),
     ("enableProfiling", NoEffect),
     ("featureGates", NoEffect),
@@ -66,7 +70,7 @@ const FIELDS: &[(&str, Class)] = &[
         "iptables",
         Section(&[
             ("localhostNodePorts", NotYet),
-            ("masqueradeAll", NotYet),
+            ("masqueradeAll", Honoured),
             ("masqueradeBit", NoEffect),
             ("minSyncPeriod", NoEffect),
             ("syncPeriod", NoEffect),
@@ -94,7 +98,7 @@ const FIELDS: &[(&str, Class)] = &[
     (
         "nftables",
         Section(&[
-            ("masqueradeAll", NotYet),
+            ("masqueradeAll", Honoured),
             ("masqueradeBit", NoEffect),
             ("minSyncPeriod", NoEffect),
             ("syncPeriod", NoEffect),
@@ -131,22 +135,63 @@ pub(super) fn read(document: &Document, loaded: &mut Loaded) -> Result<(), Confi
         burst: number(document, "clientConnection.burst", of("burst"))? as i64,
     };
     config.hostname_override = text(document, "hostnameOverride", document.value.get("hostnameOverride"))?;
-    let mode = text(document, "detectLocalMode", document.value.get("detectLocalMode"))?;
-    match mode.as_deref() {
-        None | Some("NodeCIDR") => {}
-        Some(other @ ("ClusterCIDR" | "BridgeInterface" | "InterfaceNamePrefix")) => {
-            let cause = format!("{other} is not honoured yet");
-            return Err(wrong(document, "detectLocalMode", &cause, "use NodeCIDR, the only detector so far"));
-        }
-        Some(other) => {
-            return Err(wrong(document, "detectLocalMode", &format!("{other:?} is no mode"), "use NodeCIDR"));
-        }
-    }
+    config.detect_local = detect_local(document, &mut loaded.notes)?;
+    let masquerade_all =
+        |section| inner(document, section, "masqueradeAll").is_some_and(|set| *set == Value::Bool(true));
+    config.masquerade_all = masquerade_all("iptables") || masquerade_all("nftables");
     config.node_port_addresses = node_port_addresses(document)?;
     config.healthz_bind = bind(document, "healthzBindAddress", HEALTHZ_PORT)?;
     config.metrics_bind = bind(document, "metricsBindAddress", METRICS_PORT)?;
     config.logging = logging(document)?;
     Ok(())
+}
+
+fn inner<'a>(document: &'a Document, section: &str, name: &str) -> Option<&'a Value> {
+    document.value.get(section)?.get(name)
+}
+
+/// As kube-proxy's `getLocalDetectors` reads it, but that without a word the own Node tells (semantics.md 2.3.8).
+fn detect_local(document: &Document, notes: &mut Notes) -> Result<DetectLocal, ConfigError> {
+    const MODE: &str = "detectLocalMode";
+    let ranges = cluster_cidrs(document)?;
+    let name = |field: &str| {
+        let path = format!("detectLocal.{field}");
+        let name = text(document, &path, inner(document, "detectLocal", field))?;
+        name.ok_or_else(|| {
+            wrong(document, MODE, &format!("{path} is missing"), &format!("write detectLocal: {{{field}: ...}}"))
+        })
+    };
+    Ok(match text(document, MODE, document.value.get(MODE))?.as_deref() {
+        // Who writes ranges and no mode means kube-proxy's default.
+        None if ranges.is_empty() => DetectLocal::NodeCidr,
+        Some("NodeCIDR") => DetectLocal::NodeCidr,
+        None | Some("ClusterCIDR") => {
+            if ranges.is_empty() {
+                let fix = "write clusterCIDR, or use NodeCIDR";
+                notes.no_effect.push(note(document, MODE, "detects no pod without clusterCIDR", fix));
+            }
+            DetectLocal::ClusterCidr(ranges)
+        }
+        Some("BridgeInterface") => DetectLocal::BridgeInterface(name("bridgeInterface")?),
+        Some("InterfaceNamePrefix") => DetectLocal::InterfaceNamePrefix(name("interfaceNamePrefix")?),
+        Some(other) => {
+            let fix = "use NodeCIDR, ClusterCIDR, BridgeInterface or InterfaceNamePrefix";
+            return Err(wrong(document, MODE, &format!("{other:?} is no mode"), fix));
+        }
+    })
+}
+
+/// One range, or one of each family with a comma between.
+fn cluster_cidrs(document: &Document) -> Result<Vec<IpNet>, ConfigError> {
+    const FIELD: &str = "clusterCIDR";
+    let written = text(document, FIELD, document.value.get(FIELD))?.unwrap_or_default();
+    let ranges = written.split(',').map(str::trim).filter(|part| !part.is_empty());
+    ranges
+        .map(|part| {
+            let fix = "write a range such as 10.244.0.0/16, or one of each family with a comma between";
+            network(part).ok_or_else(|| wrong(document, FIELD, &format!("{part:?} is no range"), fix))
+        })
+        .collect()
 }
 
 /// The words stand without ranges, and `all` stands alone, as kube-proxy wants it.

@@ -26,12 +26,30 @@ use crate::{
     suggest::closest,
 };
 
-/// Which pods are this node's (semantics.md 2.3.8).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// Who is a pod: the local-traffic detector (semantics.md 2.3.8).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum DetectLocal {
-    /// By the podCIDRs of the own Node.
+    /// Who has an address in the podCIDRs of the own Node.
     #[default]
     NodeCidr,
+    /// Who has one in these ranges: any pod of the cluster.
+    ClusterCidr(Vec<IpNet>),
+    /// Whom routes reach by this bridge.
+    BridgeInterface(String),
+    /// Whom routes reach by interfaces whose names begin so.
+    InterfaceNamePrefix(String),
+}
+
+impl DetectLocal {
+    /// As `detectLocalMode` says it.
+    pub const fn mode(&self) -> &'static str {
+        match self {
+            Self::NodeCidr => "NodeCIDR",
+            Self::ClusterCidr(_) => "ClusterCIDR",
+            Self::BridgeInterface(_) => "BridgeInterface",
+            Self::InterfaceNamePrefix(_) => "InterfaceNamePrefix",
+        }
+    }
 }
 
 /// How to reach the API server; used by the Kubernetes source.
@@ -52,6 +70,8 @@ pub struct Config {
     pub node_port_addresses: NodePortAddresses,
     /// Local-traffic detector.
     pub detect_local: DetectLocal,
+    /// Cluster IPs rewrite the source of pods too (semantics.md 2.4.1).
+    pub masquerade_all: bool,
     /// Node name, if given.
     pub hostname_override: Option<String>,
     /// The API server.
@@ -83,6 +103,7 @@ impl Default for Config {
         Self {
             node_port_addresses: NodePortAddresses::All,
             detect_local: DetectLocal::NodeCidr,
+            masquerade_all: false,
             hostname_override: None,
             client_connection: ClientConnection::default(),
             xdp: XdpMode::Auto,
@@ -121,13 +142,6 @@ impl Bind {
             "off" => Some(Self::Off),
             text => text.parse().ok().or_else(|| Some(SocketAddr::new(bare.parse().ok()?, port))).map(Self::At),
         }
-    }
-}
-
-impl Config {
-    /// Whether the own Node's podCIDRs are the detector.
-    pub const fn detects_node_cidr(&self) -> bool {
-        matches!(self.detect_local, DetectLocal::NodeCidr)
     }
 }
 

@@ -73,15 +73,57 @@ fn fields_in_both_documents_are_honoured() {
 }
 
 #[test]
+fn rule_2_3_8_the_detector_is_the_one_that_is_asked_for() {
+    let ranges = |texts: &[&str]| texts.iter().map(|net| net.parse().expect("a range")).collect();
+    for (text, expected) in [
+        ("", DetectLocal::NodeCidr),
+        ("detectLocalMode: ''\nclusterCIDR: ''\n", DetectLocal::NodeCidr),
+        ("detectLocalMode: NodeCIDR\nclusterCIDR: 10.0.0.0/8\n", DetectLocal::NodeCidr),
+        // kube-proxy's default, where kubeadm wrote the range.
+        ("clusterCIDR: 10.244.0.0/16\n", DetectLocal::ClusterCidr(ranges(&["10.244.0.0/16"]))),
+        (
+            "detectLocalMode: ClusterCIDR\nclusterCIDR: '10.244.0.0/16, fd00:10:244::/56'\n",
+            DetectLocal::ClusterCidr(ranges(&["10.244.0.0/16", "fd00:10:244::/56"])),
+        ),
+        (
+            "detectLocalMode: BridgeInterface\ndetectLocal: {bridgeInterface: cni0}\n",
+            DetectLocal::BridgeInterface("cni0".to_owned()),
+        ),
+        (
+            "detectLocalMode: InterfaceNamePrefix\ndetectLocal: {interfaceNamePrefix: cali}\n",
+            DetectLocal::InterfaceNamePrefix("cali".to_owned()),
+        ),
+    ] {
+        let loaded = kube_proxy(text).expect("accepted");
+        assert_eq!(loaded.config.detect_local, expected, "{text}");
+        assert_eq!(loaded.notes, Notes::default(), "{text}");
+    }
+    let loaded = kube_proxy("detectLocalMode: ClusterCIDR\n").expect("accepted");
+    assert_eq!(loaded.config.detect_local, DetectLocal::ClusterCidr(vec![]));
+    assert_eq!(causes(&loaded.notes.no_effect), ["detectLocalMode detects no pod without clusterCIDR"]);
+}
+
+#[test]
+fn rule_2_4_1_masquerade_all_is_a_word_of_either_section() {
+    for (text, expected) in [
+        ("", false),
+        ("iptables: {masqueradeAll: false}\nnftables: {masqueradeAll: null}\n", false),
+        ("iptables: {masqueradeAll: true}\n", true),
+        ("nftables: {masqueradeAll: true}\n", true),
+    ] {
+        assert_eq!(kube_proxy(text).expect("accepted").config.masquerade_all, expected, "{text}");
+    }
+}
+
+#[test]
 fn no_document_means_the_defaults() {
     assert_eq!(parse("c.yaml", "").expect("accepted"), Loaded::default());
 }
 
 #[test]
 fn what_is_not_honoured_is_told() {
-    let loaded = kube_proxy("mode: userspace\nclusterCIDR: 10.0.0.0/8\nipvs: {scheduler: lc}\n").expect("accepted");
-    let expected = ["clusterCIDR is not honoured yet", "ipvs.scheduler is not honoured yet"];
-    assert_eq!(causes(&loaded.notes.not_yet), expected);
+    let loaded = kube_proxy("mode: userspace\nipvs: {scheduler: lc}\n").expect("accepted");
+    assert_eq!(causes(&loaded.notes.not_yet), ["ipvs.scheduler is not honoured yet"]);
     assert_eq!(causes(&loaded.notes.no_effect), ["mode has no effect here"]);
 }
 
@@ -94,7 +136,13 @@ fn errors_name_place_cause_and_fix() {
         ),
         (kube_proxy("conntrack: {maxperCore: 1}\n"), "did you mean maxPerCore?"),
         (kube_proxy("winkernel: {sourceVip: 10.0.0.1}\n"), "winkernel: is for Windows"),
-        (kube_proxy("detectLocalMode: ClusterCIDR\n"), "ClusterCIDR is not honoured yet; use NodeCIDR"),
+        (
+            kube_proxy("detectLocalMode: Pods\n"),
+            "c.yaml:3: detectLocalMode: \"Pods\" is no mode; use NodeCIDR, ClusterCIDR",
+        ),
+        (kube_proxy("detectLocalMode: BridgeInterface\n"), "detectLocal.bridgeInterface is missing; write detectLocal"),
+        (kube_proxy("detectLocalMode: InterfaceNamePrefix\n"), "detectLocal.interfaceNamePrefix is missing"),
+        (kube_proxy("clusterCIDR: 10.0.0.0/8,x\n"), "c.yaml:3: clusterCIDR: \"x\" is no range"),
         (kube_proxy("nodePortAddresses: [nonsense]\n"), "c.yaml:3: nodePortAddresses[0]: \"nonsense\" is no range"),
         (kube_proxy("nodePortAddresses: [80]\n"), "80 is no range"),
         (kube_proxy("nodePortAddresses: all\n"), "nodePortAddresses: not a list"),

@@ -125,13 +125,16 @@ impl Builder<'_> {
     }
 
     fn prefixes(&mut self, desired: &Desired) {
+        let kinds = [
+            (&desired.service_cidrs, PrefixFlags::SERVICE),
+            (&desired.local_pod_cidrs, PrefixFlags::LOCAL_PODS),
+            (&desired.detected, PrefixFlags::DETECTED),
+        ];
         let mut prefixes: BTreeMap<IpNet, u32> = BTreeMap::new();
-        for (nets, flag) in
-            [(&desired.service_cidrs, PrefixFlags::SERVICE), (&desired.local_pod_cidrs, PrefixFlags::LOCAL_PODS)]
-        {
-            for net in nets {
-                *prefixes.entry(net.trunc()).or_default() |= flag.0;
-            }
+        for net in kinds.iter().flat_map(|(nets, _)| *nets).map(IpNet::trunc) {
+            // The longest match alone is found: it says what the ranges around it say too.
+            let around = kinds.iter().filter(|(nets, _)| nets.iter().any(|other| other.contains(&net)));
+            prefixes.insert(net, around.fold(0, |flags, (_, flag)| flags | flag.0));
         }
         for (net, flags) in prefixes {
             let table = match net {
