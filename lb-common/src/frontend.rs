@@ -255,6 +255,12 @@ impl PrefixFlags {
     /// The detector calls who sends from there a pod (semantics.md 2.3.8).
     pub const DETECTED: Self = Self(4);
 
+    /// Both.
+    #[must_use]
+    pub const fn with(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
     /// Whether all bits of `other` are set.
     #[inline(always)]
     pub const fn contains(self, other: Self) -> bool {

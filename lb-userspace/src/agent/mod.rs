@@ -215,7 +215,7 @@ impl Agent {
         let (seed, taking_over) = (word(Setting::HashSeed)?, word(Setting::Takeover)?);
         let clock_ticks = ticks_per_second()?;
         let now = datapath.clock().context("cannot read the kernel's clock")?;
-        let clock = Clock { now, ticks_per_second: clock_ticks };
+        let clock = Clock { now, ticks_per_second: clock_ticks, timeouts: options.config.timeouts };
         let seconds = options.config.takeover_seconds;
         let network = Network::open(&options).await?;
         let dns = Dns::start(&options, &model).await?;

@@ -1,6 +1,7 @@
 //! `KubeProxyConfiguration`, every field of it in one of four classes.
 
 use ipnet::IpNet;
+use lb_common::state::Timeouts;
 use serde_json::Value;
 
 use super::{
@@ -54,10 +55,10 @@ const FIELDS: &[(&str, Class)] = &[
             ("maxPerCore", NoEffect),
             ("min", NoEffect),
             ("tcpBeLiberal", NoEffect),
-            ("tcpEstablishedTimeout", NotYet),
-            ("tcpCloseWaitTimeout", NotYet),
-            ("udpTimeout", NotYet),
-            ("udpStreamTimeout", NotYet),
+            ("tcpEstablishedTimeout", Honoured),
+            ("tcpCloseWaitTimeout", Honoured),
+            ("udpTimeout", Honoured),
+            ("udpStreamTimeout", Honoured),
         ]),
     ),
     ("detectLocal", Section(&[("bridgeInterface", Honoured), ("interfaceNamePrefix", Honoured)])),
@@ -139,6 +140,7 @@ pub(super) fn read(document: &Document, loaded: &mut Loaded) -> Result<(), Confi
     let masquerade_all =
         |section| inner(document, section, "masqueradeAll").is_some_and(|set| *set == Value::Bool(true));
     config.masquerade_all = masquerade_all("iptables") || masquerade_all("nftables");
+    config.timeouts = timeouts(document)?;
     config.node_port_addresses = node_port_addresses(document)?;
     config.healthz_bind = bind(document, "healthzBindAddress", HEALTHZ_PORT)?;
     config.metrics_bind = bind(document, "metricsBindAddress", METRICS_PORT)?;
@@ -179,6 +181,33 @@ fn detect_local(document: &Document, notes: &mut Notes) -> Result<DetectLocal, C
             return Err(wrong(document, MODE, &format!("{other:?} is no mode"), fix));
         }
     })
+}
+
+/// Zero is the default, as kube-proxy leaves the kernel's then.
+fn timeouts(document: &Document) -> Result<Timeouts, ConfigError> {
+    let of = |name: &str, longest: u32| {
+        let path = format!("conntrack.{name}");
+        let Some(written) = text(document, &path, inner(document, "conntrack", name))? else { return Ok(0) };
+        let seconds = written.parse::<jiff::SignedDuration>().ok().and_then(|it| u32::try_from(it.as_secs()).ok());
+        match seconds {
+            Some(seconds) if seconds <= longest => Ok(seconds),
+            Some(_) => {
+                Err(wrong(document, &path, &format!("{written} is too long"), &format!("use {longest}s or less")))
+            }
+            None => Err(wrong(
+                document,
+                &path,
+                &format!("{written:?} is no duration"),
+                "write hours, minutes and seconds such as 24h0m0s",
+            )),
+        }
+    };
+    Ok(Timeouts::new(
+        of("tcpEstablishedTimeout", Timeouts::LONGEST_TCP)?,
+        of("tcpCloseWaitTimeout", Timeouts::LONGEST_TCP)?,
+        of("udpTimeout", Timeouts::LONGEST_UDP)?,
+        of("udpStreamTimeout", Timeouts::LONGEST_UDP)?,
+    ))
 }
 
 /// One range, or one of each family with a comma between.

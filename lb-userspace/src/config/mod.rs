@@ -11,6 +11,7 @@ use std::{
 };
 
 use ipnet::IpNet;
+use lb_common::state::Timeouts;
 use serde_json::Value;
 
 use crate::{
@@ -72,6 +73,8 @@ pub struct Config {
     pub detect_local: DetectLocal,
     /// Cluster IPs rewrite the source of pods too (semantics.md 2.4.1).
     pub masquerade_all: bool,
+    /// How long flows live.
+    pub timeouts: Timeouts,
     /// Node name, if given.
     pub hostname_override: Option<String>,
     /// The API server.
@@ -104,6 +107,7 @@ impl Default for Config {
             node_port_addresses: NodePortAddresses::All,
             detect_local: DetectLocal::NodeCidr,
             masquerade_all: false,
+            timeouts: Timeouts::DEFAULT,
             hostname_override: None,
             client_connection: ClientConnection::default(),
             xdp: XdpMode::Auto,

@@ -104,6 +104,29 @@ fn rule_2_3_8_the_detector_is_the_one_that_is_asked_for() {
 }
 
 #[test]
+fn conntrack_timeouts_are_durations_as_go_writes_them() {
+    let of = |text: &str| kube_proxy(&format!("conntrack: {{{text}}}\n")).map(|loaded| loaded.config.timeouts);
+    for (text, expected) in [
+        ("tcpEstablishedTimeout: 0s, udpTimeout: null", Timeouts::DEFAULT),
+        ("tcpEstablishedTimeout: 24h0m0s, tcpCloseWaitTimeout: 1h0m0s", Timeouts::new(86_400, 3_600, 0, 0)),
+        ("udpTimeout: 30s, udpStreamTimeout: 2m30s", Timeouts::new(0, 0, 30, 150)),
+        ("tcpEstablishedTimeout: 1.5h", Timeouts::new(5_400, 0, 0, 0)),
+    ] {
+        assert_eq!(of(text), Ok(expected), "{text}");
+    }
+    for (text, expected) in [
+        ("udpTimeout: 2h", "conntrack.udpTimeout: 2h is too long; use 4095s or less"),
+        ("tcpCloseWaitTimeout: 10000h", "is too long; use 1048575s or less"),
+        ("tcpCloseWaitTimeout: -1s", "\"-1s\" is no duration; write hours"),
+        ("tcpCloseWaitTimeout: soon", "\"soon\" is no duration"),
+        ("tcpCloseWaitTimeout: 60", "conntrack.tcpCloseWaitTimeout: not a text"),
+    ] {
+        let told = of(text).expect_err("refused").to_string();
+        assert!(told.contains(expected), "{told}");
+    }
+}
+
+#[test]
 fn rule_2_4_1_masquerade_all_is_a_word_of_either_section() {
     for (text, expected) in [
         ("", false),
