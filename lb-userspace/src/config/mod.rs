@@ -74,6 +74,14 @@ pub struct Config {
     pub takeover_seconds: u32,
     /// Which externalIPs of Services are served.
     pub external_ips: ExternalIps,
+    /// The node's primary address of its family, instead of what the own Node says; nothing is bound there.
+    pub bind_address: Option<IpAddr>,
+    /// Whether an agent ends that cannot listen where health and metrics are asked for.
+    pub bind_hard_fail: bool,
+    /// Whether nodePorts are served on loopback addresses, where [`Self::node_port_addresses`] has them.
+    pub localhost_node_ports: bool,
+    /// What the agent makes of its `/proc/self/oom_score_adj`.
+    pub oom_score_adj: Option<i16>,
     /// What is logged, and how.
     pub logging: logs::Options,
 }
@@ -94,6 +102,10 @@ impl Default for Config {
             metrics_bind: None,
             takeover_seconds: 600,
             external_ips: ExternalIps::Off,
+            bind_address: None,
+            bind_hard_fail: false,
+            localhost_node_ports: true,
+            oom_score_adj: None,
             logging: logs::Options::default(),
         }
     }

@@ -84,6 +84,7 @@ pub(crate) fn web() -> (Model, NodeContext) {
         service_cidrs: vec!["10.96.0.0/16".parse().expect("a prefix")],
         detect_node_cidr: true,
         external_ips: super::ExternalIps::Off,
+        bind_address: None,
     };
     (model, node)
 }

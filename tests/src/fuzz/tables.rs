@@ -32,6 +32,7 @@ pub(super) fn node(options: &Options) -> NodeContext {
         service_cidrs: options.service_cidrs.clone(),
         detect_node_cidr: true,
         external_ips: ExternalIps::All,
+        bind_address: None,
     }
 }
 
