@@ -240,6 +240,7 @@ impl Run<'_> {
                 [] => ExternalIps::Off,
                 nets => ExternalIps::Within(nets.to_vec()),
             },
+            bind_address: None,
         };
         let folder = format!("{}/", options.path.display());
         let findings = loaded.findings.iter().map(|finding| finding.to_string().replace(&folder, "")).collect();

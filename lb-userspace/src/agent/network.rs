@@ -19,7 +19,9 @@ use crate::{
     net::{
         self, Address, Netlink, NextHop, bridges,
         host_device::{self, HostDevice, Way},
-        neighbours, reserved_ports,
+        neighbours,
+        node_ports::Own,
+        reserved_ports,
         roles::{self, Device, Role},
     },
     report::{DeviceStatus, Problem},
@@ -324,9 +326,15 @@ impl Network {
 
     /// Where nodePorts are served; what is wrong with that is told from now on.
     pub(super) fn node_port_addresses(&mut self, options: &RunOptions, own: Option<&Node>) -> Vec<IpAddr> {
-        let internal_ips = own.map(|own| &*own.internal_ips);
-        let served = options.config.node_port_addresses.serve(&self.addresses, &options.node, internal_ips);
+        let config = &options.config;
+        let own = Own {
+            name: &options.node,
+            internal_ips: own.map(|own| &*own.internal_ips),
+            bind_address: config.bind_address,
+        };
+        let mut served = config.node_port_addresses.serve(&self.addresses, &own);
         self.problems.insert("node ports", served.problems);
+        served.addresses.retain(|addr| config.localhost_node_ports || !addr.is_loopback());
         served.addresses
     }
 

@@ -48,7 +48,7 @@ impl Agent {
 
     /// What may not be as meant.
     async fn warnings(&self) -> Vec<Problem> {
-        let without_documents = self.options.notes.no_effect.iter().chain(self.network.warnings());
+        let without_documents = self.options.notes.iter().chain(self.network.warnings());
         let silent = self.network.silent_neighbours().await;
         let network = without_documents.chain(&self.takeover.warning).cloned().chain(silent);
         network
@@ -90,7 +90,6 @@ impl Agent {
         problems.extend(self.verification.problem().cloned());
         problems.extend(self.snapshots.problem().cloned());
         problems.extend(self.start_problems.iter().cloned());
-        problems.extend(self.options.notes.not_yet.iter().cloned());
         problems.extend(self.engine.desired.problems.iter().cloned());
         problems.extend(self.engine.refused.iter().cloned());
         problems.extend(self.collection.problem());

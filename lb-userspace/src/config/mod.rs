@@ -66,6 +66,7 @@ pub struct ClientConnection {
 
 /// What the configuration asks for; [`Config::default`] without a file.
 #[derive(Clone, Debug, PartialEq)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a switch of the files")]
 pub struct Config {
     /// The node addresses nodePorts are served on.
     pub node_port_addresses: NodePortAddresses,
@@ -97,6 +98,14 @@ pub struct Config {
     pub takeover_seconds: u32,
     /// Which externalIPs of Services are served.
     pub external_ips: ExternalIps,
+    /// The node's primary address of its family, instead of what the own Node says; nothing is bound there.
+    pub bind_address: Option<IpAddr>,
+    /// Whether an agent ends that cannot listen where health and metrics are asked for.
+    pub bind_hard_fail: bool,
+    /// Whether nodePorts are served on loopback addresses, where [`Self::node_port_addresses`] has them.
+    pub localhost_node_ports: bool,
+    /// What the agent makes of its `/proc/self/oom_score_adj`.
+    pub oom_score_adj: Option<i16>,
     /// What is logged, and how.
     pub logging: logs::Options,
 }
@@ -119,6 +128,10 @@ impl Default for Config {
             metrics_bind: None,
             takeover_seconds: 600,
             external_ips: ExternalIps::Off,
+            bind_address: None,
+            bind_hard_fail: false,
+            localhost_node_ports: true,
+            oom_score_adj: None,
             logging: logs::Options::default(),
         }
     }
@@ -154,17 +167,8 @@ impl Bind {
 pub struct Loaded {
     /// The configuration.
     pub config: Config,
-    /// What is not.
-    pub notes: Notes,
-}
-
-/// Fields that do not do what they say.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Notes {
-    /// Not honoured yet: the node behaves otherwise than it was asked to.
-    pub not_yet: Vec<Problem>,
-    /// Without meaning to a datapath like this one: nothing is missing.
-    pub no_effect: Vec<Problem>,
+    /// Fields without meaning to a datapath like this one: nothing is missing.
+    pub notes: Vec<Problem>,
 }
 
 /// A configuration that cannot be used.

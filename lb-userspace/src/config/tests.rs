@@ -52,8 +52,75 @@ winkernel: {enableDSR: false, forwardHealthCheckVip: false, networkName: \"\", r
 fn the_file_of_kubeadm_passes_with_hardly_a_word() {
     let loaded = kube_proxy(KUBEADM).expect("accepted");
     assert_eq!(loaded.config.client_connection.kubeconfig, "/var/lib/kube-proxy/kubeconfig.conf");
-    assert_eq!(loaded.notes.not_yet, []);
-    assert_eq!(causes(&loaded.notes.no_effect), ["logging.options has no effect here"]);
+    let told = "logging.options has no effect here: lines go to standard error, whole";
+    assert_eq!(causes(&loaded.notes), [told]);
+}
+
+#[test]
+fn each_field_without_an_effect_tells_why() {
+    let text = "mode: userspace\nconfigSyncPeriod: 15m\nconntrack: {maxPerCore: 1, tcpBeLiberal: true}\n\
+                iptables: {syncPeriod: 30s, masqueradeBit: 14}\nipvs: {scheduler: lc, strictARP: true}\n\
+                portRange: 1-2\nenableProfiling: true\n";
+    let loaded = kube_proxy(text).expect("accepted");
+    let mut causes = causes(&loaded.notes);
+    causes.sort_unstable();
+    let expected = [
+        "configSyncPeriod has no effect here: objects are watched",
+        "conntrack.maxPerCore has no effect here: it sizes the kernel's conntrack",
+        "conntrack.tcpBeLiberal has no effect here: it is about the kernel's conntrack",
+        "enableProfiling has no effect here: there is no profiling server",
+        "iptables.masqueradeBit has no effect here: packets are masqueraded without a mark",
+        "iptables.syncPeriod has no effect here: changes are programmed as they come",
+        "ipvs.scheduler has no effect here: there is no IPVS",
+        "ipvs.strictARP has no effect here: there is no IPVS",
+        "mode has no effect here: there is one datapath",
+        "portRange has no effect here: nodePorts are what the Services say",
+    ];
+    assert_eq!(causes.len(), expected.len(), "{causes:?}");
+    for (cause, expected) in causes.iter().zip(expected) {
+        assert!(cause.starts_with(expected), "{cause} should begin as {expected}");
+    }
+}
+
+#[test]
+fn the_nodes_own_address_and_what_it_binds_are_honoured() {
+    let of = |text: &str| kube_proxy(text).expect("accepted").config;
+    for unspecified in ["", "bindAddress: null\n", "bindAddress: ''\n", "bindAddress: 0.0.0.0\n", "bindAddress: '::'\n"]
+    {
+        let config = of(unspecified);
+        assert_eq!((config.bind_address, config.bind_hard_fail), (None, false), "{unspecified}");
+    }
+    assert_eq!(of("bindAddress: 2001:db8::1\n").bind_address, Some("2001:db8::1".parse().expect("an address")));
+    assert!(of("bindAddressHardFail: true\n").bind_hard_fail);
+    let told = error(kube_proxy("bindAddress: 192.0.2.0/24\n"));
+    assert!(told.contains("c.yaml:3: bindAddress: \"192.0.2.0/24\" is no address; write an address"), "{told}");
+}
+
+#[test]
+fn the_oom_score_is_a_number_that_linux_takes() {
+    let of = |text: &str| kube_proxy(&format!("oomScoreAdj: {text}\n"));
+    for (text, score) in [("null", None), ("0", Some(0)), ("-1000", Some(-1000)), ("1000", Some(1000))] {
+        assert_eq!(of(text).expect("accepted").config.oom_score_adj, score);
+    }
+    for wrong in ["1001", "-1001", "0.5", "high", "99999999999999999999"] {
+        let told = error(of(wrong));
+        assert!(told.contains("oomScoreAdj") && told.ends_with("use a whole number from -1000 to 1000"), "{told}");
+    }
+}
+
+#[test]
+fn node_ports_on_loopback_addresses_can_be_switched_off() {
+    let of = |text: &str| kube_proxy(text).expect("accepted");
+    for (text, on) in [("", true), ("{localhostNodePorts: null}", true), ("{localhostNodePorts: true}", true)] {
+        assert_eq!(of(&format!("iptables: {text}\n")).config.localhost_node_ports, on, "{text}");
+    }
+    let off = "iptables: {localhostNodePorts: false}\n";
+    let loaded = of(off);
+    assert!(!loaded.config.localhost_node_ports && loaded.notes.is_empty(), "{loaded:?}");
+    for (asked, told) in [("[primary]", 0), ("[192.0.2.0/24]", 0), ("[localhost]", 1), ("[127.0.0.0/8]", 1)] {
+        let loaded = of(&format!("{off}nodePortAddresses: {asked}\n"));
+        assert_eq!(loaded.notes.len(), told, "{asked}: {loaded:?}");
+    }
 }
 
 #[test]
@@ -96,11 +163,11 @@ fn rule_2_3_8_the_detector_is_the_one_that_is_asked_for() {
     ] {
         let loaded = kube_proxy(text).expect("accepted");
         assert_eq!(loaded.config.detect_local, expected, "{text}");
-        assert_eq!(loaded.notes, Notes::default(), "{text}");
+        assert_eq!(loaded.notes, [], "{text}");
     }
     let loaded = kube_proxy("detectLocalMode: ClusterCIDR\n").expect("accepted");
     assert_eq!(loaded.config.detect_local, DetectLocal::ClusterCidr(vec![]));
-    assert_eq!(causes(&loaded.notes.no_effect), ["detectLocalMode detects no pod without clusterCIDR"]);
+    assert_eq!(causes(&loaded.notes), ["detectLocalMode detects no pod without clusterCIDR"]);
 }
 
 #[test]
@@ -141,13 +208,6 @@ fn rule_2_4_1_masquerade_all_is_a_word_of_either_section() {
 #[test]
 fn no_document_means_the_defaults() {
     assert_eq!(parse("c.yaml", "").expect("accepted"), Loaded::default());
-}
-
-#[test]
-fn what_is_not_honoured_is_told() {
-    let loaded = kube_proxy("mode: userspace\nipvs: {scheduler: lc}\n").expect("accepted");
-    assert_eq!(causes(&loaded.notes.not_yet), ["ipvs.scheduler is not honoured yet"]);
-    assert_eq!(causes(&loaded.notes.no_effect), ["mode has no effect here"]);
 }
 
 #[test]
@@ -256,7 +316,7 @@ fn logging_is_honoured() {
     ] {
         let loaded = kube_proxy(text).expect("accepted");
         assert_eq!(loaded.config.logging, Options { format, verbosity }, "{text}");
-        assert_eq!(loaded.notes.no_effect, [], "{text}");
+        assert_eq!(loaded.notes, [], "{text}");
     }
     let told = error(kube_proxy("logging: {format: xml}\n"));
     assert!(told.contains("logging.format") && told.ends_with("use text or json"), "{told}");

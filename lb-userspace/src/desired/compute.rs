@@ -19,6 +19,7 @@ use super::{
 };
 use crate::{
     model::{EndpointSlice, IpFamily, Model, ObjectName, Protocol, Service, ServicePort, ServiceType},
+    net::node_ports::Own,
     report::Problem,
     topology::{self, EndpointState, PortEndpoints},
 };
@@ -35,10 +36,11 @@ pub fn desired(model: &Model, node: &NodeContext) -> Desired {
         Detector::Ranges(ranges) => ranges.clone(),
     };
     let ours: Vec<Ours<'_>> = model.services.iter().filter_map(|(name, service)| Ours::of(name, service)).collect();
-    let internal_ips = model.nodes.get(&node.name).map(|own| &own.internal_ips).filter(|addrs| !addrs.is_empty());
+    let internal_ips = model.nodes.get(&node.name).map(|own| &*own.internal_ips);
+    let own = Own { name: &node.name, internal_ips, bind_address: node.bind_address }.addresses();
     let mut compute = Compute {
         node,
-        own: internal_ips.map_or_else(|| node.local_addrs.clone(), |addrs| addrs.iter().copied().collect()),
+        own: if own.is_empty() { node.local_addrs.clone() } else { own.into_iter().collect() },
         claims: BTreeMap::new(),
         out: Desired {
             // An address of this node is never owned: its other ports belong to the node's own processes.

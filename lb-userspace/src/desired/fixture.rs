@@ -85,6 +85,7 @@ pub(crate) fn web() -> (Model, NodeContext) {
         detector: super::Detector::NodeCidr,
         masquerade_all: false,
         external_ips: super::ExternalIps::Off,
+        bind_address: None,
     };
     (model, node)
 }

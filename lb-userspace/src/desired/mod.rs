@@ -217,4 +217,6 @@ pub struct NodeContext {
     pub masquerade_all: bool,
     /// Which externalIPs are served.
     pub external_ips: ExternalIps,
+    /// The node's own address of its family, whatever the own Node says.
+    pub bind_address: Option<IpAddr>,
 }

@@ -33,6 +33,7 @@ pub(super) fn node(options: &Options) -> NodeContext {
         detector: Detector::NodeCidr,
         masquerade_all: false,
         external_ips: ExternalIps::All,
+        bind_address: None,
     }
 }
 
