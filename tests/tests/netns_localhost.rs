@@ -10,6 +10,7 @@ use lb_tests::{
     client::{Call, Transport},
     needs_root,
     talk::Talk,
+    wait_until,
 };
 
 const LOOPBACK: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
@@ -21,9 +22,11 @@ fn node_port(ip: IpAddr) -> SocketAddr {
 
 /// A cluster whose agents were given `nodePortAddresses`.
 fn cluster(addresses: &str, hooks: bool) -> Cluster {
-    let more = format!(
-        "---\napiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\nnodePortAddresses: {addresses}\n"
-    );
+    configured(&format!("nodePortAddresses: {addresses}\n"), hooks)
+}
+
+fn configured(fields: &str, hooks: bool) -> Cluster {
+    let more = format!("---\napiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n{fields}");
     Cluster::start(&Setup { more, ..Setup::tcx(hooks) }).expect("a cluster")
 }
 
@@ -85,6 +88,38 @@ fn node_port_addresses_say_where() {
         let named = problems.iter().any(|problem| problem.object == "socket hooks" && problem.fix.contains("loopback"));
         assert_eq!(named, !hooks, "{problems:?}");
     }
+}
+
+#[test]
+fn localhost_node_ports_switched_off_leave_the_other_addresses() {
+    needs_root!();
+    let cluster = configured("iptables: {localhostNodePorts: false}\n", true);
+    let node = cluster.world.node(0).place();
+    assert_eq!(node.ips().map(|ip| reaches(&cluster, node_port(ip))), [true, true]);
+    assert_eq!(LOOPBACK.map(|ip| reaches(&cluster, node_port(ip))), [false, false]);
+}
+
+/// The node's own address in the eyes of kube-proxy, which serves nodePorts where `primary` asks for that.
+#[test]
+fn a_bind_address_is_the_primary_one() {
+    needs_root!();
+    let cluster = configured("nodePortAddresses: [primary]\nbindAddress: 198.51.100.9\n", true);
+    let node = cluster.world.node(0);
+    let [v4, v6] = node.ips();
+    let told = || {
+        let problems = cluster.agents[0].status().map_err(|error| format!("{error:#}"))?.problems;
+        let cause = "primary: bindAddress 198.51.100.9 is no usable address of this machine";
+        Ok::<_, String>(problems.iter().any(|problem| problem.cause == cause))
+    };
+    assert_eq!(told(), Ok(true));
+    node.namespace().ip("addr add 198.51.100.9/32 dev lo").expect("an address");
+    wait_until("the address to be served", Duration::from_secs(10), || {
+        if told()? { Err("still told".to_owned()) } else { Ok(()) }
+    })
+    .expect("served");
+    assert!(reaches(&cluster, node_port([198, 51, 100, 9].into())));
+    assert!(!reaches(&cluster, node_port(v4)), "the InternalIP of this family is not the primary one any more");
+    assert!(reaches(&cluster, node_port(v6)), "that of the other family is");
 }
 
 #[test]

@@ -38,7 +38,7 @@ use self::{
 };
 use crate::{
     bpf::{self, Datapath},
-    config::{Config, Notes},
+    config::Config,
     control::{self, Request, Response},
     desired::NodeContext,
     engine::Engine,
@@ -69,7 +69,7 @@ pub struct RunOptions {
     /// The configuration, already read and checked.
     pub config: Config,
     /// What of it is not as asked.
-    pub notes: Notes,
+    pub notes: Vec<Problem>,
     /// State directory.
     pub state_dir: PathBuf,
     /// The bpffs.
@@ -147,7 +147,7 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
     let mut events = net::events::watch().context("cannot watch the network")?;
     let mut model = Model::default();
     let input = Input::open(&options, &mut model).await?;
-    let (web, mut pages) = Web::start(&options);
+    let (web, mut pages) = Web::start(&options)?;
     let mut agent = Agent::start(options, input, model, web).await?;
     let server = control::Server::bind(&agent.options.state_dir)
         .with_context(|| format!("cannot open the control socket in {}", agent.options.state_dir.display()))?;
@@ -215,8 +215,9 @@ impl Agent {
         let (seed, taking_over) = (word(Setting::HashSeed)?, word(Setting::Takeover)?);
         let clock_ticks = ticks_per_second()?;
         let now = datapath.clock().context("cannot read the kernel's clock")?;
-        let clock = Clock { now, ticks_per_second: clock_ticks };
+        let clock = Clock { now, ticks_per_second: clock_ticks, timeouts: options.config.timeouts };
         let seconds = options.config.takeover_seconds;
+        let oom = oom_score(&options);
         let network = Network::open(&options).await?;
         let dns = Dns::start(&options, &model).await?;
         let collection = Collection::new(&datapath.maps);
@@ -237,7 +238,7 @@ impl Agent {
             snapshots,
             attached: false,
             sync_error: None,
-            start_problems: problem.into_iter().collect(),
+            start_problems: problem.into_iter().chain(oom).collect(),
             socket_hooks: HookStatus::default(),
             orphans: Orphans::open(),
             collection,
@@ -378,8 +379,10 @@ impl Agent {
             node_port_addrs: self.network.node_port_addresses(&self.options, self.model.nodes.get(&self.options.node)),
             local_addrs: self.network.local_addresses(),
             service_cidrs: self.service_cidrs(),
-            detect_node_cidr: self.options.config.detects_node_cidr(),
+            detector: self.network.detector(&self.options.config.detect_local),
+            masquerade_all: self.options.config.masquerade_all,
             external_ips: self.options.config.external_ips.clone(),
+            bind_address: self.options.config.bind_address,
         }
     }
 
@@ -431,6 +434,19 @@ impl Agent {
             Request::Describe { namespace, name } => self.describe(namespace, name),
         }
     }
+}
+
+/// As kube-proxy does: what the configuration asks for must be, the default may fail.
+fn oom_score(options: &RunOptions) -> Option<Problem> {
+    if let Some(score) = options.config.oom_score_adj {
+        return memory::set_oom_score(score);
+    }
+    if matches!(options.source, SourceOptions::Cluster { .. })
+        && let Some(problem) = memory::set_oom_score(memory::OOM_SCORE_DEFAULT)
+    {
+        tracing::debug!("{}: {}", problem.object, problem.cause);
+    }
+    None
 }
 
 /// HZ: the coarse clock's resolution is one jiffy.

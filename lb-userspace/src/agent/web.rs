@@ -7,6 +7,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use anyhow::bail;
 use http::{Request, StatusCode};
 use hyper::body::Incoming;
 use tokio::{
@@ -22,7 +23,7 @@ use crate::{
     numbers,
     report::Problem,
     web::{
-        Answer, Listening, answer,
+        Answer, Listening, TRIED_AGAIN, answer,
         health::Health,
         metrics::{self, Local, Metrics, Now, WithoutLocal},
         not_found,
@@ -52,8 +53,8 @@ pub(super) struct Web {
 }
 
 impl Web {
-    /// Listens where the options say. Questions for metrics come by the receiver.
-    pub(super) fn start(options: &RunOptions) -> (Self, mpsc::Receiver<Asked>) {
+    /// Listens where the options say; an error if it must and cannot. Questions for metrics come by the receiver.
+    pub(super) fn start(options: &RunOptions) -> anyhow::Result<(Self, mpsc::Receiver<Asked>)> {
         let health = Arc::new(Health::default());
         let (sender, receiver) = mpsc::channel(4);
         let everywhere = match options.source {
@@ -80,6 +81,11 @@ impl Web {
             let site = move |request: Request<Incoming>| metrics_site(request.uri().path().to_owned(), sender.clone());
             servers.push(Listening::start(at, "metrics", &fix("metricsBindAddress"), site));
         }
+        let failed = servers.iter().filter(|_| options.config.bind_hard_fail).find_map(Listening::problem);
+        if let Some(Problem { object, cause, fix }) = failed {
+            let cause = cause.trim_end_matches(TRIED_AGAIN);
+            bail!("{object}: {cause}, and bindAddressHardFail is true; {fix}");
+        }
         let metrics = Metrics::default();
         let web = Self {
             probes: Probes::new(Arc::clone(&health)),
@@ -91,7 +97,7 @@ impl Web {
             synced: false,
             applied: Changes::default(),
         };
-        (web, receiver)
+        Ok((web, receiver))
     }
 
     /// Servers that do not listen.

@@ -132,7 +132,7 @@ fn options(run: Run, global: Global) -> anyhow::Result<RunOptions> {
     config.logging.format = run.log_format.unwrap_or(config.logging.format);
     config.logging.verbosity = run.verbosity.unwrap_or(config.logging.verbosity);
     logs::start(config.logging);
-    for note in notes.not_yet.iter().chain(&notes.no_effect) {
+    for note in &notes {
         tracing::warn!("{}: {} ({})", note.object, note.cause, note.fix);
     }
     let node = run

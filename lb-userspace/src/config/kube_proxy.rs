@@ -1,8 +1,14 @@
-//! `KubeProxyConfiguration`, every field of it in one of four classes.
+//! `KubeProxyConfiguration`, every field of it in one of three classes.
 
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use lb_common::state::Timeouts;
 use serde_json::Value;
 
-use super::{Bind, ClientConnection, ConfigError, HEALTHZ_PORT, Loaded, METRICS_PORT, is_zero, network, wrong};
+use super::{
+    Bind, ClientConnection, ConfigError, DetectLocal, HEALTHZ_PORT, Loaded, METRICS_PORT, is_zero, network, wrong,
+};
 use crate::{
     file_source::document::Document, logs, net::node_ports::NodePortAddresses, report::Problem, suggest::closest,
 };
@@ -14,105 +20,115 @@ pub(super) const KIND: &str = "KubeProxyConfiguration";
 enum Class {
     /// Does what it says.
     Honoured,
-    /// Will do what it says; told until then.
-    NotYet,
-    /// Means nothing to a datapath like this one; told if set.
-    NoEffect,
+    /// Means nothing to a datapath like this one, for this reason; told if set.
+    NoEffect(&'static str),
     /// Cannot be right here; refused if set.
     Refused,
     /// A section: its fields have classes of their own.
     Section(&'static [(&'static str, Self)]),
 }
 
-use Class::{Honoured, NoEffect, NotYet, Refused, Section};
+use Class::{Honoured, NoEffect, Refused, Section};
+
+const JSON: &str = "objects are read as JSON";
+const AT_ONCE: &str = "changes are programmed as they come, and what is programmed is verified all the time";
+const NETFILTER: &str = "it is about the kernel's conntrack, which translates none of these flows";
+const OWN_TABLE: &str =
+    "it sizes the kernel's conntrack; flows have a table of their own (BallastConfiguration: maps.conntrack)";
+const NO_MARK: &str = "packets are masqueraded without a mark";
+const NO_IPVS: &str = "there is no IPVS; each Service port chooses its backends by hash";
 
 /// `staging/src/k8s.io/kube-proxy/config/v1alpha1/types.go` of Kubernetes 1.37.
 const FIELDS: &[(&str, Class)] = &[
     ("apiVersion", Honoured),
     ("kind", Honoured),
-    ("bindAddress", NotYet),
-    ("bindAddressHardFail", NotYet),
+    ("bindAddress", Honoured),
+    ("bindAddressHardFail", Honoured),
     (
         "clientConnection",
         Section(&[
             ("kubeconfig", Honoured),
             ("qps", Honoured),
             ("burst", Honoured),
-            ("contentType", NoEffect),
-            ("acceptContentTypes", NoEffect),
+            ("contentType", NoEffect(JSON)),
+            ("acceptContentTypes", NoEffect(JSON)),
         ]),
     ),
-    ("clusterCIDR", NotYet),
-    ("configSyncPeriod", NoEffect),
+    ("clusterCIDR", Honoured),
+    ("configSyncPeriod", NoEffect("objects are watched, and listed again only where a watch is lost")),
     (
         "conntrack",
         Section(&[
-            ("maxPerCore", NoEffect),
-            ("min", NoEffect),
-            ("tcpBeLiberal", NoEffect),
-            ("tcpEstablishedTimeout", NotYet),
-            ("tcpCloseWaitTimeout", NotYet),
-            ("udpTimeout", NotYet),
-            ("udpStreamTimeout", NotYet),
+            ("maxPerCore", NoEffect(OWN_TABLE)),
+            ("min", NoEffect(OWN_TABLE)),
+            ("tcpBeLiberal", NoEffect(NETFILTER)),
+            ("tcpEstablishedTimeout", Honoured),
+            ("tcpCloseWaitTimeout", Honoured),
+            ("udpTimeout", Honoured),
+            ("udpStreamTimeout", Honoured),
         ]),
     ),
-    ("detectLocal", Section(&[("bridgeInterface", NotYet), ("interfaceNamePrefix", NotYet)])),
+    ("detectLocal", Section(&[("bridgeInterface", Honoured), ("interfaceNamePrefix", Honoured)])),
     ("detectLocalMode", Honoured),
-    ("enableProfiling", NoEffect),
-    ("featureGates", NoEffect),
+    ("enableProfiling", NoEffect("there is no profiling server")),
+    ("featureGates", NoEffect("the gates switch parts of kube-proxy")),
     ("healthzBindAddress", Honoured),
     ("hostnameOverride", Honoured),
     (
         "iptables",
         Section(&[
-            ("localhostNodePorts", NotYet),
-            ("masqueradeAll", NotYet),
-            ("masqueradeBit", NoEffect),
-            ("minSyncPeriod", NoEffect),
-            ("syncPeriod", NoEffect),
+            ("localhostNodePorts", Honoured),
+            ("masqueradeAll", Honoured),
+            ("masqueradeBit", NoEffect(NO_MARK)),
+            ("minSyncPeriod", NoEffect(AT_ONCE)),
+            ("syncPeriod", NoEffect(AT_ONCE)),
         ]),
     ),
     (
         "ipvs",
         Section(&[
-            ("excludeCIDRs", NoEffect),
-            ("minSyncPeriod", NoEffect),
-            ("scheduler", NotYet),
-            ("strictARP", NoEffect),
-            ("syncPeriod", NoEffect),
-            ("tcpFinTimeout", NoEffect),
-            ("tcpTimeout", NoEffect),
-            ("udpTimeout", NoEffect),
+            ("excludeCIDRs", NoEffect(NO_IPVS)),
+            ("minSyncPeriod", NoEffect(AT_ONCE)),
+            ("scheduler", NoEffect(NO_IPVS)),
+            ("strictARP", NoEffect(NO_IPVS)),
+            ("syncPeriod", NoEffect(AT_ONCE)),
+            ("tcpFinTimeout", NoEffect(NO_IPVS)),
+            ("tcpTimeout", NoEffect(NO_IPVS)),
+            ("udpTimeout", NoEffect(NO_IPVS)),
         ]),
     ),
     (
         "logging",
-        Section(&[("flushFrequency", NoEffect), ("format", Honoured), ("options", NoEffect), ("verbosity", Honoured)]),
+        Section(&[
+            ("flushFrequency", NoEffect("each line is written at once")),
+            ("format", Honoured),
+            ("options", NoEffect("lines go to standard error, whole")),
+            ("verbosity", Honoured),
+        ]),
     ),
     ("metricsBindAddress", Honoured),
-    ("mode", NoEffect),
+    ("mode", NoEffect("there is one datapath, in eBPF")),
     (
         "nftables",
         Section(&[
-            ("masqueradeAll", NotYet),
-            ("masqueradeBit", NoEffect),
-            ("minSyncPeriod", NoEffect),
-            ("syncPeriod", NoEffect),
+            ("masqueradeAll", Honoured),
+            ("masqueradeBit", NoEffect(NO_MARK)),
+            ("minSyncPeriod", NoEffect(AT_ONCE)),
+            ("syncPeriod", NoEffect(AT_ONCE)),
         ]),
     ),
     ("nodePortAddresses", Honoured),
-    ("oomScoreAdj", NotYet),
-    ("portRange", NoEffect),
-    ("showHiddenMetricsForVersion", NoEffect),
+    ("oomScoreAdj", Honoured),
+    ("portRange", NoEffect("nodePorts are what the Services say; kube-proxy ignores it too")),
+    ("showHiddenMetricsForVersion", NoEffect("no metric is hidden")),
     ("windowsRunAsService", Refused),
     ("winkernel", Refused),
-    ("minSyncPeriod", NoEffect),
-    ("syncPeriod", NoEffect),
+    ("minSyncPeriod", NoEffect(AT_ONCE)),
+    ("syncPeriod", NoEffect(AT_ONCE)),
 ];
 
 /// Values kubeadm or kube-proxy itself writes into a file nobody edited: no warning for them.
-const DEFAULTS: &[(&str, &[&str])] =
-    &[("bindAddress", &["0.0.0.0", "::"]), ("mode", &["iptables", "nftables", "ipvs"])];
+const DEFAULTS: &[(&str, &[&str])] = &[("mode", &["iptables", "nftables", "ipvs"])];
 
 pub(super) fn read(document: &Document, loaded: &mut Loaded) -> Result<(), ConfigError> {
     let Some(fields) = document.value.as_object() else {
@@ -131,22 +147,126 @@ pub(super) fn read(document: &Document, loaded: &mut Loaded) -> Result<(), Confi
         burst: number(document, "clientConnection.burst", of("burst"))? as i64,
     };
     config.hostname_override = text(document, "hostnameOverride", document.value.get("hostnameOverride"))?;
-    let mode = text(document, "detectLocalMode", document.value.get("detectLocalMode"))?;
-    match mode.as_deref() {
-        None | Some("NodeCIDR") => {}
-        Some(other @ ("ClusterCIDR" | "BridgeInterface" | "InterfaceNamePrefix")) => {
-            let cause = format!("{other} is not honoured yet");
-            return Err(wrong(document, "detectLocalMode", &cause, "use NodeCIDR, the only detector so far"));
-        }
-        Some(other) => {
-            return Err(wrong(document, "detectLocalMode", &format!("{other:?} is no mode"), "use NodeCIDR"));
-        }
-    }
+    config.detect_local = detect_local(document, &mut loaded.notes)?;
+    let masquerade_all =
+        |section| inner(document, section, "masqueradeAll").is_some_and(|set| *set == Value::Bool(true));
+    config.masquerade_all = masquerade_all("iptables") || masquerade_all("nftables");
+    config.timeouts = timeouts(document)?;
+    config.bind_address = bind_address(document)?;
+    config.bind_hard_fail = document.value.get("bindAddressHardFail") == Some(&Value::Bool(true));
+    config.oom_score_adj = oom_score_adj(document)?;
     config.node_port_addresses = node_port_addresses(document)?;
+    config.localhost_node_ports = document.value.pointer("/iptables/localhostNodePorts") != Some(&Value::Bool(false));
+    if !config.localhost_node_ports && config.node_port_addresses.asks_for_localhost() {
+        let cause = "asks for loopback addresses, which iptables.localhostNodePorts: false takes away";
+        loaded.notes.push(note(document, "nodePortAddresses", cause, "remove one of the two"));
+    }
     config.healthz_bind = bind(document, "healthzBindAddress", HEALTHZ_PORT)?;
     config.metrics_bind = bind(document, "metricsBindAddress", METRICS_PORT)?;
     config.logging = logging(document)?;
     Ok(())
+}
+
+/// The node's own address, as kube-proxy means it: nothing listens there. The unspecified ones say nothing.
+fn bind_address(document: &Document) -> Result<Option<IpAddr>, ConfigError> {
+    const FIELD: &str = "bindAddress";
+    let Some(written) = text(document, FIELD, document.value.get(FIELD))? else { return Ok(None) };
+    let addr: IpAddr = written.parse().map_err(|_| {
+        wrong(
+            document,
+            FIELD,
+            &format!("{written:?} is no address"),
+            "write an address of this node, such as 192.0.2.1",
+        )
+    })?;
+    Ok((!addr.is_unspecified()).then_some(addr))
+}
+
+/// As Linux takes it, and kube-proxy checks it.
+fn oom_score_adj(document: &Document) -> Result<Option<i16>, ConfigError> {
+    const FIELD: &str = "oomScoreAdj";
+    match document.value.get(FIELD) {
+        None | Some(Value::Null) => Ok(None),
+        Some(value) => match value.as_i64().map(i16::try_from) {
+            Some(Ok(score @ -1000..=1000)) => Ok(Some(score)),
+            _ => Err(wrong(document, FIELD, &format!("{value} is no score"), "use a whole number from -1000 to 1000")),
+        },
+    }
+}
+
+fn inner<'a>(document: &'a Document, section: &str, name: &str) -> Option<&'a Value> {
+    document.value.get(section)?.get(name)
+}
+
+/// As kube-proxy's `getLocalDetectors` reads it, but that without a word the own Node tells (semantics.md 2.3.8).
+fn detect_local(document: &Document, notes: &mut Vec<Problem>) -> Result<DetectLocal, ConfigError> {
+    const MODE: &str = "detectLocalMode";
+    let ranges = cluster_cidrs(document)?;
+    let name = |field: &str| {
+        let path = format!("detectLocal.{field}");
+        let name = text(document, &path, inner(document, "detectLocal", field))?;
+        name.ok_or_else(|| {
+            wrong(document, MODE, &format!("{path} is missing"), &format!("write detectLocal: {{{field}: ...}}"))
+        })
+    };
+    Ok(match text(document, MODE, document.value.get(MODE))?.as_deref() {
+        // Who writes ranges and no mode means kube-proxy's default.
+        None if ranges.is_empty() => DetectLocal::NodeCidr,
+        Some("NodeCIDR") => DetectLocal::NodeCidr,
+        None | Some("ClusterCIDR") => {
+            if ranges.is_empty() {
+                let fix = "write clusterCIDR, or use NodeCIDR";
+                notes.push(note(document, MODE, "detects no pod without clusterCIDR", fix));
+            }
+            DetectLocal::ClusterCidr(ranges)
+        }
+        Some("BridgeInterface") => DetectLocal::BridgeInterface(name("bridgeInterface")?),
+        Some("InterfaceNamePrefix") => DetectLocal::InterfaceNamePrefix(name("interfaceNamePrefix")?),
+        Some(other) => {
+            let fix = "use NodeCIDR, ClusterCIDR, BridgeInterface or InterfaceNamePrefix";
+            return Err(wrong(document, MODE, &format!("{other:?} is no mode"), fix));
+        }
+    })
+}
+
+/// Zero is the default, as kube-proxy leaves the kernel's then.
+fn timeouts(document: &Document) -> Result<Timeouts, ConfigError> {
+    let of = |name: &str, longest: u32| {
+        let path = format!("conntrack.{name}");
+        let Some(written) = text(document, &path, inner(document, "conntrack", name))? else { return Ok(0) };
+        let seconds = written.parse::<jiff::SignedDuration>().ok().and_then(|it| u32::try_from(it.as_secs()).ok());
+        match seconds {
+            Some(seconds) if seconds <= longest => Ok(seconds),
+            Some(_) => {
+                Err(wrong(document, &path, &format!("{written} is too long"), &format!("use {longest}s or less")))
+            }
+            None => Err(wrong(
+                document,
+                &path,
+                &format!("{written:?} is no duration"),
+                "write hours, minutes and seconds such as 24h0m0s",
+            )),
+        }
+    };
+    Ok(Timeouts::new(
+        of("tcpEstablishedTimeout", Timeouts::LONGEST_TCP)?,
+        of("tcpCloseWaitTimeout", Timeouts::LONGEST_TCP)?,
+        of("udpTimeout", Timeouts::LONGEST_UDP)?,
+        of("udpStreamTimeout", Timeouts::LONGEST_UDP)?,
+    ))
+}
+
+/// One range, or one of each family with a comma between.
+fn cluster_cidrs(document: &Document) -> Result<Vec<IpNet>, ConfigError> {
+    const FIELD: &str = "clusterCIDR";
+    let written = text(document, FIELD, document.value.get(FIELD))?.unwrap_or_default();
+    let ranges = written.split(',').map(str::trim).filter(|part| !part.is_empty());
+    ranges
+        .map(|part| {
+            let fix = "write a range such as 10.244.0.0/16, or one of each family with a comma between";
+            network(part).ok_or_else(|| wrong(document, FIELD, &format!("{part:?} is no range"), fix))
+        })
+        .collect()
 }
 
 /// The words stand without ranges, and `all` stands alone, as kube-proxy wants it.
@@ -211,18 +331,11 @@ fn visit(
         Refused if set => {
             return Err(wrong(document, path, "is for Windows", "remove it: this program runs on Linux"));
         }
-        NotYet if set => {
-            loaded.notes.not_yet.push(note(document, path, "is not honoured yet", "remove it, or expect the default"));
+        NoEffect(reason) if set => {
+            let cause = format!("has no effect here: {reason}");
+            loaded.notes.push(note(document, path, &cause, "nothing; remove it to silence this"));
         }
-        NoEffect if set => {
-            loaded.notes.no_effect.push(note(
-                document,
-                path,
-                "has no effect here",
-                "nothing; remove it to silence this",
-            ));
-        }
-        Honoured | NotYet | NoEffect | Refused => {}
+        Honoured | NoEffect(_) | Refused => {}
     }
     Ok(())
 }

@@ -13,11 +13,13 @@ use lb_common::{
 };
 
 use super::{
-    Desired, DesiredFrontend, DesiredService, ExternalIps, FrontendKind, HealthCheck, NodeContext, ServiceKey,
+    Desired, DesiredFrontend, DesiredService, Detector, ExternalIps, FrontendKind, HealthCheck, NodeContext,
+    ServiceKey,
     rules::{Rules, unroutable},
 };
 use crate::{
     model::{EndpointSlice, IpFamily, Model, ObjectName, Protocol, Service, ServicePort, ServiceType},
+    net::node_ports::Own,
     report::Problem,
     topology::{self, EndpointState, PortEndpoints},
 };
@@ -28,21 +30,24 @@ pub fn desired(model: &Model, node: &NodeContext) -> Desired {
     for (name, slice) in &model.slices {
         slices.entry((&name.namespace, &slice.service)).or_default().push(slice);
     }
-    let local_pod_cidrs = match model.nodes.get(&node.name) {
-        Some(own) if node.detect_node_cidr => own.pod_cidrs.clone(),
-        _ => Vec::new(),
+    let local_pod_cidrs = model.nodes.get(&node.name).map(|own| own.pod_cidrs.clone()).unwrap_or_default();
+    let detected = match &node.detector {
+        Detector::NodeCidr => local_pod_cidrs.clone(),
+        Detector::Ranges(ranges) => ranges.clone(),
     };
     let ours: Vec<Ours<'_>> = model.services.iter().filter_map(|(name, service)| Ours::of(name, service)).collect();
-    let internal_ips = model.nodes.get(&node.name).map(|own| &own.internal_ips).filter(|addrs| !addrs.is_empty());
+    let internal_ips = model.nodes.get(&node.name).map(|own| &*own.internal_ips);
+    let own = Own { name: &node.name, internal_ips, bind_address: node.bind_address }.addresses();
     let mut compute = Compute {
         node,
-        own: internal_ips.map_or_else(|| node.local_addrs.clone(), |addrs| addrs.iter().copied().collect()),
+        own: if own.is_empty() { node.local_addrs.clone() } else { own.into_iter().collect() },
         claims: BTreeMap::new(),
         out: Desired {
             // An address of this node is never owned: its other ports belong to the node's own processes.
             vips: ours.iter().flat_map(Ours::vips).filter(|vip| !node.local_addrs.contains(vip)).collect(),
             service_cidrs: node.service_cidrs.clone(),
             local_pod_cidrs,
+            detected,
             ..Desired::default()
         },
     };
@@ -192,8 +197,8 @@ impl<'a> Compute<'a> {
         family: IpFamily,
         cluster_ip: IpAddr,
     ) -> (Vec<DesiredFrontend>, Vec<Rules>) {
-        let has_detector = self.out.local_pod_cidrs.iter().any(|cidr| IpFamily::of(&cidr.addr()) == family);
-        let internal = Rules::internal(ours.service.internal_policy, has_detector);
+        let has_detector = self.out.detected.iter().any(|cidr| IpFamily::of(&cidr.addr()) == family);
+        let internal = Rules::internal(ours.service.internal_policy, has_detector, self.node.masquerade_all);
         let external = Rules::external(ours.service.external_policy);
         let mut wanted = vec![(cluster_ip, port.port, FrontendKind::ClusterIp, internal)];
         let has_node_port = matches!(ours.service.service_type, ServiceType::NodePort | ServiceType::LoadBalancer);
@@ -230,7 +235,10 @@ impl<'a> Compute<'a> {
             if ours.service.affinity_seconds.is_some() {
                 flags = flags.with(FrontendFlags::AFFINITY);
             }
-            if flags.contains(FrontendFlags::SOURCE_RANGES) || flags.contains(FrontendFlags::AFFINITY) {
+            // And none rewrites a source.
+            let masquerade_all = self.node.masquerade_all && kind == FrontendKind::ClusterIp;
+            if masquerade_all || flags.contains(FrontendFlags::SOURCE_RANGES) || flags.contains(FrontendFlags::AFFINITY)
+            {
                 flags = flags.with(FrontendFlags::NO_POD_SOCKET);
             }
             frontends.push(DesiredFrontend { addr, port: number, kind, pod, host, outside, flags });

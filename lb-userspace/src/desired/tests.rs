@@ -2,6 +2,8 @@
 
 use std::net::IpAddr;
 
+use ipnet::IpNet;
+
 use super::{
     Desired, FrontendKind, HealthCheck, desired,
     fixture::{endpoint, name, port, service, web},
@@ -52,6 +54,26 @@ fn a_frontend_two_services_claim_stays_with_the_lower_name_and_the_other_keeps_t
             ("Service default/web", "LoadBalancer 203.0.113.7:80/TCP already belongs to Service default/aaa"),
         ]
     );
+}
+
+#[test]
+fn rule_2_7_3_the_nodes_own_address_is_what_bind_address_says() {
+    let (mut model, mut node) = web();
+    model.services.get_mut(&name("web")).expect("exists").source_ranges =
+        vec!["198.51.100.0/24".parse().expect("a range")];
+    let balancer: IpNet = "203.0.113.7/32".parse().expect("an address");
+    model.nodes.get_mut("node1").expect("exists").internal_ips = vec![[192, 0, 2, 1].into()];
+    for (bind_address, takes) in [(None, false), (Some([198, 51, 100, 9]), true), (Some([192, 0, 2, 9]), false)] {
+        node.bind_address = bind_address.map(IpAddr::from);
+        let desired = desired(&model, &node);
+        let sources = desired.services.values().flat_map(|port| &port.sources);
+        assert_eq!(sources.copied().any(|net| net == balancer), takes, "{bind_address:?}");
+    }
+    // Another family's says nothing about this one.
+    node.bind_address = Some("2001:db8::9".parse().expect("an address"));
+    model.nodes.get_mut("node1").expect("exists").internal_ips = vec![[198, 51, 100, 1].into()];
+    let sources = desired(&model, &node).services.into_values().flat_map(|port| port.sources);
+    assert!(sources.into_iter().any(|net| net == balancer));
 }
 
 #[test]

@@ -37,10 +37,38 @@ pub struct Served {
 
 const OBJECT: &str = "nodePortAddresses";
 
+/// Whom the node calls its own.
+#[derive(Clone, Copy, Debug)]
+pub struct Own<'a> {
+    /// Its name.
+    pub name: &'a str,
+    /// The `InternalIP`s of the own Node; `None` if there is no such Node.
+    pub internal_ips: Option<&'a [IpAddr]>,
+    /// `bindAddress` of `KubeProxyConfiguration`: the primary address of its family, whatever the Node says.
+    pub bind_address: Option<IpAddr>,
+}
+
+impl Own<'_> {
+    /// As kube-proxy's `detectNodeIPs` finds them: the first one of each family is the primary one. Empty if unknown.
+    pub fn addresses(&self) -> Vec<IpAddr> {
+        let bind = self.bind_address;
+        let others = self.internal_ips.unwrap_or_default().iter().copied();
+        bind.into_iter().chain(others.filter(|ip| bind.is_none_or(|bind| bind.is_ipv4() != ip.is_ipv4()))).collect()
+    }
+}
+
 impl NodePortAddresses {
-    /// The addresses to serve, among those this node has. `internal_ips` are those of the own Node, whose name is
-    /// `node`; `None` if there is no such Node.
-    pub fn serve(&self, addresses: &[Address], node: &str, internal_ips: Option<&[IpAddr]>) -> Served {
+    /// Whether loopback addresses are named.
+    pub fn asks_for_localhost(&self) -> bool {
+        match self {
+            Self::All | Self::Primary => false,
+            Self::Ranges(ranges) => ranges.iter().any(|net| net.addr().is_loopback()),
+            Self::Localhost | Self::PrimaryAndLocalhost => true,
+        }
+    }
+
+    /// The addresses to serve, among those this node has.
+    pub fn serve(&self, addresses: &[Address], own: &Own<'_>) -> Served {
         let mut found: Vec<IpAddr> = addresses
             .iter()
             .filter(|address| address.usable && (address.universe || LOOPBACK.contains(&address.net.addr())))
@@ -61,8 +89,8 @@ impl NodePortAddresses {
                 problems.extend(ranges.iter().find(missed).map(no_loopback));
             }
             Self::Primary | Self::PrimaryAndLocalhost => {
-                let primary = primary(internal_ips.unwrap_or_default());
-                problems.extend(primary_problems(node, internal_ips.is_some(), &primary, &found));
+                let primary = primary(&own.addresses());
+                problems.extend(primary_problems(own, &primary, &found));
                 let localhost = *self == Self::PrimaryAndLocalhost;
                 found.retain(|addr| primary.contains(addr) || localhost && addr.is_loopback());
             }
@@ -90,15 +118,16 @@ fn no_loopback(asked: &impl Display) -> Problem {
 }
 
 /// The first of each family.
-fn primary(internal_ips: &[IpAddr]) -> Vec<IpAddr> {
-    let first = |v4: bool| internal_ips.iter().copied().find(|addr| addr.is_ipv4() == v4);
+fn primary(own: &[IpAddr]) -> Vec<IpAddr> {
+    let first = |v4: bool| own.iter().copied().find(|addr| addr.is_ipv4() == v4);
     first(true).into_iter().chain(first(false)).collect()
 }
 
-fn primary_problems(node: &str, is_known: bool, primary: &[IpAddr], here: &[IpAddr]) -> Vec<Problem> {
+fn primary_problems(own: &Own<'_>, primary: &[IpAddr], here: &[IpAddr]) -> Vec<Problem> {
+    let node = own.name;
     let problem = |cause: String, fix: &str| Problem { object: OBJECT.to_owned(), cause, fix: fix.to_owned() };
     if primary.is_empty() {
-        let cause = if is_known {
+        let cause = if own.internal_ips.is_some() {
             format!("primary: Node {node} has no InternalIP in status.addresses, so no nodePort is served")
         } else {
             format!("primary: there is no Node {node}, so no nodePort is served")
@@ -109,6 +138,10 @@ fn primary_problems(node: &str, is_known: bool, primary: &[IpAddr], here: &[IpAd
     let absent = primary.iter().filter(|addr| !here.contains(addr));
     absent
         .map(|addr| {
+            if own.bind_address == Some(*addr) {
+                let cause = format!("primary: bindAddress {addr} is no usable address of this machine");
+                return problem(cause, "correct bindAddress, or give the address to an interface");
+            }
             let cause = format!("primary: InternalIP {addr} of Node {node} is no usable address of this machine");
             problem(cause, "correct status.addresses of the Node or --node, or give the address to an interface")
         })
@@ -124,6 +157,14 @@ mod tests {
     }
 
     fn served(asked: &NodePortAddresses, internal_ips: Option<&[&str]>) -> (Vec<String>, Vec<String>) {
+        served_with(asked, internal_ips, None)
+    }
+
+    fn served_with(
+        asked: &NodePortAddresses,
+        internal_ips: Option<&[&str]>,
+        bind_address: Option<&str>,
+    ) -> (Vec<String>, Vec<String>) {
         let addresses = [
             address("192.0.2.1/24"),
             address("198.51.100.1/24"),
@@ -138,7 +179,9 @@ mod tests {
         ];
         let internal_ips: Option<Vec<IpAddr>> =
             internal_ips.map(|ips| ips.iter().map(|ip| ip.parse().expect("an address")).collect());
-        let served = asked.serve(&addresses, "n1", internal_ips.as_deref());
+        let bind_address = bind_address.map(|ip| ip.parse().expect("an address"));
+        let own = Own { name: "n1", internal_ips: internal_ips.as_deref(), bind_address };
+        let served = asked.serve(&addresses, &own);
         (
             served.addresses.iter().map(ToString::to_string).collect(),
             served.problems.into_iter().map(|problem| problem.cause).collect(),
@@ -171,6 +214,19 @@ mod tests {
         assert_eq!((addresses, problems), (vec!["198.51.100.1".to_owned(), "2001:db8::1".to_owned()], vec![]));
         // A family the Node does not have is not served.
         assert_eq!(served(&NodePortAddresses::Primary, Some(&ips[..1])).0, ["198.51.100.1"]);
+    }
+
+    #[test]
+    fn a_bind_address_is_the_primary_one_of_its_family() {
+        let ips = ["198.51.100.1", "2001:db8::1"];
+        let (addresses, problems) = served_with(&NodePortAddresses::Primary, Some(&ips), Some("192.0.2.1"));
+        assert_eq!((addresses, problems), (vec!["192.0.2.1".to_owned(), "2001:db8::1".to_owned()], vec![]));
+        // Also where there is no Node, and of nobody else's family.
+        assert_eq!(served_with(&NodePortAddresses::Primary, None, Some("2001:db8::1")).0, ["2001:db8::1"]);
+        assert_eq!(served_with(&NodePortAddresses::All, None, Some("192.0.2.1")).0.len(), 5, "primary alone asks");
+        let (addresses, problems) = served_with(&NodePortAddresses::Primary, Some(&ips), Some("203.0.113.1"));
+        assert_eq!(addresses, ["2001:db8::1"]);
+        assert!(problems.len() == 1 && problems[0].contains("bindAddress 203.0.113.1 is no usable"), "{problems:?}");
     }
 
     #[test]
@@ -207,7 +263,8 @@ mod tests {
         let (addresses, problems) = served(&ranges(&["127.0.0.2/32", "2001:db8::/32"]), None);
         assert_eq!(addresses, ["2001:db8::1"]);
         assert!(problems.len() == 1 && problems[0].starts_with("127.0.0.2/32: no usable address"), "{problems:?}");
-        let served = NodePortAddresses::Localhost.serve(&[address("192.0.2.1/24")], "n1", None);
+        let own = Own { name: "n1", internal_ips: None, bind_address: None };
+        let served = NodePortAddresses::Localhost.serve(&[address("192.0.2.1/24")], &own);
         assert_eq!(served.addresses, [] as [IpAddr; 0]);
         assert!(served.problems.len() == 1 && served.problems[0].cause.starts_with("localhost: "), "{served:?}");
     }

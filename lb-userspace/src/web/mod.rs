@@ -32,6 +32,8 @@ use crate::report::Problem;
 
 /// Between two tries to listen.
 const RETRY: Duration = Duration::from_secs(5);
+/// What the cause of a problem of [`Listening`] ends with.
+pub const TRIED_AGAIN: &str = "; tried again every 5 s";
 /// Time a client has for the head of its request, and the whole exchange.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Clients at a time: a prober and a scraper each have one or two.
@@ -75,7 +77,7 @@ impl Listening {
         let tell = move |error: Option<&io::Error>| {
             let new = error.map(|error| Problem {
                 object: object.clone(),
-                cause: format!("cannot listen at {at}: {error}; tried again every {} s", RETRY.as_secs()),
+                cause: format!("cannot listen at {at}: {error}{TRIED_AGAIN}"),
                 fix: fix.clone(),
             });
             let mut told = told.lock().unwrap_or_else(PoisonError::into_inner);
@@ -84,16 +86,17 @@ impl Listening {
             }
             *told = new;
         };
+        // The first try is over when this returns: who must have the port knows.
+        let mut bound = bind(at);
+        tell(bound.as_ref().err());
         let task = tokio::spawn(async move {
             loop {
-                match TcpListener::bind(at).await {
-                    Ok(listener) => {
-                        tell(None);
-                        accept(&listener, &site).await;
-                    }
-                    Err(error) => tell(Some(&error)),
+                if let Ok(listener) = &bound {
+                    accept(listener, &site).await;
                 }
                 sleep(RETRY).await;
+                bound = bind(at);
+                tell(bound.as_ref().err());
             }
         });
         Self { task, problem }
@@ -109,6 +112,12 @@ impl Drop for Listening {
     fn drop(&mut self) {
         self.task.abort();
     }
+}
+
+fn bind(at: SocketAddr) -> io::Result<TcpListener> {
+    let listener = std::net::TcpListener::bind(at)?;
+    listener.set_nonblocking(true)?;
+    TcpListener::from_std(listener)
 }
 
 async fn accept<S, F>(listener: &TcpListener, site: &S)

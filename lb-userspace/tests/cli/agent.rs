@@ -100,6 +100,7 @@ kind: KubeProxyConfiguration
 mode: userspace
 clusterCIDR: 10.0.0.0/8
 nodePortAddresses: [primary]
+oomScoreAdj: 321
 ---
 apiVersion: ballast.dev/v1alpha1
 kind: BallastConfiguration
@@ -126,9 +127,9 @@ fn status_names_what_is_not_as_asked() {
         Err(reason) => return skip(reason),
     };
     let parts = [
-        "Warnings:\n  config config.yaml:3: mode has no effect here",
+        "Warnings:\n  config config.yaml:3: mode has no effect here: there is one datapath, in eBPF",
         "kind Deployment is not used here",
-        "clusterCIDR is not honoured yet",
+        "ClusterCIDR 10.",
         "interfaces rule \"eth9\": no interface has such a name",
         "nodePortAddresses: primary: there is no Node node1",
         // No cgroup2, and what follows from that.
@@ -140,6 +141,8 @@ fn status_names_what_is_not_as_asked() {
     let json = bpffs.place.run(&["-o", "json", "status"]);
     let status: lb_userspace::report::Status = serde_json::from_str(&json.stdout).expect("a status");
     assert_eq!((status.warnings.len(), status.services, &*status.node), (2, 1, "node1"));
+    let score = format!("/proc/{}/oom_score_adj", status.agent_pid.expect("it runs"));
+    assert_eq!(fs::read_to_string(score).expect("its score"), "321\n");
     bpffs.place.run(&["service", "list"]).expect(0, &["LoadBalancer", "10.96.0.10", "80:30080/TCP"]);
     bpffs.place.run(&["service", "list", "-o", "wide"]).expect(0, &["BACKENDS   SELECTOR\n", "   <none>\n"]);
 }

@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    net::TcpListener,
     time::{Duration, Instant},
 };
 
@@ -122,4 +123,43 @@ fn a_locked_allocation_file_is_waited_for_and_then_told() {
     assert!((Duration::from_secs(5)..Duration::from_secs(30)).contains(&waited), "{waited:?}");
     drop(lock);
     read(&place).expect_error(1, &["is not a bpffs"]);
+}
+
+#[test]
+fn who_must_listen_and_cannot_ends_and_says_why() {
+    let place = Place::new();
+    place.file("docs/empty.yaml", "");
+    let taken = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let at = taken.local_addr().expect("an address");
+    let config = |hard: bool, field: &str| {
+        format!(
+            "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n\
+             healthzBindAddress: 'off'\nmetricsBindAddress: 'off'\nbindAddressHardFail: {hard}\n"
+        )
+        .replace(&format!("{field}: 'off'"), &format!("{field}: {at}"))
+    };
+    let run = |text: String| {
+        place.file("config.yaml", &text);
+        place.run(&[
+            "run",
+            "-f",
+            "docs",
+            "--node",
+            "node1",
+            "--allocations",
+            "allocations.json",
+            "--config",
+            "config.yaml",
+        ])
+    };
+    for (server, field) in [("health", "healthzBindAddress"), ("metrics", "metricsBindAddress")] {
+        let cause = format!("{server}: cannot listen at {at}: Address already in use");
+        let hard =
+            format!("{cause} (os error 98), and bindAddressHardFail is true; end what listens there, or set {field}");
+        run(config(true, field)).expect_error(1, &[&hard]);
+        // Without it the agent goes on and tries again.
+        run(config(false, field)).expect_error(1, &[&cause, "tried again every 5 s", "is not a bpffs"]);
+    }
+    drop(taken);
+    run(config(true, "healthzBindAddress")).expect_error(1, &["is not a bpffs"]);
 }
