@@ -121,7 +121,7 @@ fn dns_options(Dns { file, listen, zone, ttl, service_cidr, allocations }: Dns) 
     if !service_cidr.is_empty() {
         source.service_cidrs = service_cidr.iter().map(IpNet::trunc).collect();
     }
-    dns::Options { source, listen, zone: dns::zone::Options { zone, ttl } }
+    dns::Options { source, listen, zone: dns::zone::Options::new(zone, ttl) }
 }
 
 fn options(run: Run, global: Global) -> anyhow::Result<RunOptions> {
@@ -149,7 +149,7 @@ fn options(run: Run, global: Global) -> anyhow::Result<RunOptions> {
     config.metrics_bind = run.metrics_bind_address.or(config.metrics_bind);
     let Global { state_dir, bpffs, cgroup, proc_sys_net, .. } = global;
     let mount_bpffs = run.mount_bpffs;
-    let zone = dns::zone::Options { zone: run.cluster_domain, ttl: dns::DEFAULT_TTL };
+    let zone = dns::zone::Options::new(run.cluster_domain, dns::DEFAULT_TTL);
     let dns = run.dns.then_some(agent::DnsOptions { listen: run.dns_listen, zone });
     let service_cidrs: Vec<_> = run.service_cidr.into_iter().map(|net| net.trunc()).collect();
     let source = if let Some(path) = run.file {

@@ -174,7 +174,7 @@ fn wire(record: &Record, asked: &Name, zone: &Zone) -> Result<WireRecord, ProtoE
         Data::Soa => {
             let (refresh, retry, expire) = SOA_TIMES;
             let (server, mailbox) = (name(&zone.server())?, name(&zone.mailbox())?);
-            RData::SOA(SOA::new(server, mailbox, 1, refresh, retry, expire, zone.ttl()))
+            RData::SOA(SOA::new(server, mailbox, zone.serial(), refresh, retry, expire, zone.ttl()))
         }
     };
     Ok(WireRecord::from_rdata(owner, record.ttl, data))

@@ -57,7 +57,7 @@ struct Running {
 async fn start(endpoints: Option<u8>) -> Running {
     let zones = Arc::new(Zones::default());
     if let Some(endpoints) = endpoints {
-        let options = zone::Options { zone: "cluster.local".to_owned(), ttl: 5 };
+        let options = zone::Options::new("cluster.local".to_owned(), 5);
         zones.set(Zone::new(&model(endpoints), options));
     }
     // A port that is free for TCP is most often free for UDP: try until one is.
@@ -111,7 +111,7 @@ const NAME: &str = "db.shop.svc.cluster.local";
 async fn d14_no_answer_before_the_first_state_and_then_one() {
     let server = start(None).await;
     assert_eq!(server.code(&question(NAME, A, IN)).await, 2, "SERVFAIL");
-    server.zones.set(Zone::new(&model(1), zone::Options { zone: "cluster.local".to_owned(), ttl: 5 }));
+    server.zones.set(Zone::new(&model(1), zone::Options::new("cluster.local".to_owned(), 5)));
     assert_eq!(server.code(&question(NAME, A, IN)).await, 0);
 }
 

@@ -64,7 +64,7 @@ fn zone() -> Zone {
     let mut options = crate::file_source::Options::new(&path);
     options.allocations = Some(directory.path().join("allocations.json"));
     let model = crate::file_source::load(&options).expect("documents").model;
-    Zone::new(&model, Options { zone: "cluster.local".to_owned(), ttl: 5 })
+    Zone::new(&model, Options::new("cluster.local".to_owned(), 5))
 }
 
 fn data(name: &str, kind: Kind) -> Vec<Data> {
@@ -148,17 +148,9 @@ fn d7_d9_d17_hosts() {
 
 #[test]
 fn d7_a_dash_at_the_end_gets_a_zero() {
-    let endpoint = |address: &str| Endpoint {
-        address: address.parse().expect("an address"),
-        ready: true,
-        serving: true,
-        terminating: false,
-        node: None,
-        pod: None,
-        hostname: None,
-    };
-    assert_eq!(label(&endpoint("fd00::")), "fd00--0");
-    assert_eq!(label(&endpoint("fd00::1")), "fd00--1");
+    let label = |address: &str| objects::dashed(address.parse().expect("an address"));
+    assert_eq!(label("fd00::"), "fd00--0");
+    assert_eq!(label("fd00::1"), "fd00--1");
 }
 
 #[test]
