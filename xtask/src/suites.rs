@@ -18,7 +18,7 @@ pub(crate) struct Options {
     /// Only this tier
     #[arg(value_enum)]
     tier: Option<Tier>,
-    /// Only this suite of tests/tests, for example netns_restart; several times for several
+    /// Only this suite of tests/tests, for example `netns_restart`; several times for several
     #[arg(long, value_name = "NAME")]
     suite: Vec<String>,
     /// The slow suites too
@@ -63,10 +63,10 @@ impl Tier {
 }
 
 /// Runs the tiers and returns the counts.
-pub(crate) fn run(options: Options) -> Result<Tally> {
+pub(crate) fn run(options: &Options) -> Result<Tally> {
     // Before anything is run: it may refuse.
     let stamp = options.scoreboard.then(scoreboard::Stamp::here).transpose()?;
-    let tally = run_tiers(&options)?;
+    let tally = run_tiers(options)?;
     if let Some(stamp) = stamp {
         if tally.failed > 0 {
             step::print_line(Mark::Note, "docs/reliability.md is left as it was: a test failed", None);
