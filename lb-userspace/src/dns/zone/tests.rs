@@ -57,14 +57,21 @@ ports: [{name: http, port: 8080, protocol: TCP}]
 endpoints: [{addresses: [10.0.0.7]}, {addresses: [10.96.0.21]}]
 "#;
 
-fn zone() -> Zone {
+fn model() -> Model {
     let directory = tempfile::tempdir().expect("a directory");
     let path = directory.path().join("all.yaml");
     fs::write(&path, DOCUMENTS).expect("written");
     let mut options = crate::file_source::Options::new(&path);
     options.allocations = Some(directory.path().join("allocations.json"));
-    let model = crate::file_source::load(&options).expect("documents").model;
-    Zone::new(&model, Options::new("cluster.local".to_owned(), 5))
+    crate::file_source::load(&options).expect("documents").model
+}
+
+fn zone() -> Zone {
+    Zone::new(&model(), options())
+}
+
+fn options() -> Options {
+    Options::new("cluster.local".to_owned(), 5)
 }
 
 fn data(name: &str, kind: Kind) -> Vec<Data> {
@@ -175,4 +182,167 @@ fn d13_namespaces_apexes_and_names_that_are_not() {
     assert_eq!(zone().answer("example.org", Kind::A), Answer::Foreign);
     assert_eq!(zone().answer("notcluster.local", Kind::A), Answer::Foreign);
     assert_eq!(data("cluster.local", Kind::Ns), [Data::Ns("ns.dns.cluster.local".to_owned())]);
+}
+
+#[test]
+fn d16_names_of_pods() {
+    let mut model = model();
+    let pod = crate::model::Pod {
+        node: None,
+        ips: vec!["10.0.0.7".parse().expect("an address"), "fd00::7".parse().expect("an address")],
+        host_network: false,
+        ports: Vec::new(),
+        labels: std::collections::BTreeMap::new(),
+        ready: false,
+        terminating: false,
+        finished: false,
+        hostname: None,
+        subdomain: None,
+    };
+    let named = |name: &str| crate::model::ObjectName { namespace: "shop".to_owned(), name: name.to_owned() };
+    model.pods.insert(named("p"), pod.clone());
+    let ended = crate::model::Pod { finished: true, ips: vec!["10.0.0.8".parse().expect("an address")], ..pod };
+    model.pods.insert(named("ended"), ended);
+    let with = |pods| Zone::new(&model, Options { pods, ..options() });
+    let found = |pods, name: &str, kind| {
+        matches!(with(pods).answer(&format!("{name}.pod.cluster.local"), kind), Answer::Records(_))
+    };
+    for (name, [insecure, verified]) in [
+        ("10-0-0-7.shop", [true, true]),
+        ("10-0-0-8.shop", [true, false]),
+        ("10-0-0-9.shop", [true, false]),
+        ("10-0-0-7.empty", [true, false]),
+        ("10-0-0-7.none", [false, false]),
+        ("10-0-0.shop", [false, false]),
+        ("010-0-0-7.shop", [false, false]),
+    ] {
+        assert!(!found(Pods::Disabled, name, Kind::A), "{name}");
+        assert_eq!(found(Pods::Insecure, name, Kind::A), insecure, "{name}");
+        assert_eq!(found(Pods::Verified, name, Kind::A), verified, "{name}");
+    }
+    assert!(found(Pods::Verified, "fd00--7.shop", Kind::Aaaa) && !found(Pods::Verified, "fd00--7.shop", Kind::A));
+}
+
+#[test]
+fn addresses_of_others_are_left_to_others() {
+    let range = |text: &str| text.parse().expect("a range");
+    let zone = |upstream, ranges| Zone::new(&model(), Options { upstream, ranges, ..options() });
+    let own = zone(true, vec![range("10.96.0.0/16"), range("fd00:10::/32")]);
+    assert_eq!(own.answer("1.2.0.192.in-addr.arpa", Kind::Ptr), Answer::Foreign);
+    assert_eq!(own.answer("2.0.192.in-addr.arpa", Kind::Ptr), Answer::Foreign);
+    assert_eq!(own.answer("8.b.d.0.1.0.0.2.ip6.arpa", Kind::Ptr), Answer::Foreign);
+    assert!(matches!(own.answer("9.9.96.10.in-addr.arpa", Kind::Ptr), Answer::NxDomain { .. }));
+    assert!(matches!(own.answer("10.in-addr.arpa", Kind::Ptr), Answer::NoData { .. }));
+    // An endpoint's name is ours wherever it is.
+    assert!(matches!(own.answer("7.0.0.10.in-addr.arpa", Kind::Ptr), Answer::Records(_)));
+    let alone = zone(false, Vec::new());
+    assert!(matches!(alone.answer("1.2.0.192.in-addr.arpa", Kind::Ptr), Answer::NxDomain { .. }));
+    assert!(matches!(alone.answer("x.in-addr.arpa", Kind::Ptr), Answer::NxDomain { .. }));
+}
+
+#[test]
+fn the_serial_grows_with_changes_and_only_then() {
+    let mut model = model();
+    let mut zone = Zone::new(&model, options());
+    let first = zone.serial();
+    assert!(!zone.follow(&model, 1) && zone.serial() == first);
+    model.namespaces.insert("new".to_owned());
+    assert!(zone.follow(&model, 1) && zone.serial() == first + 1);
+    model.services.pop_first();
+    assert!(zone.follow(&model, 1000) && zone.serial() == 1000);
+    model.slices.pop_first();
+    assert!(zone.follow(&model, 5) && zone.serial() == 1001);
+}
+
+mod following {
+    use std::net::IpAddr;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::model::{EndpointSlice, ObjectName};
+
+    /// What is done to the model: the number of an object, and what becomes of it.
+    fn change(model: &mut Model, whole: &Model, (kind, which, how): (u8, usize, u8)) {
+        let pick = |count: usize| which.checked_rem(count).unwrap_or(0);
+        if kind == 0 {
+            let Some((name, service)) = whole.services.iter().nth(pick(whole.services.len())) else { return };
+            let mut service = service.clone();
+            match how {
+                0 => drop(model.services.remove(name)),
+                1 => drop(model.services.insert(name.clone(), service)),
+                2 => {
+                    service.headless = !service.headless;
+                    model.services.insert(name.clone(), service);
+                }
+                _ => {
+                    service.cluster_ips = vec![IpAddr::from([10, 96, 0, how])];
+                    model.services.insert(name.clone(), service);
+                }
+            }
+            return;
+        }
+        let Some((name, slice)) = whole.slices.iter().nth(pick(whole.slices.len())) else { return };
+        let mut slice: EndpointSlice = slice.clone();
+        match how {
+            0 => drop(model.slices.remove(name)),
+            1 => drop(model.slices.insert(name.clone(), slice)),
+            2 => {
+                // The Service it is of changes.
+                slice.service = "idle".to_owned();
+                model.slices.insert(name.clone(), slice);
+            }
+            _ => {
+                for endpoint in &mut slice.endpoints {
+                    endpoint.ready = !endpoint.ready;
+                    endpoint.hostname = (how % 2 == 0).then(|| format!("h{how}"));
+                }
+                // A second slice with the same addresses.
+                let name = ObjectName { name: format!("{}-{}", name.name, how % 2), ..name.clone() };
+                model.slices.insert(name, slice);
+            }
+        }
+    }
+
+    /// Names that some state may have.
+    fn names() -> Vec<String> {
+        let mut names: Vec<String> =
+            ["10.in-addr.arpa", "shop.svc.cluster.local", "empty.svc.cluster.local"].map(str::to_owned).into();
+        for last in 7..=9 {
+            names.push(reverse(IpAddr::from([10, 0, 0, last])));
+        }
+        for last in 0..=30 {
+            names.push(reverse(IpAddr::from([10, 96, 0, last])));
+        }
+        for service in ["web", "dual", "db", "idle", "alias", "literal"] {
+            for below in ["", "10-0-0-7.", "10-0-0-9.", "db-0.", "h4.", "_tcp.", "_sql._tcp.", "_http._tcp."] {
+                names.push(format!("{below}{service}.shop.svc.cluster.local"));
+            }
+        }
+        names
+    }
+
+    proptest! {
+        #[test]
+        fn a_zone_that_followed_answers_as_a_new_one(
+            changes in proptest::collection::vec((0..2_u8, 0..20_usize, 0..6_u8), 1..12),
+        ) {
+            let whole = model();
+            let mut model = whole.clone();
+            let mut zone = Zone::new(&model, options());
+            for step in changes {
+                change(&mut model, &whole, step);
+                let before = zone.serial();
+                let changed = zone.follow(&model, 1);
+                prop_assert_eq!(changed, zone.serial() > before);
+                let new = Zone::new(&model, options());
+                prop_assert_eq!(zone.sizes(), new.sizes());
+                for name in names() {
+                    for kind in [Kind::A, Kind::Aaaa, Kind::Srv, Kind::Ptr, Kind::Cname, Kind::Other] {
+                        prop_assert_eq!(zone.answer(&name, kind), new.answer(&name, kind), "{} {:?}", name, kind);
+                    }
+                }
+            }
+        }
+    }
 }
