@@ -12,6 +12,7 @@ const MAY: [(&str, &str); 7] = [
     ("agent/verify.rs", "the time of the last pass, a metric"),
     ("agent/web.rs", "network_programming_duration_seconds, against the controller's clock; set back it is zero"),
     ("k8s/source/recorder.rs", "the times of an Event"),
+    ("dns/server.rs", "the serial of the zone, which grows with every change"),
     ("logs.rs", "the time of a line"),
     ("web/health.rs", "lastUpdated and currentTime of the answer; whether it is healthy is monotonic"),
     ("web/metrics.rs", "timestamps"),
