@@ -122,9 +122,10 @@ fn choose<A: Addr, W: Tables<A>>(world: &W, flow: &Flow<A>, device: u32, entry: 
         return Outcome::Drop(Counter::Martian);
     }
     let host = device == HOST;
-    let from_pod = !host && world.prefix(&flow.key.0.source).contains(PrefixFlags::LOCAL_PODS);
+    let source = if host { PrefixFlags::NONE } else { world.prefix(&flow.key.0.source) };
+    let from_pod = source.contains(PrefixFlags::DETECTED);
     // Before anything is granted for the sake of the source (reliability.md section 7).
-    if from_pod && is_uplink(world, device) {
+    if source.contains(PrefixFlags::LOCAL_PODS) && is_uplink(world, device) {
         return Outcome::Drop(Counter::SpoofedSource);
     }
     // TCP begins with a SYN, SCTP with an INIT; anything else without state is somebody's past (design.md section 4).

@@ -250,8 +250,16 @@ impl PrefixFlags {
     pub const NONE: Self = Self(0);
     /// In a Service CIDR: dropped when no VIP (semantics.md 2.3.7).
     pub const SERVICE: Self = Self(1);
-    /// Of this node's pods (semantics.md 2.3.8, node CIDR).
+    /// Of this node's pods: nobody sends from there by an uplink (reliability.md section 7).
     pub const LOCAL_PODS: Self = Self(2);
+    /// The detector calls who sends from there a pod (semantics.md 2.3.8).
+    pub const DETECTED: Self = Self(4);
+
+    /// Both.
+    #[must_use]
+    pub const fn with(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
 
     /// Whether all bits of `other` are set.
     #[inline(always)]

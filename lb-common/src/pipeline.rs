@@ -23,7 +23,7 @@ use crate::{
     read::{Version, is_rare, park, read, unread, version},
     reply, sctp,
     settings::Setting,
-    state,
+    state::{self, Timeouts},
     tables::{Tables, World},
     tuple::Side,
     verdict::{Action, Counter, Verdict},
@@ -275,10 +275,11 @@ pub(crate) fn alive<'w, A: Addr, W: Tables<A>>(world: &'w W, entry: &Conntrack<A
         .filter(|backend| backend.generation == entry.generation && backend.service == entry.service)
 }
 
+/// Whether to look closer: what is configured is asked then alone, and what lives shorter is collected in time.
 #[inline(always)]
 fn expired<A: Addr, W: Tables<A>>(world: &W, entry: &Conntrack<A>, now: u32) -> bool {
     let ticks = world.setting(Setting::TicksPerSecond) as u32;
-    state::is_expired(entry.protocol, entry.phase, entry.stamp.get(), now, ticks)
+    state::is_expired(Timeouts::DEFAULT.seconds(entry.protocol, entry.phase), entry.stamp.get(), now, ticks)
 }
 
 /// Whether neither direction of a flow was seen within its timeout.
@@ -286,12 +287,12 @@ fn expired<A: Addr, W: Tables<A>>(world: &W, entry: &Conntrack<A>, now: u32) -> 
 pub(crate) fn is_dead<A: Addr, W: Tables<A>>(world: &W, original: &Conntrack<A>, now: u32) -> bool {
     let ticks = world.setting(Setting::TicksPerSecond) as u32;
     let phase = effective_phase(world, original);
-    let protocol = original.protocol;
-    if !state::is_expired(protocol, phase, original.stamp.get(), now, ticks) {
+    let timeout = Timeouts(world.setting(Setting::Timeouts)).seconds(original.protocol, phase);
+    if !state::is_expired(timeout, original.stamp.get(), now, ticks) {
         return false;
     }
     world
-        .conntrack(&original.answer_key(), |answer| state::is_expired(protocol, phase, answer.stamp.get(), now, ticks))
+        .conntrack(&original.answer_key(), |answer| state::is_expired(timeout, answer.stamp.get(), now, ticks))
         .unwrap_or(true)
 }
 

@@ -35,6 +35,8 @@ pub enum Setting {
     HostSource6Front = 13,
     /// Its second half.
     HostSource6Back = 14,
+    /// [`crate::state::Timeouts`]; 0: the defaults.
+    Timeouts = 15,
 }
 
 impl Setting {

@@ -18,11 +18,11 @@ use crate::{
     wire::l4::TcpFlags,
 };
 
-/// How long a flow lives without a packet, in seconds.
+/// How long a flow lives without a packet where nothing else is configured, in seconds.
 ///
 /// TCP established: a day, as kube-proxy sets `nf_conntrack` (RFC 5382 asks for 2 h 4 min or more), and an hour once one
 /// side has closed (its `tcpCloseWaitTimeout`). UDP: as the kernel's `udp_timeout` and `udp_timeout_stream`.
-pub const fn timeout_seconds(protocol: Protocol, phase: Phase) -> u32 {
+const fn default_seconds(protocol: Protocol, phase: Phase) -> u32 {
     match (protocol, phase) {
         (Protocol::UDP, Phase::OPENING) => 30,
         (Protocol::UDP, _) => 180,
@@ -34,12 +34,47 @@ pub const fn timeout_seconds(protocol: Protocol, phase: Phase) -> u32 {
     }
 }
 
-/// Whether an entry last refreshed at `stamp` has outlived its phase. Jiffies wrap: the comparison is of their distance.
+/// How long flows live, as one word ([`crate::settings::Setting::Timeouts`]): seconds of open TCP connections in bits 0..20,
+/// of half-closed ones in 20..40, of UDP without an answer in 40..52, with one in 52..64. Zeroes: the default.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Timeouts(pub u64);
+
+impl Timeouts {
+    /// Nothing is configured.
+    pub const DEFAULT: Self = Self(0);
+    /// The most seconds that TCP can have.
+    pub const LONGEST_TCP: u32 = (1 << 20) - 1;
+    /// The most seconds that UDP can have.
+    pub const LONGEST_UDP: u32 = (1 << 12) - 1;
+
+    /// Packs seconds; 0 is the default, and what is too long the longest.
+    pub const fn new(open: u32, half_closed: u32, udp: u32, udp_stream: u32) -> Self {
+        const fn at(seconds: u32, longest: u32, shift: u32) -> u64 {
+            (if seconds < longest { seconds } else { longest } as u64) << shift
+        }
+        let tcp = at(open, Self::LONGEST_TCP, 0) | at(half_closed, Self::LONGEST_TCP, 20);
+        Self(tcp | at(udp, Self::LONGEST_UDP, 40) | at(udp_stream, Self::LONGEST_UDP, 52))
+    }
+
+    /// How long a flow lives without a packet, in seconds.
+    pub const fn seconds(self, protocol: Protocol, phase: Phase) -> u32 {
+        let configured = match (protocol, phase) {
+            (Protocol::UDP, Phase::OPENING) => (self.0 >> 40) as u32 & Self::LONGEST_UDP,
+            (Protocol::UDP, _) => (self.0 >> 52) as u32,
+            (_, Phase::OPEN) => self.0 as u32 & Self::LONGEST_TCP,
+            (_, Phase::HALF_CLOSED) => (self.0 >> 20) as u32 & Self::LONGEST_TCP,
+            _ => 0,
+        };
+        if configured == 0 { default_seconds(protocol, phase) } else { configured }
+    }
+}
+
+/// Whether an entry last refreshed at `stamp` has outlived its `timeout`. Jiffies wrap: the comparison is of their distance.
 #[inline(always)]
-pub fn is_expired(protocol: Protocol, phase: Phase, stamp: u32, now: u32, ticks_per_second: u32) -> bool {
+pub fn is_expired(timeout: u32, stamp: u32, now: u32, ticks_per_second: u32) -> bool {
     let age = now.wrapping_sub(stamp);
     // Another CPU may have met the entry since we read the clock: a stamp ahead of us is young, not ages old.
-    age <= u32::MAX / 2 && age > timeout_seconds(protocol, phase).wrapping_mul(ticks_per_second)
+    age <= u32::MAX / 2 && age > timeout.wrapping_mul(ticks_per_second)
 }
 
 /// The phase of a flow whose two counting entries have these. A TCP connection is open once the client proved it; it ends

@@ -9,7 +9,7 @@ use std::{collections::BTreeMap, io};
 use lb_common::{
     conntrack::{Conntrack, EntryKind, Phase},
     settings::{Setting, takeover_left},
-    state::{flow_phase, timeout_seconds},
+    state::{Timeouts, flow_phase},
     tuple::FlowTuple,
 };
 
@@ -22,6 +22,8 @@ pub struct Clock {
     pub now: u32,
     /// Ticks in a second.
     pub ticks_per_second: u32,
+    /// How long flows live.
+    pub timeouts: Timeouts,
 }
 
 impl Clock {
@@ -30,7 +32,8 @@ impl Clock {
         let ticks = maps.word("LB_SETTINGS", Setting::TicksPerSecond as u32)?;
         let ticks_per_second = u32::try_from(ticks).ok().filter(|ticks| *ticks > 0);
         let ticks_per_second = ticks_per_second.ok_or(io::ErrorKind::InvalidData)?;
-        Ok(Self { now: bpf::clock()?, ticks_per_second })
+        let timeouts = Timeouts(maps.word("LB_SETTINGS", Setting::Timeouts as u32)?);
+        Ok(Self { now: bpf::clock()?, ticks_per_second, timeouts })
     }
 
     /// Seconds that a takeover ([`Setting::Takeover`]) still lasts; none once it is over.
@@ -181,7 +184,7 @@ fn lives<A: FlowFamily>(
 
 /// How long until [`lb_common::state::is_expired`] says so.
 fn ticks_left<A>(entry: &Conntrack<A>, phase: Phase, clock: Clock) -> u32 {
-    let timeout = timeout_seconds(entry.protocol, phase).wrapping_mul(clock.ticks_per_second);
+    let timeout = clock.timeouts.seconds(entry.protocol, phase).wrapping_mul(clock.ticks_per_second);
     let age = clock.now.wrapping_sub(entry.stamp.get());
     // A packet came after the clock was read: young, not ages old.
     if age > u32::MAX / 2 { timeout } else { timeout.saturating_add(1).saturating_sub(age) }
@@ -199,7 +202,7 @@ mod tests {
 
     use super::*;
 
-    const CLOCK: Clock = Clock { now: 100_000, ticks_per_second: 100 };
+    const CLOCK: Clock = Clock { now: 100_000, ticks_per_second: 100, timeouts: Timeouts::DEFAULT };
 
     fn entry(stamp: u32, phase: Phase) -> Conntrack<[u8; 4]> {
         let at = |host, port| L4Addr { addr: [10, 0, 0, host], port: Port::new(port) };
@@ -243,7 +246,8 @@ mod tests {
             for (age, left) in [(0, seconds * 100 + 1), (seconds * 100, 1), (seconds * 100 + 1, 0), (seconds * 200, 0)]
             {
                 let clock = Clock { now: age, ..CLOCK };
-                let expired = is_expired(Protocol::TCP, phase, 0, clock.now, clock.ticks_per_second);
+                let timeout = clock.timeouts.seconds(Protocol::TCP, phase);
+                let expired = is_expired(timeout, 0, clock.now, clock.ticks_per_second);
                 assert_eq!((ticks_left(&entry(0, phase), phase, clock), expired), (left, left == 0), "{phase:?} {age}");
             }
         }
@@ -263,6 +267,18 @@ mod tests {
         // Established for a day, unless the backend said goodbye.
         assert!(over(&flow((old, Phase::OPEN), (old, Phase::OPEN)), CLOCK).is_empty());
         assert_eq!(over(&flow((old, Phase::OPEN), (old, Phase::CLOSED)), CLOCK).len(), 2);
+    }
+
+    #[test]
+    fn configured_timeouts_are_heeded() {
+        let old = CLOCK.now - 100 * 121;
+        let open = flow((old, Phase::OPEN), (old, Phase::OPEN));
+        let closing = flow((old, Phase::CLOSING), (old, Phase::OPEN));
+        let with = |open, half_closed| Clock { timeouts: Timeouts::new(open, half_closed, 0, 0), ..CLOCK };
+        assert_eq!(over(&open, with(120, 0)).len(), 2);
+        assert!(over(&open, with(121, 0)).is_empty() && over(&open, with(0, 120)).is_empty());
+        assert!(over(&closing, CLOCK).is_empty() && over(&closing, with(120, 0)).is_empty());
+        assert_eq!(over(&closing, with(0, 120)).len(), 2);
     }
 
     #[test]

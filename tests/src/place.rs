@@ -3,10 +3,12 @@
 use std::{
     ffi::OsStr,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::Command,
     sync::Arc,
 };
+
+use anyhow::{Context as _, bail};
 
 use crate::Namespace;
 
@@ -34,6 +36,19 @@ impl Place {
     /// A command that runs here: in the namespace and in the node's cgroup.
     pub fn command(&self, program: impl AsRef<OsStr>) -> anyhow::Result<Command> {
         self.namespace.command(program, Some(&self.procs))
+    }
+
+    /// What a command prints here that finds `resolv_conf` as its `/etc/resolv.conf`: names are resolved as in a container.
+    pub fn resolving(&self, resolv_conf: &Path, words: &[&str]) -> anyhow::Result<String> {
+        let mut command = self.command("unshare")?;
+        // The mount is seen by this command alone, and gone with it.
+        command.args(["--mount", "sh", "-c", r#"mount --bind "$0" /etc/resolv.conf && exec "$@""#]);
+        let output = command.arg(resolv_conf).args(words).output().context("cannot run unshare")?;
+        let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        if !output.status.success() {
+            bail!("{} at {}: {}: {stdout}{stderr}", words.join(" "), self.name, output.status);
+        }
+        Ok(stdout.into_owned())
     }
 
     /// Its (first) IPv4 address.

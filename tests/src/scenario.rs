@@ -13,7 +13,7 @@ use std::{
 use anyhow::{Context, Result, anyhow, bail};
 use ipnet::IpNet;
 use lb_userspace::{
-    desired::{Desired, ExternalIps, NodeContext, desired},
+    desired::{Desired, Detector, ExternalIps, NodeContext, desired},
     file_source,
     ids::Ids,
     image::{Capacity, Image, NextHopInfo, Table, build, dump},
@@ -63,6 +63,10 @@ pub struct Node {
     pub node_port_addresses: Vec<IpAddr>,
     /// Whether its podCIDRs are the local-traffic detector.
     pub detector: bool,
+    /// These ranges are it instead.
+    pub cluster_cidr: Option<Vec<IpNet>>,
+    /// masqueradeAll.
+    pub masquerade_all: bool,
     /// Ranges of externalIPs that are served; none: they are off.
     pub external_ips: Vec<IpNet>,
 }
@@ -75,6 +79,8 @@ impl Default for Node {
             addresses: [own].into(),
             node_port_addresses: vec![own],
             detector: true,
+            cluster_cidr: None,
+            masquerade_all: false,
             external_ips: Vec::new(),
         }
     }
@@ -224,7 +230,12 @@ impl Run<'_> {
             node_port_addrs: node.node_port_addresses.clone(),
             local_addrs: node.addresses.clone(),
             service_cidrs: options.service_cidrs.clone(),
-            detect_node_cidr: node.detector,
+            detector: match (&node.cluster_cidr, node.detector) {
+                (Some(ranges), _) => Detector::Ranges(ranges.clone()),
+                (None, true) => Detector::NodeCidr,
+                (None, false) => Detector::default(),
+            },
+            masquerade_all: node.masquerade_all,
             external_ips: match node.external_ips.as_slice() {
                 [] => ExternalIps::Off,
                 nets => ExternalIps::Within(nets.to_vec()),

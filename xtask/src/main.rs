@@ -99,11 +99,11 @@ fn dispatch(command: Command) -> Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Command::Check(options) => Ok(close(&check::run(options)?)),
-        Command::Test(options) => Ok(close(&suites::run(options)?)),
+        Command::Test(options) => Ok(close(&suites::run(&options)?)),
         Command::Fuzz(options) => Ok(close(&fuzz::run(&options)?)),
         Command::Ci => {
             let mut tally = check::run(check::Options::default())?;
-            tally.add(&suites::run(suites::Options::default())?);
+            tally.add(&suites::run(&suites::Options::default())?);
             Ok(close(&tally))
         }
         Command::Tidy { write } => {

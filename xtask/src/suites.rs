@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, fs, path::Path, process::Command};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 
 use crate::{
@@ -13,11 +13,14 @@ use crate::{
     toolchain, tools,
 };
 
-#[derive(Args, Debug, Default, Clone, Copy)]
+#[derive(Args, Debug, Default, Clone)]
 pub(crate) struct Options {
     /// Only this tier
     #[arg(value_enum)]
     tier: Option<Tier>,
+    /// Only this suite of tests/tests, for example `netns_restart`; several times for several
+    #[arg(long, value_name = "NAME")]
+    suite: Vec<String>,
     /// The slow suites too
     #[arg(long)]
     all: bool,
@@ -60,7 +63,7 @@ impl Tier {
 }
 
 /// Runs the tiers and returns the counts.
-pub(crate) fn run(options: Options) -> Result<Tally> {
+pub(crate) fn run(options: &Options) -> Result<Tally> {
     // Before anything is run: it may refuse.
     let stamp = options.scoreboard.then(scoreboard::Stamp::here).transpose()?;
     let tally = run_tiers(options)?;
@@ -74,15 +77,20 @@ pub(crate) fn run(options: Options) -> Result<Tally> {
     Ok(tally)
 }
 
-fn run_tiers(options: Options) -> Result<Tally> {
-    let tiers: Vec<Tier> = options.tier.map_or_else(|| Tier::ALL.to_vec(), |tier| vec![tier]);
+fn run_tiers(options: &Options) -> Result<Tally> {
+    let mut targets = targets(&root::workspace().join("tests/tests"))?;
+    if !options.suite.is_empty() {
+        keep(&mut targets, &options.suite)?;
+    }
+    let wanted = |tier: &Tier| options.suite.is_empty() || targets.contains_key(tier);
+    let tiers = options.tier.map_or_else(|| Tier::ALL.to_vec(), |tier| vec![tier]);
+    let tiers: Vec<Tier> = tiers.into_iter().filter(wanted).collect();
     let mut tally = Tally::default();
     if tiers.iter().any(|&tier| tier != Tier::Unit) {
         let bpf = toolchain::ensure()?;
         build::object(&bpf)?;
         build::host(false)?;
     }
-    let targets = targets(&root::workspace().join("tests/tests"))?;
     for tier in tiers {
         if tier == Tier::Unit {
             unit(&mut tally, options.all)?;
@@ -125,6 +133,20 @@ fn run_tiers(options: Options) -> Result<Tally> {
         }
     }
     Ok(tally)
+}
+
+/// Leaves these suites alone.
+fn keep(targets: &mut BTreeMap<Tier, Vec<String>>, suites: &[String]) -> Result<()> {
+    for name in suites {
+        if !targets.values().flatten().any(|known| known == name) {
+            bail!("no suite {name}: tests/tests has none of that name");
+        }
+    }
+    targets.retain(|_, names| {
+        names.retain(|name| suites.contains(name));
+        !names.is_empty()
+    });
+    Ok(())
 }
 
 fn unit(tally: &mut Tally, all: bool) -> Result<()> {
@@ -209,6 +231,17 @@ mod tests {
         assert_eq!(tier_of("kernel"), Tier::Kernel);
         assert_eq!(tier_of("scenario"), Tier::Scenario);
         assert_eq!(tier_of("allocations"), Tier::Scenario);
+    }
+
+    #[test]
+    fn a_suite_can_be_run_alone() {
+        let of = |tier: Tier, names: &[&str]| (tier, names.iter().map(|&name| name.to_owned()).collect::<Vec<_>>());
+        let all = BTreeMap::from([of(Tier::Kernel, &["kernel_load"]), of(Tier::Netns, &["netns_a", "netns_b"])]);
+        let mut some = all.clone();
+        keep(&mut some, &["netns_b".to_owned()]).expect("known");
+        assert_eq!(some, BTreeMap::from([of(Tier::Netns, &["netns_b"])]));
+        let error = keep(&mut all.clone(), &["netns_c".to_owned()]).expect_err("unknown");
+        assert!(error.to_string().contains("netns_c"), "{error}");
     }
 
     #[test]

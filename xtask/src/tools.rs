@@ -11,8 +11,14 @@ use anyhow::{Result, bail};
 use crate::step;
 
 /// Programs the tests call, with the Debian package of each.
-pub(crate) const TEST_TOOLS: &[(&str, &str)] =
-    &[("ip", "iproute2"), ("nft", "nftables"), ("ethtool", "ethtool"), ("curl", "curl"), ("tcpdump", "tcpdump")];
+pub(crate) const TEST_TOOLS: &[(&str, &str)] = &[
+    ("ip", "iproute2"),
+    ("nft", "nftables"),
+    ("ethtool", "ethtool"),
+    ("curl", "curl"),
+    ("tcpdump", "tcpdump"),
+    ("dig", "bind9-dnsutils"),
+];
 
 /// Whether this process is root.
 pub(crate) fn is_root() -> bool {

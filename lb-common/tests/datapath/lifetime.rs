@@ -5,7 +5,8 @@ use lb_common::{
     frontend::Scope,
     protocol::Protocol,
     ring::WhenEmpty,
-    state::{is_expired, timeout_seconds},
+    settings::Setting,
+    state::{Timeouts, is_expired},
     tuple::L4Addr,
     verdict::{Action, Counter},
     wire::l4::TcpFlags,
@@ -21,6 +22,7 @@ both! {
     phases_follow_the_packets,
     an_answer_keeps_a_flow_alive,
     a_silent_flow_ends,
+    configured_timeouts_are_heeded,
     a_connection_closed_by_one_side_waits_for_the_other,
     timeouts_survive_the_wrap_of_the_clock,
     a_syn_on_a_closing_flow_makes_a_new_choice,
@@ -37,27 +39,54 @@ both! {
 
 #[test]
 fn timeouts_are_those_of_the_table() {
-    let tcp = |phase| timeout_seconds(Protocol::TCP, phase);
+    let tcp = |phase| Timeouts::DEFAULT.seconds(Protocol::TCP, phase);
     assert_eq!([Phase::OPENING, Phase::OPEN, Phase::CLOSING, Phase::CLOSED].map(tcp), [60, 86_400, 120, 10]);
     assert_eq!(tcp(Phase::HALF_CLOSED), 3_600);
     // RFC 5382: not less than 2 hours 4 minutes.
     assert!(tcp(Phase::OPEN) >= 7_440);
-    assert_eq!(timeout_seconds(Protocol::UDP, Phase::OPENING), 30);
-    assert_eq!(timeout_seconds(Protocol::UDP, Phase::OPEN), 180);
+    let udp = |phase| Timeouts::DEFAULT.seconds(Protocol::UDP, phase);
+    assert_eq!([Phase::OPENING, Phase::OPEN].map(udp), [30, 180]);
+}
+
+#[test]
+fn configured_timeouts_stand_in_one_word() {
+    let phases = [
+        (Protocol::TCP, Phase::OPEN),
+        (Protocol::TCP, Phase::HALF_CLOSED),
+        (Protocol::UDP, Phase::OPENING),
+        (Protocol::UDP, Phase::OPEN),
+    ];
+    let of = |timeouts: Timeouts| phases.map(|(protocol, phase)| timeouts.seconds(protocol, phase));
+    for seconds in [[7_200, 60, 10, 20], [1, 2, 3, 4], [0; 4], [1_048_575, 1_048_575, 4_095, 4_095], [0, 9, 0, 9]] {
+        let [open, half_closed, udp, stream] = seconds;
+        let expected: Vec<u32> = seconds
+            .into_iter()
+            .zip([86_400, 3_600, 30, 180])
+            .map(|(configured, default)| if configured == 0 { default } else { configured })
+            .collect();
+        assert_eq!(of(Timeouts::new(open, half_closed, udp, stream)).to_vec(), expected);
+    }
+    assert_eq!(of(Timeouts::new(u32::MAX, u32::MAX, u32::MAX, u32::MAX)), [1_048_575, 1_048_575, 4_095, 4_095]);
+    // The phases of a handshake and of an end are not configured.
+    let all = Timeouts::new(5, 5, 5, 5);
+    for phase in [Phase::OPENING, Phase::ANSWERED, Phase::CLOSING, Phase::CLOSED] {
+        assert_eq!(all.seconds(Protocol::TCP, phase), Timeouts::DEFAULT.seconds(Protocol::TCP, phase));
+    }
+    assert_eq!(all.seconds(Protocol::SCTP, Phase::OPEN), 5);
 }
 
 #[test]
 fn expiry_counts_the_distance_of_jiffies() {
     for hz in [100, 250, 1_000] {
         for stamp in [0, 1, 5_000, u32::MAX, u32::MAX - 30 * hz, 0x7fff_ffff] {
-            let expired = |ticks: u32| is_expired(Protocol::UDP, Phase::OPENING, stamp, stamp.wrapping_add(ticks), hz);
+            let expired = |ticks: u32| is_expired(30, stamp, stamp.wrapping_add(ticks), hz);
             assert!(!expired(0));
             assert!(!expired(30 * hz), "{stamp} at {hz}");
             assert!(expired(30 * hz + 1), "{stamp} at {hz}");
         }
         // The longest timeout fits the clock.
-        assert!(!is_expired(Protocol::TCP, Phase::OPEN, 0, 86_400 * hz, hz));
-        assert!(is_expired(Protocol::TCP, Phase::OPEN, 0, 86_400 * hz + 1, hz));
+        assert!(!is_expired(86_400, 0, 86_400 * hz, hz));
+        assert!(is_expired(86_400, 0, 86_400 * hz + 1, hz));
     }
 }
 
@@ -120,6 +149,26 @@ fn phases_follow_the_packets<A: Ip>() {
     let transport = Transport::Tcp { flags: TcpFlags::RST, sequence: acknowledgment, acknowledgment: 0 };
     node.send(From::Device, &Segment { transport, ..tcp(outside(), vip(), ACK) });
     assert_eq!(phases(), (Phase::CLOSED, Phase::CLOSING));
+}
+
+/// kube-proxy's conntrack timeouts, longer and shorter than the defaults.
+fn configured_timeouts_are_heeded<A: Ip>() {
+    for (protocol, timeouts, lives) in
+        [(Protocol::TCP, Timeouts::new(90_000, 0, 0, 0), 90_000), (Protocol::UDP, Timeouts::new(0, 0, 0, 600), 600)]
+    {
+        for late in [false, true] {
+            let mut node = node::<A>(protocol);
+            node.memory.settings.insert(Setting::Timeouts, timeouts.0);
+            node.send(From::Device, &first(protocol, outside(), vip()));
+            open(&node, protocol);
+            turn_to_other(&mut node);
+            node.pass_seconds(lives + u32::from(late));
+            let sent = if protocol == Protocol::TCP { tcp(outside(), vip(), SYN) } else { udp(outside(), vip()) };
+            let backend = if late { other_backend() } else { remote_backend() };
+            let reason = if late { Counter::NewFlow } else { Counter::ToBackend };
+            goes_to(&node, &sent, backend, reason);
+        }
+    }
 }
 
 /// A download: the client may be silent for long (UDP), and the reverse.

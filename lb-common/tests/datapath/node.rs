@@ -128,7 +128,7 @@ impl<A: Ip> Node<A> {
         ]);
         let tables = A::tables_mut(&mut memory);
         tables.prefixes.push((A::NET_BITS, A::host(net::SERVICES, 0), PrefixFlags::SERVICE));
-        tables.prefixes.push((A::NET_BITS, A::host(net::PODS, 0), PrefixFlags::LOCAL_PODS));
+        tables.prefixes.push((A::NET_BITS, A::host(net::PODS, 0), PrefixFlags::LOCAL_PODS.with(PrefixFlags::DETECTED)));
         let mut hop = |place: Place, device: u32, flags: u32| {
             let hop = NextHop {
                 ifindex: U32::new(device),

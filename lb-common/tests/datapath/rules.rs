@@ -2,9 +2,10 @@
 
 use lb_common::{
     conntrack::EntryKind,
-    frontend::Scope,
+    frontend::{PrefixFlags, Scope},
     protocol::Protocol,
     ring::WhenEmpty,
+    settings::Setting,
     tuple::L4Addr,
     verdict::{Action, Counter},
 };
@@ -23,6 +24,7 @@ both! {
     rule_2_3_2_internal_local_without_a_local_endpoint_is_dropped,
     rule_2_3_3_external_local_drops_clients_outside,
     rule_2_3_4_external_local_short_circuits_pods,
+    rule_2_3_8_a_pod_of_another_node_is_whom_the_detector_calls_one,
     rule_2_3_5_external_local_short_circuits_the_host,
     rule_2_3_6_another_port_of_a_vip_is_refused,
     rule_2_3_6_another_protocol_of_a_vip_is_refused,
@@ -110,6 +112,29 @@ fn rule_2_3_4_external_local_short_circuits_pods<A: Ip>() {
         let node = local_without_local::<A>(protocol, EXTERNAL_LOCAL);
         let (got, _) = node.send(From::Device, &first(protocol, pod(), vip()));
         assert_eq!((got.source, got.destination), (pod(), remote_backend()));
+    }
+}
+
+/// With ranges of the cluster a pod of another node is one, by whatever device it comes.
+fn rule_2_3_8_a_pod_of_another_node_is_whom_the_detector_calls_one<A: Ip>() {
+    for protocol in PROTOCOLS {
+        for detected in [false, true] {
+            let mut node = local_without_local::<A>(protocol, EXTERNAL_LOCAL);
+            if detected {
+                let prefixes = &mut A::tables_mut(&mut node.memory).prefixes;
+                prefixes.push((A::NET_BITS, A::host(net::WORLD, 0), PrefixFlags::DETECTED));
+            }
+            for setting in Setting::UPLINKS {
+                node.memory.settings.insert(setting, u64::MAX);
+            }
+            if detected {
+                let (got, _) = node.send(From::Device, &first(protocol, outside(), vip()));
+                assert_eq!((got.source, got.destination), (outside(), remote_backend()));
+            } else {
+                let (action, counter, _) = node.refused(From::Device, &first(protocol, outside(), vip()));
+                assert_eq!((action, counter), (Action::Drop, Counter::NoLocalEndpoint));
+            }
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, io, time::Duration};
 
-use lb_common::{conntrack::Phase, protocol::Protocol, state::timeout_seconds, verdict::Counter};
+use lb_common::{conntrack::Phase, protocol::Protocol, state::Timeouts, verdict::Counter};
 use tokio::time::Instant;
 
 use super::Agent;
@@ -45,7 +45,7 @@ struct Pressure {
 impl Pressure {
     /// It lasts for as long as flows that were there at the last refusal may take to end: all but open TCP connections.
     fn lasts() -> Duration {
-        Duration::from_secs(timeout_seconds(Protocol::UDP, Phase::OPEN).into())
+        Duration::from_secs(Timeouts::DEFAULT.seconds(Protocol::UDP, Phase::OPEN).into())
     }
 
     /// `counted`: [`REFUSALS`]. Whether it has just begun.
@@ -147,7 +147,7 @@ impl Agent {
                 return true;
             }
         };
-        let clock = Clock { now, ticks_per_second: self.clock_ticks };
+        let clock = Clock { now, ticks_per_second: self.clock_ticks, timeouts: self.options.config.timeouts };
         if self.takeover.ends(clock) {
             self.program().await;
         }

@@ -6,11 +6,12 @@ use std::{
 };
 
 use hickory_server::Server;
+use prometheus_client::registry::Registry;
 
 use super::RunOptions;
 use crate::{
     dns::{
-        self,
+        self, Clients,
         server::{Handler, Zones},
         zone::{self, Zone},
     },
@@ -27,29 +28,40 @@ pub struct DnsOptions {
     pub listen: Vec<SocketAddr>,
     /// Zone and TTL.
     pub zone: zone::Options,
+    /// Who may ask what.
+    pub clients: Clients,
 }
 
 /// The server; it ends when it is dropped.
 pub(super) struct Dns {
     zones: Arc<Zones>,
     zone: zone::Options,
+    handler: Handler,
     _server: Server<Handler>,
 }
 
 impl Dns {
     /// Listens, if asked for. Questions get SERVFAIL until the first [`Self::set`].
     pub(super) async fn start(options: &RunOptions, model: &Model) -> anyhow::Result<Option<Self>> {
-        let Some(DnsOptions { listen, zone }) = &options.dns else { return Ok(None) };
+        let Some(DnsOptions { listen, zone, clients }) = &options.dns else { return Ok(None) };
         let listen = if listen.is_empty() { own(model, &options.node) } else { listen.clone() };
         let zones = Arc::new(Zones::default());
-        let server = dns::listen(&listen, &zones, "--dns-listen").await?;
+        let handler = Handler::new(Arc::clone(&zones), clients.rules(&listen)?);
+        let server = dns::listen(&listen, handler.clone(), "--dns-listen").await?;
         tracing::info!("answering for {} on {}", zone.zone, dns::words(&listen));
-        Ok(Some(Self { zones, zone: zone.clone(), _server: server }))
+        Ok(Some(Self { zones, zone: zone.clone(), handler, _server: server }))
     }
 
     /// Answers from this state from here on.
     pub(super) fn set(&self, model: &Model) {
-        self.zones.set(Zone::new(model, self.zone.clone()));
+        if !self.zones.follow(model) {
+            self.zones.set(Zone::new(model, self.zone.clone()));
+        }
+    }
+
+    /// Adds its metrics to a page.
+    pub(super) fn register(&self, registry: &mut Registry) {
+        self.handler.register(registry);
     }
 }
 

@@ -38,7 +38,7 @@ use self::{
 };
 use crate::{
     bpf::{self, Datapath},
-    config::{Config, Notes},
+    config::Config,
     control::{self, Request, Response},
     desired::NodeContext,
     engine::Engine,
@@ -69,7 +69,7 @@ pub struct RunOptions {
     /// The configuration, already read and checked.
     pub config: Config,
     /// What of it is not as asked.
-    pub notes: Notes,
+    pub notes: Vec<Problem>,
     /// State directory.
     pub state_dir: PathBuf,
     /// The bpffs.
@@ -215,7 +215,7 @@ impl Agent {
         let (seed, taking_over) = (word(Setting::HashSeed)?, word(Setting::Takeover)?);
         let clock_ticks = ticks_per_second()?;
         let now = datapath.clock().context("cannot read the kernel's clock")?;
-        let clock = Clock { now, ticks_per_second: clock_ticks };
+        let clock = Clock { now, ticks_per_second: clock_ticks, timeouts: options.config.timeouts };
         let seconds = options.config.takeover_seconds;
         let oom = oom_score(&options);
         let network = Network::open(&options).await?;
@@ -379,7 +379,8 @@ impl Agent {
             node_port_addrs: self.network.node_port_addresses(&self.options, self.model.nodes.get(&self.options.node)),
             local_addrs: self.network.local_addresses(),
             service_cidrs: self.service_cidrs(),
-            detect_node_cidr: self.options.config.detects_node_cidr(),
+            detector: self.network.detector(&self.options.config.detect_local),
+            masquerade_all: self.options.config.masquerade_all,
             external_ips: self.options.config.external_ips.clone(),
             bind_address: self.options.config.bind_address,
         }

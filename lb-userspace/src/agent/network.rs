@@ -12,7 +12,8 @@ use lb_common::{family::Addr as _, settings::Setting};
 use super::RunOptions;
 use crate::{
     bpf::{Attached, Datapath},
-    desired::{Desired, FrontendKind},
+    config::DetectLocal,
+    desired::{Desired, Detector, FrontendKind},
     image::{NextHopInfo, octets::Octets as _},
     model::Node,
     net::{
@@ -32,6 +33,8 @@ pub(super) struct Network {
     host: Result<HostDevice, Problem>,
     addresses: Vec<Address>,
     default_routes: BTreeSet<u32>,
+    /// Whom interfaces of pods lead to, where those are the detector.
+    detected: Vec<IpNet>,
     devices: Vec<Device>,
     /// What is attached, by interface index; an error is told and tried again.
     attached: BTreeMap<u32, Result<Attached, String>>,
@@ -79,6 +82,7 @@ impl Network {
             host,
             addresses: Vec::new(),
             default_routes: BTreeSet::new(),
+            detected: Vec::new(),
             devices: Vec::new(),
             attached: BTreeMap::new(),
             ways: BTreeMap::new(),
@@ -93,11 +97,19 @@ impl Network {
         let listed = async {
             let links = self.netlink.links().await?;
             let addresses = self.netlink.addresses().await?;
-            Ok::<_, io::Error>((links, addresses, self.netlink.default_route_devices().await?))
+            let pods = match &options.config.detect_local {
+                DetectLocal::NodeCidr | DetectLocal::ClusterCidr(_) => Vec::new(),
+                DetectLocal::BridgeInterface(bridge) => self.netlink.nets_behind(&links, |name| name == bridge).await?,
+                DetectLocal::InterfaceNamePrefix(prefix) => {
+                    self.netlink.nets_behind(&links, |name| name.starts_with(prefix)).await?
+                }
+            };
+            Ok::<_, io::Error>((links, addresses, self.netlink.default_route_devices().await?, pods))
         };
         match listed.await {
-            Ok((links, addresses, defaults)) => {
+            Ok((links, addresses, defaults, pods)) => {
                 let config = &options.config;
+                self.detected = pods;
                 let (devices, problems) =
                     roles::classify(&links, &addresses, &defaults, &config.interfaces, config.xdp);
                 self.problems.insert("devices", problems);
@@ -324,6 +336,17 @@ impl Network {
         self.problems.insert("node ports", served.problems);
         served.addresses.retain(|addr| config.localhost_node_ports || !addr.is_loopback());
         served.addresses
+    }
+
+    /// Who is a pod, as the routes are.
+    pub(super) fn detector(&self, detect: &DetectLocal) -> Detector {
+        match detect {
+            DetectLocal::NodeCidr => Detector::NodeCidr,
+            DetectLocal::ClusterCidr(ranges) => Detector::Ranges(ranges.clone()),
+            DetectLocal::BridgeInterface(_) | DetectLocal::InterfaceNamePrefix(_) => {
+                Detector::Ranges(self.detected.clone())
+            }
+        }
     }
 
     pub(super) fn local_addresses(&self) -> BTreeSet<IpAddr> {

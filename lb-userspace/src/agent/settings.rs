@@ -17,6 +17,7 @@ impl Agent {
             (Setting::TicksPerSecond, u64::from(self.clock_ticks)),
             (Setting::HalfOpenSlots, u64::from(slots(self.options.config.maps.conntrack))),
             (Setting::Takeover, self.takeover.word),
+            (Setting::Timeouts, self.options.config.timeouts.0),
         ];
         settings.extend(self.network.uplink_words());
         settings.extend(self.network.host_source_words());

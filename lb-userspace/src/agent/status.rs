@@ -48,7 +48,7 @@ impl Agent {
 
     /// What may not be as meant.
     async fn warnings(&self) -> Vec<Problem> {
-        let without_documents = self.options.notes.no_effect.iter().chain(self.network.warnings());
+        let without_documents = self.options.notes.iter().chain(self.network.warnings());
         let silent = self.network.silent_neighbours().await;
         let network = without_documents.chain(&self.takeover.warning).cloned().chain(silent);
         network
@@ -90,7 +90,6 @@ impl Agent {
         problems.extend(self.verification.problem().cloned());
         problems.extend(self.snapshots.problem().cloned());
         problems.extend(self.start_problems.iter().cloned());
-        problems.extend(self.options.notes.not_yet.iter().cloned());
         problems.extend(self.engine.desired.problems.iter().cloned());
         problems.extend(self.engine.refused.iter().cloned());
         problems.extend(self.collection.problem());
@@ -122,7 +121,8 @@ impl Agent {
     pub(super) async fn status_with(&self, surveys: &[Survey; 2]) -> Status {
         let desired = &self.engine.desired;
         let maps = &self.datapath.maps;
-        let cidrs: Vec<String> = desired.local_pod_cidrs.iter().map(ToString::to_string).collect();
+        let cidrs: Vec<String> = desired.detected.iter().map(ToString::to_string).collect();
+        let mode = self.options.config.detect_local.mode();
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             node: self.options.node.clone(),
@@ -130,7 +130,7 @@ impl Agent {
             source: self.input.words(),
             watches: self.input.watches(),
             stale_seconds: self.input.stale_seconds(),
-            detector: if cidrs.is_empty() { "none".to_owned() } else { format!("NodeCIDR {}", cidrs.join(",")) },
+            detector: if cidrs.is_empty() { "none".to_owned() } else { format!("{mode} {}", cidrs.join(",")) },
             socket_hooks: self.socket_hooks.clone(),
             takeover_seconds: self.takeover_seconds(),
             devices: self.network.device_status(),

@@ -66,7 +66,7 @@ mod tests {
 
     #[test]
     fn a_takeover_outlives_a_restart_and_ends_once() {
-        let at = |now| Clock { now, ticks_per_second: 100 };
+        let at = |now| Clock { now, ticks_per_second: 100, timeouts: lb_common::state::Timeouts::DEFAULT };
         let word = takeover(u32::MAX - 9, 100);
         let mut kept = Takeover::begin(word, false, at(0), 600);
         assert_eq!(kept.word, word);

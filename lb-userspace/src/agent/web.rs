@@ -10,6 +10,7 @@ use std::{
 use anyhow::anyhow;
 use http::{Request, StatusCode};
 use hyper::body::Incoming;
+use prometheus_client::registry::Registry;
 use tokio::{
     sync::{mpsc, oneshot},
     time::Instant,
@@ -185,7 +186,11 @@ impl Agent {
             skipped: self.skipped(),
             ops: &self.verification.ops,
         };
-        self.web.metrics.page(&now).unwrap_or_default()
+        let mut more = Registry::default();
+        if let Some(dns) = &self.dns {
+            dns.register(more.sub_registry_with_prefix("ballast"));
+        }
+        self.web.metrics.page(&now, &more).unwrap_or_default()
     }
 
     /// Services that are not served, or not whole, by why.

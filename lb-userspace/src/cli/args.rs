@@ -1,19 +1,17 @@
 //! What the command line says.
 
-use std::{
-    net::{IpAddr, SocketAddr},
-    ops::RangeInclusive,
-    path::PathBuf,
-};
+use std::{net::IpAddr, ops::RangeInclusive, path::PathBuf};
 
 use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum, error::ErrorKind};
 use ipnet::IpNet;
 
-use super::client_args::{Env, Exec, Resolv, Shell};
+use super::{
+    client_args::{Env, Exec, Resolv, Shell},
+    dns_args::{Dns, RunDns},
+};
 use crate::{
     config::{Bind, HEALTHZ_PORT, METRICS_PORT},
-    dns::DEFAULT_TTL,
-    logs, resolv,
+    logs,
 };
 
 /// Kubernetes Services in eBPF.
@@ -53,7 +51,7 @@ pub(super) enum Command {
     /// Serve Services on this node: those of a cluster, or of a file or folder of Kubernetes documents
     Run(Box<Run>),
     /// Answer DNS queries for the names of Services and endpoints. Needs neither root nor a node
-    Dns(Dns),
+    Dns(Box<Dns>),
     /// Show the agent's devices, tables, counters and problems
     Status,
     /// Show Services
@@ -134,28 +132,6 @@ pub(super) enum ConntrackCommand {
 }
 
 #[derive(Debug, Args)]
-pub(super) struct Dns {
-    /// File, folder or - for standard input: the documents `run` reads
-    #[arg(short, long = "filename", value_name = "PATH")]
-    pub(super) file: PathBuf,
-    /// Where to listen, UDP and TCP; may be repeated
-    #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:53")]
-    pub(super) listen: Vec<SocketAddr>,
-    /// The cluster's domain
-    #[arg(long, visible_alias = "cluster-domain", value_name = "NAME", default_value = resolv::ZONE, value_parser = zone)]
-    pub(super) zone: String,
-    /// How long clients may keep an answer, in seconds
-    #[arg(long, value_name = "SECONDS", default_value_t = DEFAULT_TTL, value_parser = clap::value_parser!(u32).range(0..=3600))]
-    pub(super) ttl: u32,
-    /// Ranges of cluster IPs [default: `10.96.0.0/16,fd00:10:96::/112`]
-    #[arg(long, value_name = "CIDR", value_delimiter = ',')]
-    pub(super) service_cidr: Vec<IpNet>,
-    /// Where `run` keeps the addresses it allocated [default: one file for each PATH under /var/lib/ballast/allocations]
-    #[arg(long, value_name = "FILE")]
-    pub(super) allocations: Option<PathBuf>,
-}
-
-#[derive(Debug, Args)]
 pub(super) struct Run {
     /// File, folder or - for standard input: Service, Pod, Node, Namespace, Endpoints, EndpointSlice documents. Without it
     /// the objects are a cluster's
@@ -221,16 +197,8 @@ pub(super) struct Run {
     /// Range of nodePorts that are given out with -f [default: 30000-32767]
     #[arg(long, value_name = "FIRST-LAST", value_parser = port_range, requires = "file", conflicts_with_all = ["kubeconfig", "master"])]
     pub(super) node_port_range: Option<RangeInclusive<u16>>,
-    /// Answer DNS queries too, as `ballast dns` does
-    #[arg(long, requires = "file", conflicts_with_all = ["kubeconfig", "master"])]
-    pub(super) dns: bool,
-    /// Where to answer them, UDP and TCP; may be repeated [default: port 53 of 127.0.0.1 and of the Node's `InternalIP`
-    /// addresses]
-    #[arg(long, value_name = "ADDR:PORT", requires = "dns")]
-    pub(super) dns_listen: Vec<SocketAddr>,
-    /// The cluster's domain
-    #[arg(long, value_name = "NAME", default_value = resolv::ZONE, value_parser = zone)]
-    pub(super) cluster_domain: String,
+    #[command(flatten)]
+    pub(super) dns: RunDns,
 }
 
 /// How an answer is printed.
@@ -333,7 +301,7 @@ pub(super) fn zone(text: &str) -> Result<String, String> {
     }
 }
 
-fn bind(text: &str, port: u16) -> Result<Bind, String> {
+pub(super) fn bind(text: &str, port: u16) -> Result<Bind, String> {
     Bind::parse(text, port).ok_or_else(|| format!("write ADDRESS:PORT, such as 127.0.0.1:{port}, or off"))
 }
 

@@ -3,6 +3,7 @@
 mod args;
 mod client_args;
 mod clients;
+mod dns_args;
 mod render;
 
 use std::{
@@ -11,9 +12,8 @@ use std::{
 };
 
 use anyhow::Context as _;
-use ipnet::IpNet;
 
-use self::args::{BackendCommand, Cli, Command, ConntrackCommand, Dns, Global, Output, Run, ServiceCommand};
+use self::args::{BackendCommand, Cli, Command, ConntrackCommand, Global, Output, Run, ServiceCommand};
 use crate::{
     agent::{self, CleanupOptions, RunOptions, SourceOptions},
     check::{self, CheckOptions, Level},
@@ -58,7 +58,7 @@ async fn execute(Cli { command, mut global }: Cli) -> anyhow::Result<ExitCode> {
         }
         Command::Dns(arguments) => {
             logs::start(logs::Options::default());
-            dns::run(dns_options(arguments)).await?;
+            Box::pin(dns::run(arguments.options(&global.state_dir)?)).await?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Status => show(&global, output, &Request::Status).await,
@@ -116,14 +116,6 @@ fn object((namespace, name): (String, String)) -> ObjectName {
     ObjectName { namespace, name }
 }
 
-fn dns_options(Dns { file, listen, zone, ttl, service_cidr, allocations }: Dns) -> dns::Options {
-    let mut source = file_source::Options { allocations, ..file_source::Options::new(file) };
-    if !service_cidr.is_empty() {
-        source.service_cidrs = service_cidr.iter().map(IpNet::trunc).collect();
-    }
-    dns::Options { source, listen, zone: dns::zone::Options { zone, ttl } }
-}
-
 fn options(run: Run, global: Global) -> anyhow::Result<RunOptions> {
     let Loaded { mut config, notes } = match &run.config {
         None => Loaded::default(),
@@ -132,7 +124,7 @@ fn options(run: Run, global: Global) -> anyhow::Result<RunOptions> {
     config.logging.format = run.log_format.unwrap_or(config.logging.format);
     config.logging.verbosity = run.verbosity.unwrap_or(config.logging.verbosity);
     logs::start(config.logging);
-    for note in notes.not_yet.iter().chain(&notes.no_effect) {
+    for note in &notes {
         tracing::warn!("{}: {} ({})", note.object, note.cause, note.fix);
     }
     let node = run
@@ -149,14 +141,14 @@ fn options(run: Run, global: Global) -> anyhow::Result<RunOptions> {
     config.metrics_bind = run.metrics_bind_address.or(config.metrics_bind);
     let Global { state_dir, bpffs, cgroup, proc_sys_net, .. } = global;
     let mount_bpffs = run.mount_bpffs;
-    let zone = dns::zone::Options { zone: run.cluster_domain, ttl: dns::DEFAULT_TTL };
-    let dns = run.dns.then_some(agent::DnsOptions { listen: run.dns_listen, zone });
     let service_cidrs: Vec<_> = run.service_cidr.into_iter().map(|net| net.trunc()).collect();
+    let mut dns = None;
     let source = if let Some(path) = run.file {
         let mut options = file_source::Options::new(path);
         if !service_cidrs.is_empty() {
             options.service_cidrs = service_cidrs;
         }
+        dns = run.dns.options(&options.service_cidrs);
         if let Some(range) = run.node_port_range {
             options.node_port_range = range;
         }

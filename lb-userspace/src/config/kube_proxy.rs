@@ -1,10 +1,14 @@
-//! `KubeProxyConfiguration`, every field of it in one of four classes.
+//! `KubeProxyConfiguration`, every field of it in one of three classes.
 
 use std::net::IpAddr;
 
+use ipnet::IpNet;
+use lb_common::state::Timeouts;
 use serde_json::Value;
 
-use super::{Bind, ClientConnection, ConfigError, HEALTHZ_PORT, Loaded, METRICS_PORT, is_zero, network, wrong};
+use super::{
+    Bind, ClientConnection, ConfigError, DetectLocal, HEALTHZ_PORT, Loaded, METRICS_PORT, is_zero, network, wrong,
+};
 use crate::{
     file_source::document::Document, logs, net::node_ports::NodePortAddresses, report::Problem, suggest::closest,
 };
@@ -16,8 +20,6 @@ pub(super) const KIND: &str = "KubeProxyConfiguration";
 enum Class {
     /// Does what it says.
     Honoured,
-    /// Will do what it says; told until then.
-    NotYet,
     /// Means nothing to a datapath like this one, for this reason; told if set.
     NoEffect(&'static str),
     /// Cannot be right here; refused if set.
@@ -26,7 +28,7 @@ enum Class {
     Section(&'static [(&'static str, Self)]),
 }
 
-use Class::{Honoured, NoEffect, NotYet, Refused, Section};
+use Class::{Honoured, NoEffect, Refused, Section};
 
 const JSON: &str = "objects are read as JSON";
 const AT_ONCE: &str = "changes are programmed as they come, and what is programmed is verified all the time";
@@ -52,7 +54,7 @@ const FIELDS: &[(&str, Class)] = &[
             ("acceptContentTypes", NoEffect(JSON)),
         ]),
     ),
-    ("clusterCIDR", NotYet),
+    ("clusterCIDR", Honoured),
     ("configSyncPeriod", NoEffect("objects are watched, and listed again only where a watch is lost")),
     (
         "conntrack",
@@ -60,13 +62,13 @@ const FIELDS: &[(&str, Class)] = &[
             ("maxPerCore", NoEffect(OWN_TABLE)),
             ("min", NoEffect(OWN_TABLE)),
             ("tcpBeLiberal", NoEffect(NETFILTER)),
-            ("tcpEstablishedTimeout", NotYet),
-            ("tcpCloseWaitTimeout", NotYet),
-            ("udpTimeout", NotYet),
-            ("udpStreamTimeout", NotYet),
+            ("tcpEstablishedTimeout", Honoured),
+            ("tcpCloseWaitTimeout", Honoured),
+            ("udpTimeout", Honoured),
+            ("udpStreamTimeout", Honoured),
         ]),
     ),
-    ("detectLocal", Section(&[("bridgeInterface", NotYet), ("interfaceNamePrefix", NotYet)])),
+    ("detectLocal", Section(&[("bridgeInterface", Honoured), ("interfaceNamePrefix", Honoured)])),
     ("detectLocalMode", Honoured),
     ("enableProfiling", NoEffect("there is no profiling server")),
     ("featureGates", NoEffect("the gates switch parts of kube-proxy")),
@@ -76,7 +78,7 @@ const FIELDS: &[(&str, Class)] = &[
         "iptables",
         Section(&[
             ("localhostNodePorts", Honoured),
-            ("masqueradeAll", NotYet),
+            ("masqueradeAll", Honoured),
             ("masqueradeBit", NoEffect(NO_MARK)),
             ("minSyncPeriod", NoEffect(AT_ONCE)),
             ("syncPeriod", NoEffect(AT_ONCE)),
@@ -109,7 +111,7 @@ const FIELDS: &[(&str, Class)] = &[
     (
         "nftables",
         Section(&[
-            ("masqueradeAll", NotYet),
+            ("masqueradeAll", Honoured),
             ("masqueradeBit", NoEffect(NO_MARK)),
             ("minSyncPeriod", NoEffect(AT_ONCE)),
             ("syncPeriod", NoEffect(AT_ONCE)),
@@ -145,17 +147,11 @@ pub(super) fn read(document: &Document, loaded: &mut Loaded) -> Result<(), Confi
         burst: number(document, "clientConnection.burst", of("burst"))? as i64,
     };
     config.hostname_override = text(document, "hostnameOverride", document.value.get("hostnameOverride"))?;
-    let mode = text(document, "detectLocalMode", document.value.get("detectLocalMode"))?;
-    match mode.as_deref() {
-        None | Some("NodeCIDR") => {}
-        Some(other @ ("ClusterCIDR" | "BridgeInterface" | "InterfaceNamePrefix")) => {
-            let cause = format!("{other} is not honoured yet");
-            return Err(wrong(document, "detectLocalMode", &cause, "use NodeCIDR, the only detector so far"));
-        }
-        Some(other) => {
-            return Err(wrong(document, "detectLocalMode", &format!("{other:?} is no mode"), "use NodeCIDR"));
-        }
-    }
+    config.detect_local = detect_local(document, &mut loaded.notes)?;
+    let masquerade_all =
+        |section| inner(document, section, "masqueradeAll").is_some_and(|set| *set == Value::Bool(true));
+    config.masquerade_all = masquerade_all("iptables") || masquerade_all("nftables");
+    config.timeouts = timeouts(document)?;
     config.bind_address = bind_address(document)?;
     config.bind_hard_fail = document.value.get("bindAddressHardFail") == Some(&Value::Bool(true));
     config.oom_score_adj = oom_score_adj(document)?;
@@ -163,7 +159,7 @@ pub(super) fn read(document: &Document, loaded: &mut Loaded) -> Result<(), Confi
     config.localhost_node_ports = document.value.pointer("/iptables/localhostNodePorts") != Some(&Value::Bool(false));
     if !config.localhost_node_ports && config.node_port_addresses.asks_for_localhost() {
         let cause = "asks for loopback addresses, which iptables.localhostNodePorts: false takes away";
-        loaded.notes.no_effect.push(note(document, "nodePortAddresses", cause, "remove one of the two"));
+        loaded.notes.push(note(document, "nodePortAddresses", cause, "remove one of the two"));
     }
     config.healthz_bind = bind(document, "healthzBindAddress", HEALTHZ_PORT)?;
     config.metrics_bind = bind(document, "metricsBindAddress", METRICS_PORT)?;
@@ -196,6 +192,81 @@ fn oom_score_adj(document: &Document) -> Result<Option<i16>, ConfigError> {
             _ => Err(wrong(document, FIELD, &format!("{value} is no score"), "use a whole number from -1000 to 1000")),
         },
     }
+}
+
+fn inner<'a>(document: &'a Document, section: &str, name: &str) -> Option<&'a Value> {
+    document.value.get(section)?.get(name)
+}
+
+/// As kube-proxy's `getLocalDetectors` reads it, but that without a word the own Node tells (semantics.md 2.3.8).
+fn detect_local(document: &Document, notes: &mut Vec<Problem>) -> Result<DetectLocal, ConfigError> {
+    const MODE: &str = "detectLocalMode";
+    let ranges = cluster_cidrs(document)?;
+    let name = |field: &str| {
+        let path = format!("detectLocal.{field}");
+        let name = text(document, &path, inner(document, "detectLocal", field))?;
+        name.ok_or_else(|| {
+            wrong(document, MODE, &format!("{path} is missing"), &format!("write detectLocal: {{{field}: ...}}"))
+        })
+    };
+    Ok(match text(document, MODE, document.value.get(MODE))?.as_deref() {
+        // Who writes ranges and no mode means kube-proxy's default.
+        None if ranges.is_empty() => DetectLocal::NodeCidr,
+        Some("NodeCIDR") => DetectLocal::NodeCidr,
+        None | Some("ClusterCIDR") => {
+            if ranges.is_empty() {
+                let fix = "write clusterCIDR, or use NodeCIDR";
+                notes.push(note(document, MODE, "detects no pod without clusterCIDR", fix));
+            }
+            DetectLocal::ClusterCidr(ranges)
+        }
+        Some("BridgeInterface") => DetectLocal::BridgeInterface(name("bridgeInterface")?),
+        Some("InterfaceNamePrefix") => DetectLocal::InterfaceNamePrefix(name("interfaceNamePrefix")?),
+        Some(other) => {
+            let fix = "use NodeCIDR, ClusterCIDR, BridgeInterface or InterfaceNamePrefix";
+            return Err(wrong(document, MODE, &format!("{other:?} is no mode"), fix));
+        }
+    })
+}
+
+/// Zero is the default, as kube-proxy leaves the kernel's then.
+fn timeouts(document: &Document) -> Result<Timeouts, ConfigError> {
+    let of = |name: &str, longest: u32| {
+        let path = format!("conntrack.{name}");
+        let Some(written) = text(document, &path, inner(document, "conntrack", name))? else { return Ok(0) };
+        let seconds = written.parse::<jiff::SignedDuration>().ok().and_then(|it| u32::try_from(it.as_secs()).ok());
+        match seconds {
+            Some(seconds) if seconds <= longest => Ok(seconds),
+            Some(_) => {
+                Err(wrong(document, &path, &format!("{written} is too long"), &format!("use {longest}s or less")))
+            }
+            None => Err(wrong(
+                document,
+                &path,
+                &format!("{written:?} is no duration"),
+                "write hours, minutes and seconds such as 24h0m0s",
+            )),
+        }
+    };
+    Ok(Timeouts::new(
+        of("tcpEstablishedTimeout", Timeouts::LONGEST_TCP)?,
+        of("tcpCloseWaitTimeout", Timeouts::LONGEST_TCP)?,
+        of("udpTimeout", Timeouts::LONGEST_UDP)?,
+        of("udpStreamTimeout", Timeouts::LONGEST_UDP)?,
+    ))
+}
+
+/// One range, or one of each family with a comma between.
+fn cluster_cidrs(document: &Document) -> Result<Vec<IpNet>, ConfigError> {
+    const FIELD: &str = "clusterCIDR";
+    let written = text(document, FIELD, document.value.get(FIELD))?.unwrap_or_default();
+    let ranges = written.split(',').map(str::trim).filter(|part| !part.is_empty());
+    ranges
+        .map(|part| {
+            let fix = "write a range such as 10.244.0.0/16, or one of each family with a comma between";
+            network(part).ok_or_else(|| wrong(document, FIELD, &format!("{part:?} is no range"), fix))
+        })
+        .collect()
 }
 
 /// The words stand without ranges, and `all` stands alone, as kube-proxy wants it.
@@ -260,14 +331,11 @@ fn visit(
         Refused if set => {
             return Err(wrong(document, path, "is for Windows", "remove it: this program runs on Linux"));
         }
-        NotYet if set => {
-            loaded.notes.not_yet.push(note(document, path, "is not honoured yet", "remove it, or expect the default"));
-        }
         NoEffect(reason) if set => {
             let cause = format!("has no effect here: {reason}");
-            loaded.notes.no_effect.push(note(document, path, &cause, "nothing; remove it to silence this"));
+            loaded.notes.push(note(document, path, &cause, "nothing; remove it to silence this"));
         }
-        Honoured | NotYet | NoEffect(_) | Refused => {}
+        Honoured | NoEffect(_) | Refused => {}
     }
     Ok(())
 }

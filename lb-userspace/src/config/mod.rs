@@ -11,6 +11,7 @@ use std::{
 };
 
 use ipnet::IpNet;
+use lb_common::state::Timeouts;
 use serde_json::Value;
 
 use crate::{
@@ -26,12 +27,30 @@ use crate::{
     suggest::closest,
 };
 
-/// Which pods are this node's (semantics.md 2.3.8).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// Who is a pod: the local-traffic detector (semantics.md 2.3.8).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum DetectLocal {
-    /// By the podCIDRs of the own Node.
+    /// Who has an address in the podCIDRs of the own Node.
     #[default]
     NodeCidr,
+    /// Who has one in these ranges: any pod of the cluster.
+    ClusterCidr(Vec<IpNet>),
+    /// Whom routes reach by this bridge.
+    BridgeInterface(String),
+    /// Whom routes reach by interfaces whose names begin so.
+    InterfaceNamePrefix(String),
+}
+
+impl DetectLocal {
+    /// As `detectLocalMode` says it.
+    pub const fn mode(&self) -> &'static str {
+        match self {
+            Self::NodeCidr => "NodeCIDR",
+            Self::ClusterCidr(_) => "ClusterCIDR",
+            Self::BridgeInterface(_) => "BridgeInterface",
+            Self::InterfaceNamePrefix(_) => "InterfaceNamePrefix",
+        }
+    }
 }
 
 /// How to reach the API server; used by the Kubernetes source.
@@ -47,11 +66,16 @@ pub struct ClientConnection {
 
 /// What the configuration asks for; [`Config::default`] without a file.
 #[derive(Clone, Debug, PartialEq)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a switch of the files")]
 pub struct Config {
     /// The node addresses nodePorts are served on.
     pub node_port_addresses: NodePortAddresses,
     /// Local-traffic detector.
     pub detect_local: DetectLocal,
+    /// Cluster IPs rewrite the source of pods too (semantics.md 2.4.1).
+    pub masquerade_all: bool,
+    /// How long flows live.
+    pub timeouts: Timeouts,
     /// Node name, if given.
     pub hostname_override: Option<String>,
     /// The API server.
@@ -91,6 +115,8 @@ impl Default for Config {
         Self {
             node_port_addresses: NodePortAddresses::All,
             detect_local: DetectLocal::NodeCidr,
+            masquerade_all: false,
+            timeouts: Timeouts::DEFAULT,
             hostname_override: None,
             client_connection: ClientConnection::default(),
             xdp: XdpMode::Auto,
@@ -136,29 +162,13 @@ impl Bind {
     }
 }
 
-impl Config {
-    /// Whether the own Node's podCIDRs are the detector.
-    pub const fn detects_node_cidr(&self) -> bool {
-        matches!(self.detect_local, DetectLocal::NodeCidr)
-    }
-}
-
 /// A configuration and what may not be as meant in it.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Loaded {
     /// The configuration.
     pub config: Config,
-    /// What is not.
-    pub notes: Notes,
-}
-
-/// Fields that do not do what they say.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Notes {
-    /// Not honoured yet: the node behaves otherwise than it was asked to.
-    pub not_yet: Vec<Problem>,
-    /// Without meaning to a datapath like this one: nothing is missing.
-    pub no_effect: Vec<Problem>,
+    /// Fields without meaning to a datapath like this one: nothing is missing.
+    pub notes: Vec<Problem>,
 }
 
 /// A configuration that cannot be used.

@@ -52,9 +52,8 @@ winkernel: {enableDSR: false, forwardHealthCheckVip: false, networkName: \"\", r
 fn the_file_of_kubeadm_passes_with_hardly_a_word() {
     let loaded = kube_proxy(KUBEADM).expect("accepted");
     assert_eq!(loaded.config.client_connection.kubeconfig, "/var/lib/kube-proxy/kubeconfig.conf");
-    assert_eq!(loaded.notes.not_yet, []);
     let told = "logging.options has no effect here: lines go to standard error, whole";
-    assert_eq!(causes(&loaded.notes.no_effect), [told]);
+    assert_eq!(causes(&loaded.notes), [told]);
 }
 
 #[test]
@@ -63,8 +62,7 @@ fn each_field_without_an_effect_tells_why() {
                 iptables: {syncPeriod: 30s, masqueradeBit: 14}\nipvs: {scheduler: lc, strictARP: true}\n\
                 portRange: 1-2\nenableProfiling: true\n";
     let loaded = kube_proxy(text).expect("accepted");
-    assert_eq!(loaded.notes.not_yet, []);
-    let mut causes = causes(&loaded.notes.no_effect);
+    let mut causes = causes(&loaded.notes);
     causes.sort_unstable();
     let expected = [
         "configSyncPeriod has no effect here: objects are watched",
@@ -118,10 +116,10 @@ fn node_ports_on_loopback_addresses_can_be_switched_off() {
     }
     let off = "iptables: {localhostNodePorts: false}\n";
     let loaded = of(off);
-    assert!(!loaded.config.localhost_node_ports && loaded.notes == Notes::default(), "{loaded:?}");
+    assert!(!loaded.config.localhost_node_ports && loaded.notes.is_empty(), "{loaded:?}");
     for (asked, told) in [("[primary]", 0), ("[192.0.2.0/24]", 0), ("[localhost]", 1), ("[127.0.0.0/8]", 1)] {
         let loaded = of(&format!("{off}nodePortAddresses: {asked}\n"));
-        assert_eq!(loaded.notes.no_effect.len(), told, "{asked}: {loaded:?}");
+        assert_eq!(loaded.notes.len(), told, "{asked}: {loaded:?}");
     }
 }
 
@@ -142,14 +140,74 @@ fn fields_in_both_documents_are_honoured() {
 }
 
 #[test]
-fn no_document_means_the_defaults() {
-    assert_eq!(parse("c.yaml", "").expect("accepted"), Loaded::default());
+fn rule_2_3_8_the_detector_is_the_one_that_is_asked_for() {
+    let ranges = |texts: &[&str]| texts.iter().map(|net| net.parse().expect("a range")).collect();
+    for (text, expected) in [
+        ("", DetectLocal::NodeCidr),
+        ("detectLocalMode: ''\nclusterCIDR: ''\n", DetectLocal::NodeCidr),
+        ("detectLocalMode: NodeCIDR\nclusterCIDR: 10.0.0.0/8\n", DetectLocal::NodeCidr),
+        // kube-proxy's default, where kubeadm wrote the range.
+        ("clusterCIDR: 10.244.0.0/16\n", DetectLocal::ClusterCidr(ranges(&["10.244.0.0/16"]))),
+        (
+            "detectLocalMode: ClusterCIDR\nclusterCIDR: '10.244.0.0/16, fd00:10:244::/56'\n",
+            DetectLocal::ClusterCidr(ranges(&["10.244.0.0/16", "fd00:10:244::/56"])),
+        ),
+        (
+            "detectLocalMode: BridgeInterface\ndetectLocal: {bridgeInterface: cni0}\n",
+            DetectLocal::BridgeInterface("cni0".to_owned()),
+        ),
+        (
+            "detectLocalMode: InterfaceNamePrefix\ndetectLocal: {interfaceNamePrefix: cali}\n",
+            DetectLocal::InterfaceNamePrefix("cali".to_owned()),
+        ),
+    ] {
+        let loaded = kube_proxy(text).expect("accepted");
+        assert_eq!(loaded.config.detect_local, expected, "{text}");
+        assert_eq!(loaded.notes, [], "{text}");
+    }
+    let loaded = kube_proxy("detectLocalMode: ClusterCIDR\n").expect("accepted");
+    assert_eq!(loaded.config.detect_local, DetectLocal::ClusterCidr(vec![]));
+    assert_eq!(causes(&loaded.notes), ["detectLocalMode detects no pod without clusterCIDR"]);
 }
 
 #[test]
-fn what_is_not_honoured_is_told() {
-    let loaded = kube_proxy("clusterCIDR: 10.0.0.0/8\n").expect("accepted");
-    assert_eq!(causes(&loaded.notes.not_yet), ["clusterCIDR is not honoured yet"]);
+fn conntrack_timeouts_are_durations_as_go_writes_them() {
+    let of = |text: &str| kube_proxy(&format!("conntrack: {{{text}}}\n")).map(|loaded| loaded.config.timeouts);
+    for (text, expected) in [
+        ("tcpEstablishedTimeout: 0s, udpTimeout: null", Timeouts::DEFAULT),
+        ("tcpEstablishedTimeout: 24h0m0s, tcpCloseWaitTimeout: 1h0m0s", Timeouts::new(86_400, 3_600, 0, 0)),
+        ("udpTimeout: 30s, udpStreamTimeout: 2m30s", Timeouts::new(0, 0, 30, 150)),
+        ("tcpEstablishedTimeout: 1.5h", Timeouts::new(5_400, 0, 0, 0)),
+    ] {
+        assert_eq!(of(text), Ok(expected), "{text}");
+    }
+    for (text, expected) in [
+        ("udpTimeout: 2h", "conntrack.udpTimeout: 2h is too long; use 4095s or less"),
+        ("tcpCloseWaitTimeout: 10000h", "is too long; use 1048575s or less"),
+        ("tcpCloseWaitTimeout: -1s", "\"-1s\" is no duration; write hours"),
+        ("tcpCloseWaitTimeout: soon", "\"soon\" is no duration"),
+        ("tcpCloseWaitTimeout: 60", "conntrack.tcpCloseWaitTimeout: not a text"),
+    ] {
+        let told = of(text).expect_err("refused").to_string();
+        assert!(told.contains(expected), "{told}");
+    }
+}
+
+#[test]
+fn rule_2_4_1_masquerade_all_is_a_word_of_either_section() {
+    for (text, expected) in [
+        ("", false),
+        ("iptables: {masqueradeAll: false}\nnftables: {masqueradeAll: null}\n", false),
+        ("iptables: {masqueradeAll: true}\n", true),
+        ("nftables: {masqueradeAll: true}\n", true),
+    ] {
+        assert_eq!(kube_proxy(text).expect("accepted").config.masquerade_all, expected, "{text}");
+    }
+}
+
+#[test]
+fn no_document_means_the_defaults() {
+    assert_eq!(parse("c.yaml", "").expect("accepted"), Loaded::default());
 }
 
 #[test]
@@ -161,7 +219,13 @@ fn errors_name_place_cause_and_fix() {
         ),
         (kube_proxy("conntrack: {maxperCore: 1}\n"), "did you mean maxPerCore?"),
         (kube_proxy("winkernel: {sourceVip: 10.0.0.1}\n"), "winkernel: is for Windows"),
-        (kube_proxy("detectLocalMode: ClusterCIDR\n"), "ClusterCIDR is not honoured yet; use NodeCIDR"),
+        (
+            kube_proxy("detectLocalMode: Pods\n"),
+            "c.yaml:3: detectLocalMode: \"Pods\" is no mode; use NodeCIDR, ClusterCIDR",
+        ),
+        (kube_proxy("detectLocalMode: BridgeInterface\n"), "detectLocal.bridgeInterface is missing; write detectLocal"),
+        (kube_proxy("detectLocalMode: InterfaceNamePrefix\n"), "detectLocal.interfaceNamePrefix is missing"),
+        (kube_proxy("clusterCIDR: 10.0.0.0/8,x\n"), "c.yaml:3: clusterCIDR: \"x\" is no range"),
         (kube_proxy("nodePortAddresses: [nonsense]\n"), "c.yaml:3: nodePortAddresses[0]: \"nonsense\" is no range"),
         (kube_proxy("nodePortAddresses: [80]\n"), "80 is no range"),
         (kube_proxy("nodePortAddresses: all\n"), "nodePortAddresses: not a list"),
@@ -252,7 +316,7 @@ fn logging_is_honoured() {
     ] {
         let loaded = kube_proxy(text).expect("accepted");
         assert_eq!(loaded.config.logging, Options { format, verbosity }, "{text}");
-        assert_eq!(loaded.notes.no_effect, [], "{text}");
+        assert_eq!(loaded.notes, [], "{text}");
     }
     let told = error(kube_proxy("logging: {format: xml}\n"));
     assert!(told.contains("logging.format") && told.ends_with("use text or json"), "{told}");

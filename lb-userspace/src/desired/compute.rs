@@ -13,7 +13,8 @@ use lb_common::{
 };
 
 use super::{
-    Desired, DesiredFrontend, DesiredService, ExternalIps, FrontendKind, HealthCheck, NodeContext, ServiceKey,
+    Desired, DesiredFrontend, DesiredService, Detector, ExternalIps, FrontendKind, HealthCheck, NodeContext,
+    ServiceKey,
     rules::{Rules, unroutable},
 };
 use crate::{
@@ -29,9 +30,10 @@ pub fn desired(model: &Model, node: &NodeContext) -> Desired {
     for (name, slice) in &model.slices {
         slices.entry((&name.namespace, &slice.service)).or_default().push(slice);
     }
-    let local_pod_cidrs = match model.nodes.get(&node.name) {
-        Some(own) if node.detect_node_cidr => own.pod_cidrs.clone(),
-        _ => Vec::new(),
+    let local_pod_cidrs = model.nodes.get(&node.name).map(|own| own.pod_cidrs.clone()).unwrap_or_default();
+    let detected = match &node.detector {
+        Detector::NodeCidr => local_pod_cidrs.clone(),
+        Detector::Ranges(ranges) => ranges.clone(),
     };
     let ours: Vec<Ours<'_>> = model.services.iter().filter_map(|(name, service)| Ours::of(name, service)).collect();
     let internal_ips = model.nodes.get(&node.name).map(|own| &*own.internal_ips);
@@ -45,6 +47,7 @@ pub fn desired(model: &Model, node: &NodeContext) -> Desired {
             vips: ours.iter().flat_map(Ours::vips).filter(|vip| !node.local_addrs.contains(vip)).collect(),
             service_cidrs: node.service_cidrs.clone(),
             local_pod_cidrs,
+            detected,
             ..Desired::default()
         },
     };
@@ -194,8 +197,8 @@ impl<'a> Compute<'a> {
         family: IpFamily,
         cluster_ip: IpAddr,
     ) -> (Vec<DesiredFrontend>, Vec<Rules>) {
-        let has_detector = self.out.local_pod_cidrs.iter().any(|cidr| IpFamily::of(&cidr.addr()) == family);
-        let internal = Rules::internal(ours.service.internal_policy, has_detector);
+        let has_detector = self.out.detected.iter().any(|cidr| IpFamily::of(&cidr.addr()) == family);
+        let internal = Rules::internal(ours.service.internal_policy, has_detector, self.node.masquerade_all);
         let external = Rules::external(ours.service.external_policy);
         let mut wanted = vec![(cluster_ip, port.port, FrontendKind::ClusterIp, internal)];
         let has_node_port = matches!(ours.service.service_type, ServiceType::NodePort | ServiceType::LoadBalancer);
@@ -232,7 +235,10 @@ impl<'a> Compute<'a> {
             if ours.service.affinity_seconds.is_some() {
                 flags = flags.with(FrontendFlags::AFFINITY);
             }
-            if flags.contains(FrontendFlags::SOURCE_RANGES) || flags.contains(FrontendFlags::AFFINITY) {
+            // And none rewrites a source.
+            let masquerade_all = self.node.masquerade_all && kind == FrontendKind::ClusterIp;
+            if masquerade_all || flags.contains(FrontendFlags::SOURCE_RANGES) || flags.contains(FrontendFlags::AFFINITY)
+            {
                 flags = flags.with(FrontendFlags::NO_POD_SOCKET);
             }
             frontends.push(DesiredFrontend { addr, port: number, kind, pod, host, outside, flags });

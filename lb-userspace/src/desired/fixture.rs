@@ -82,7 +82,8 @@ pub(crate) fn web() -> (Model, NodeContext) {
         node_port_addrs: vec![own],
         local_addrs: [own].into(),
         service_cidrs: vec!["10.96.0.0/16".parse().expect("a prefix")],
-        detect_node_cidr: true,
+        detector: super::Detector::NodeCidr,
+        masquerade_all: false,
         external_ips: super::ExternalIps::Off,
         bind_address: None,
     };

@@ -150,8 +150,10 @@ pub struct Desired {
     pub vips: BTreeSet<IpAddr>,
     /// Service CIDRs (semantics.md 2.3.7).
     pub service_cidrs: Vec<IpNet>,
-    /// Pod CIDRs of this node (the detector); empty: no detector.
+    /// Pod CIDRs of this node, from which nobody else sends.
     pub local_pod_cidrs: Vec<IpNet>,
+    /// Who sends from there is a pod (the detector); empty: no detector.
+    pub detected: Vec<IpNet>,
     /// Of Services whose load balancers probe each node.
     pub health_checks: BTreeMap<ObjectName, HealthCheck>,
     /// Services left out or cut, with the reason.
@@ -183,6 +185,21 @@ impl ExternalIps {
     }
 }
 
+/// Which sources are pods, as far as that is not in the model (semantics.md 2.3.8).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Detector {
+    /// Those in the own Node's podCIDRs.
+    NodeCidr,
+    /// These; none: nobody is known to be a pod.
+    Ranges(Vec<IpNet>),
+}
+
+impl Default for Detector {
+    fn default() -> Self {
+        Self::Ranges(Vec::new())
+    }
+}
+
 /// What `desired` must know of this node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NodeContext {
@@ -194,8 +211,10 @@ pub struct NodeContext {
     pub local_addrs: BTreeSet<IpAddr>,
     /// Service CIDRs.
     pub service_cidrs: Vec<IpNet>,
-    /// Use the own Node's podCIDRs as the detector.
-    pub detect_node_cidr: bool,
+    /// The detector.
+    pub detector: Detector,
+    /// Cluster IPs rewrite the source of pods too.
+    pub masquerade_all: bool,
     /// Which externalIPs are served.
     pub external_ips: ExternalIps,
     /// The node's own address of its family, whatever the own Node says.

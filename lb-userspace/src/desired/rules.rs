@@ -16,14 +16,14 @@ pub(crate) struct Rules {
 
 impl Rules {
     /// A cluster IP. The policy decides the set for everyone; the source is rewritten unless the detector calls it a
-    /// pod, and without a detector never (semantics.md 2.4.1).
-    pub(super) const fn internal(policy: TrafficPolicy, has_detector: bool) -> Self {
+    /// pod, and without a detector never; with `masquerade_all` always (semantics.md 2.4.1).
+    pub(super) const fn internal(policy: TrafficPolicy, has_detector: bool, masquerade_all: bool) -> Self {
         let scope = match policy {
             TrafficPolicy::Cluster => Scope::Cluster,
             TrafficPolicy::Local => Scope::Local,
         };
-        let stranger = ClientRule::new(scope, has_detector);
-        Self { pod: ClientRule::new(scope, false), host: stranger, outside: stranger }
+        let stranger = ClientRule::new(scope, has_detector || masquerade_all);
+        Self { pod: ClientRule::new(scope, masquerade_all), host: stranger, outside: stranger }
     }
 
     /// A nodePort or load balancer address. Policy Cluster always rewrites the source (semantics.md 2.4.2). Policy
@@ -81,7 +81,9 @@ mod tests {
     #[test]
     fn internal_and_external_rules_are_told_apart() {
         for policy in [TrafficPolicy::Cluster, TrafficPolicy::Local] {
-            assert!(Rules::internal(policy, true).are_internal() && Rules::internal(policy, false).are_internal());
+            for has_detector in [true, false] {
+                assert!(Rules::internal(policy, has_detector, false).are_internal());
+            }
             assert!(!Rules::external(policy).are_internal());
         }
     }

@@ -10,7 +10,7 @@ use tokio::{
 
 use super::*;
 use crate::{
-    dns::{listen, zone},
+    dns::{Clients, listen, zone},
     model::{Endpoint, EndpointSlice, IpFamily, Model, ObjectName},
 };
 
@@ -57,13 +57,13 @@ struct Running {
 async fn start(endpoints: Option<u8>) -> Running {
     let zones = Arc::new(Zones::default());
     if let Some(endpoints) = endpoints {
-        let options = zone::Options { zone: "cluster.local".to_owned(), ttl: 5 };
+        let options = zone::Options::new("cluster.local".to_owned(), 5);
         zones.set(Zone::new(&model(endpoints), options));
     }
     // A port that is free for TCP is most often free for UDP: try until one is.
     for _ in 0..20 {
         let free = std::net::TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("an address");
-        if let Ok(server) = listen(&[free], &zones, "--listen").await {
+        if let Ok(server) = listen(&[free], Handler::new(Arc::clone(&zones), Rules::default()), "--listen").await {
             return Running { _server: server, at: free, zones };
         }
     }
@@ -111,7 +111,7 @@ const NAME: &str = "db.shop.svc.cluster.local";
 async fn d14_no_answer_before_the_first_state_and_then_one() {
     let server = start(None).await;
     assert_eq!(server.code(&question(NAME, A, IN)).await, 2, "SERVFAIL");
-    server.zones.set(Zone::new(&model(1), zone::Options { zone: "cluster.local".to_owned(), ttl: 5 }));
+    server.zones.set(Zone::new(&model(1), zone::Options::new("cluster.local".to_owned(), 5)));
     assert_eq!(server.code(&question(NAME, A, IN)).await, 0);
 }
 
@@ -180,4 +180,140 @@ async fn answers_begin_with_another_record_each_time() {
         first.insert(answer[answer.len() - 4..].to_vec());
     }
     assert_eq!(first.len(), 2);
+}
+
+/// A server of everything else: every name has 192.0.2.53, but `long.` answers are cut over UDP.
+async fn elsewhere() -> SocketAddr {
+    use hickory_server::proto::op::MessageType;
+    let (udp, tcp) = loop {
+        let tcp = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        if let Ok(udp) = UdpSocket::bind(tcp.local_addr().expect("an address")).await {
+            break (udp, tcp);
+        }
+    };
+    let at = udp.local_addr().expect("an address");
+    let answer = |bytes: &[u8], cut: bool| {
+        let mut message = Message::from_vec(bytes).expect("a question");
+        message.metadata.message_type = MessageType::Response;
+        let name = message.queries[0].name().clone();
+        message.metadata.truncation = cut && name.to_ascii().starts_with("long.");
+        if name.to_ascii().starts_with("none.") {
+            message.metadata.response_code = ResponseCode::NXDomain;
+        } else if !message.metadata.truncation {
+            message.add_answer(WireRecord::from_rdata(name, 60, RData::A(super::A([192, 0, 2, 53].into()))));
+        }
+        message.to_vec().expect("bytes")
+    };
+    tokio::spawn(async move {
+        let mut bytes = [0; 512];
+        while let Ok((length, from)) = udp.recv_from(&mut bytes).await {
+            udp.send_to(&answer(&bytes[..length], true), from).await.expect("sent");
+        }
+    });
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = tcp.accept().await {
+            let mut bytes = vec![0; stream.read_u16().await.expect("a length").into()];
+            stream.read_exact(&mut bytes).await.expect("a question");
+            let answer = answer(&bytes, false);
+            let length = u16::try_from(answer.len()).expect("short");
+            stream.write_all(&[&length.to_be_bytes()[..], &answer].concat()).await.expect("written");
+        }
+    });
+    at
+}
+
+fn handler(model: &Model, rules: Rules, upstream: bool) -> Handler {
+    let mut options = zone::Options::new("cluster.local".to_owned(), 5);
+    options.ranges = vec!["10.0.0.0/8".parse().expect("a range")];
+    options.upstream = upstream;
+    let zones = Arc::new(Zones::default());
+    zones.set(Zone::new(model, options));
+    Handler::new(zones, rules)
+}
+
+async fn ask(handler: &Handler, from: &str, bytes: Vec<u8>) -> Option<Message> {
+    let answer = handler.datagram(bytes, from.parse().expect("an address")).await?;
+    Some(Message::from_vec(&answer).expect("a message"))
+}
+
+#[tokio::test]
+async fn other_names_are_passed_on_for_those_who_may_and_for_nobody_else() {
+    let upstream = Some(Upstream::new(vec![elsewhere().await]));
+    let rules = || Rules { recursion: vec!["127.0.0.0/8".parse().expect("a range")], ..Rules::default() };
+    let handler = handler(&model(1), Rules { upstream, ..rules() }, true);
+    let (own, foreign) = ("127.0.0.1:999", "192.0.2.7:999");
+    for name in ["example.org", "long.example.org", "1.2.0.192.in-addr.arpa"] {
+        let answer = ask(&handler, own, question(name, A, IN)).await.expect("an answer");
+        assert_eq!((answer.metadata.response_code, answer.answers.len()), (ResponseCode::NoError, 1), "{name}");
+        assert!(answer.metadata.recursion_available && !answer.metadata.authoritative, "{name}");
+        let answer = ask(&handler, foreign, question(name, A, IN)).await.expect("an answer");
+        assert_eq!((answer.metadata.response_code, answer.answers.len()), (ResponseCode::Refused, 0), "{name}");
+        assert!(!answer.metadata.recursion_available, "{name}");
+    }
+    let answer = ask(&handler, own, question("none.example.org", A, IN)).await.expect("an answer");
+    assert_eq!(answer.metadata.response_code, ResponseCode::NXDomain);
+    // Nobody else knows our ranges, and our zone is ours.
+    for name in ["1.2.3.10.in-addr.arpa", "nobody.cluster.local"] {
+        let answer = ask(&handler, own, question(name, A, IN)).await.expect("an answer");
+        assert_eq!(answer.metadata.response_code, ResponseCode::NXDomain, "{name}");
+        assert!(answer.metadata.authoritative && answer.authorities.len() == 1, "{name}");
+    }
+    let mut not_desired = question("example.org", A, IN);
+    not_desired[2] = 0;
+    let answer = ask(&handler, own, not_desired).await.expect("an answer");
+    assert_eq!(answer.metadata.response_code, ResponseCode::Refused, "recursion is not desired");
+}
+
+#[tokio::test]
+async fn d11_the_target_of_an_alias_is_asked_for_elsewhere() {
+    let mut model = model(1);
+    let name = ObjectName { namespace: "shop".to_owned(), name: "db".to_owned() };
+    let mut alias = model.services[&name].clone();
+    alias.service_type = crate::model::ServiceType::ExternalName;
+    alias.external_name = Some("target.example.org".to_owned());
+    model.services.insert(ObjectName { name: "alias".to_owned(), ..name }, alias);
+    let upstream = Some(Upstream::new(vec![elsewhere().await]));
+    let rules = Rules { upstream, recursion: vec!["127.0.0.0/8".parse().expect("a range")], ..Rules::default() };
+    let handler = handler(&model, rules, true);
+    let asked = || question("alias.shop.svc.cluster.local", A, IN);
+    let answer = ask(&handler, "127.0.0.1:9", asked()).await.expect("an answer");
+    let kinds: Vec<_> = answer.answers.iter().map(WireRecord::record_type).collect();
+    assert_eq!(kinds, [RecordType::CNAME, RecordType::A]);
+    let answer = ask(&handler, "192.0.2.7:9", asked()).await.expect("an answer");
+    assert_eq!(answer.answers.len(), 1, "the alias alone");
+    let cname = question("alias.shop.svc.cluster.local", 5, IN);
+    assert_eq!(ask(&handler, "127.0.0.1:9", cname).await.expect("an answer").answers.len(), 1);
+}
+
+#[tokio::test]
+async fn a_silent_server_elsewhere_is_a_failure_of_ours() {
+    let silent = UdpSocket::bind("127.0.0.1:0").await.expect("a socket");
+    let upstream = Some(Upstream::new(vec![silent.local_addr().expect("an address")]));
+    let rules = Rules { upstream, recursion: vec!["127.0.0.0/8".parse().expect("a range")], ..Rules::default() };
+    let handler = handler(&model(1), rules, true);
+    let answer = ask(&handler, "127.0.0.1:9", question("example.org", A, IN)).await.expect("an answer");
+    assert_eq!(answer.metadata.response_code, ResponseCode::ServFail);
+}
+
+#[tokio::test]
+async fn over_the_limit_there_is_advice_or_nothing() {
+    let rules = Rules { limit: Limit::new(1, Vec::new()), ..Rules::default() };
+    let handler = handler(&model(1), rules, false);
+    let mut seen = Vec::new();
+    // Two seconds at most: of four questions one or two are answered.
+    for _ in 0..4 {
+        let answer = ask(&handler, "192.0.2.7:9", question(NAME, A, IN)).await;
+        seen.push(answer.map(|answer| (answer.metadata.truncation, answer.answers.len())));
+    }
+    assert!(seen.contains(&Some((true, 0))) && seen.contains(&Some((false, 1))), "{seen:?}");
+    assert!(seen.iter().filter(|answer| **answer == Some((false, 1))).count() <= 2, "{seen:?}");
+}
+
+#[test]
+fn nobody_asks_themselves() {
+    assert!(
+        Clients { upstream: vec!["127.0.0.1:53".parse().expect("an address")], ..Clients::default() }
+            .rules(&["127.0.0.1:53".parse().expect("an address")])
+            .is_err_and(|error| error.to_string().contains("--upstream 127.0.0.1:53"))
+    );
 }

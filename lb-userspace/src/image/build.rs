@@ -125,13 +125,16 @@ impl Builder<'_> {
     }
 
     fn prefixes(&mut self, desired: &Desired) {
-        let mut prefixes: BTreeMap<IpNet, u32> = BTreeMap::new();
-        for (nets, flag) in
-            [(&desired.service_cidrs, PrefixFlags::SERVICE), (&desired.local_pod_cidrs, PrefixFlags::LOCAL_PODS)]
-        {
-            for net in nets {
-                *prefixes.entry(net.trunc()).or_default() |= flag.0;
-            }
+        let kinds = [
+            (&desired.service_cidrs, PrefixFlags::SERVICE),
+            (&desired.local_pod_cidrs, PrefixFlags::LOCAL_PODS),
+            (&desired.detected, PrefixFlags::DETECTED),
+        ];
+        let mut prefixes: BTreeMap<IpNet, PrefixFlags> = BTreeMap::new();
+        for net in kinds.iter().flat_map(|(nets, _)| *nets).map(IpNet::trunc) {
+            // The longest match alone is found: it says what the ranges around it say too.
+            let around = kinds.iter().filter(|(nets, _)| nets.iter().any(|other| other.contains(&net)));
+            prefixes.insert(net, around.fold(PrefixFlags::NONE, |flags, (_, flag)| flags.with(*flag)));
         }
         for (net, flags) in prefixes {
             let table = match net {
@@ -142,7 +145,7 @@ impl Builder<'_> {
                 self.built.refused.push(full.problem(format!("prefix {net}")));
                 continue;
             }
-            let (length, flags) = (U32::new(u32::from(net.prefix_len())), PrefixFlags(flags));
+            let length = U32::new(u32::from(net.prefix_len()));
             let image = &mut self.built.image;
             match net {
                 IpNet::V4(net) => image.insert(table, &PrefixKey { length, addr: net.addr().octets() }, &flags),

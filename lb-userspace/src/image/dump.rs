@@ -83,11 +83,15 @@ impl Lines {
         let prefixes = image.table(A::PREFIXES).filter_map(decode::<PrefixKey<A>, PrefixFlags>);
         self.add(prefixes.map(|(key, flags)| {
             let mut line = format!("prefix    {}/{}", key.addr.to_ip(), key.length);
-            for (flag, word) in [(PrefixFlags::SERVICE, " service"), (PrefixFlags::LOCAL_PODS, " local-pods")] {
-                if flags.contains(flag) {
-                    line.push_str(word);
-                }
+            if flags.contains(PrefixFlags::SERVICE) {
+                line.push_str(" service");
             }
+            line.push_str(match (flags.contains(PrefixFlags::LOCAL_PODS), flags.contains(PrefixFlags::DETECTED)) {
+                (true, true) => " local-pods",
+                (true, false) => " local-pods-not-detected",
+                (false, true) => " detected",
+                (false, false) => "",
+            });
             line
         }));
     }

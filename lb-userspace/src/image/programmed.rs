@@ -107,6 +107,7 @@ fn add<A: Octets>(image: &Image, found: &mut BTreeMap<u32, Programmed>) {
     let records: BTreeMap<u32, Frontend<A>> = array(image, A::RECORDS).collect();
     let owned: BTreeSet<IpAddr> =
         image.table(A::VIPS).filter_map(decode::<A, u64>).map(|(vip, _)| vip.to_ip()).collect();
+    let service_cidrs = prefixes(image, PrefixFlags::SERVICE);
     for (key, word) in image.table(A::FRONTENDS).filter_map(decode::<FrontendKey<A>, FrontendWord>) {
         let Some(record) = records.get(&word.id().0) else { continue };
         let at = A::socket(key.address);
@@ -114,7 +115,8 @@ fn add<A: Octets>(image: &Image, found: &mut BTreeMap<u32, Programmed>) {
             continue;
         };
         let rules = Rules { pod: record.pod, host: record.host, outside: record.outside };
-        let kind = if rules.are_internal() {
+        // With masqueradeAll a cluster IP's rules are those of others.
+        let kind = if rules.are_internal() || service_cidrs.iter().any(|net| net.contains(&at.ip())) {
             Some(FrontendKind::ClusterIp)
         } else {
             // Whether an address of the node itself is meant as a nodePort or as a load balancer's shows in the port.

@@ -118,7 +118,7 @@ mod tests {
 
     #[test]
     fn an_age_survives_the_clocks_wrap_and_a_stamp_of_the_future() {
-        let clock = Clock { now: 50, ticks_per_second: 100 };
+        let clock = Clock { now: 50, ticks_per_second: 100, timeouts: lb_common::state::Timeouts::DEFAULT };
         assert_eq!(age_seconds(u32::MAX - 149, clock), 2);
         assert_eq!(age_seconds(60, clock), 0);
         assert_eq!(age_seconds(50, clock), 0);

@@ -142,6 +142,12 @@ impl Netlink {
         Ok(routes.into_iter().filter(|route| route.net.prefix_len() == 0).flat_map(|route| route.devices).collect())
     }
 
+    /// Whom routes of the main table reach by certain links and by no other; no default route, nothing link-local.
+    pub async fn nets_behind(&self, links: &[Link], is_one: impl Fn(&str) -> bool) -> io::Result<Vec<IpNet>> {
+        let wanted: BTreeSet<u32> = links.iter().filter(|link| is_one(&link.name)).map(|link| link.ifindex).collect();
+        Ok(nets_by(&self.routes().await?, &wanted))
+    }
+
     /// The routes of the main table, both families, blackholes and the like too.
     pub(super) async fn routes(&self) -> io::Result<Vec<Route>> {
         let mut routes = Vec::new();
@@ -167,6 +173,18 @@ impl Netlink {
         }
         Ok(routes)
     }
+}
+
+fn nets_by(routes: &[Route], devices: &BTreeSet<u32>) -> Vec<IpNet> {
+    let leads = |route: &&Route| {
+        let mut by = route.devices.iter();
+        route.net.prefix_len() > 0
+            && super::is_global(route.net.addr())
+            && by.next().is_some_and(|first| devices.contains(first))
+            && by.all(|device| devices.contains(device))
+    };
+    let nets: BTreeSet<IpNet> = routes.iter().filter(leads).map(|route| route.net).collect();
+    nets.into_iter().collect()
 }
 
 fn link(message: &LinkMessage) -> Link {

@@ -157,7 +157,7 @@ impl<'a> Left<'a> {
 
     async fn status(&self) -> Status {
         let surveys = numbers::surveys(&self.maps);
-        let cidrs = image::prefixes(&self.image, PrefixFlags::LOCAL_PODS);
+        let cidrs = image::prefixes(&self.image, PrefixFlags::DETECTED);
         let cidrs: Vec<String> = cidrs.iter().map(IpNet::to_string).collect();
         let names = self.names();
         let services: BTreeSet<_> =

@@ -107,6 +107,7 @@ prop_compose! {
             vips,
             service_cidrs: vec![cidr("10.96.0.0/16"), cidr("fd00:96::/112")],
             local_pod_cidrs: if detector { vec![cidr("10.1.0.0/24")] } else { vec![] },
+            detected: if detector { vec![cidr("10.1.0.0/24")] } else { vec![] },
             ..Desired::default()
         };
         let next_hops = devices.iter().enumerate().map(|(index, device)| {

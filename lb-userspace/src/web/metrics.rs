@@ -167,11 +167,12 @@ impl Metrics {
         self.collecting.get_or_create(&label).observe(took.as_secs_f64());
     }
 
-    /// The page, with what is there now.
-    pub fn page(&self, now: &Now<'_>) -> Result<String, fmt::Error> {
+    /// The page, with what is there now, and more.
+    pub fn page(&self, now: &Now<'_>, more: &Registry) -> Result<String, fmt::Error> {
         let mut page = String::new();
         text::encode_registry(&mut page, &self.registry)?;
         text::encode_registry(&mut page, &now.registry())?;
+        text::encode_registry(&mut page, more)?;
         text::encode_eof(&mut page)?;
         Ok(page)
     }
@@ -199,7 +200,7 @@ impl Local {
 }
 
 /// As every exporter tells of itself; what cannot be read is left out.
-pub(super) fn process(registry: &mut Registry) {
+pub(crate) fn process(registry: &mut Registry) {
     let page = rustix::param::page_size() as u64;
     #[expect(clippy::cast_precision_loss, reason = "Prometheus has no other numbers")]
     let ticks = rustix::param::clock_ticks_per_second() as f64;
@@ -275,7 +276,7 @@ mod tests {
             skipped: [("NoRoom", 1)].into(),
             ops: &[(Table::Rings, Ops { updates: 3, deletes: 0, failures: 1 })].into(),
         };
-        metrics.page(&now).expect("a page")
+        metrics.page(&now, &Registry::default()).expect("a page")
     }
 
     #[track_caller]

@@ -129,7 +129,7 @@ fn status_names_what_is_not_as_asked() {
     let parts = [
         "Warnings:\n  config config.yaml:3: mode has no effect here: there is one datapath, in eBPF",
         "kind Deployment is not used here",
-        "clusterCIDR is not honoured yet",
+        "ClusterCIDR 10.",
         "interfaces rule \"eth9\": no interface has such a name",
         "nodePortAddresses: primary: there is no Node node1",
         // No cgroup2, and what follows from that.

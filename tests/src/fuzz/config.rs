@@ -14,7 +14,7 @@ pub fn config(bytes: &[u8]) {
             let Config { snat_ports, interfaces, .. } = &loaded.config;
             assert!(!snat_ports.is_empty(), "{snat_ports:?}");
             assert!(interfaces.len() <= text.len());
-            for problem in loaded.notes.not_yet.iter().chain(&loaded.notes.no_effect) {
+            for problem in &loaded.notes {
                 assert!(
                     !problem.object.is_empty() && !problem.cause.is_empty() && !problem.fix.is_empty(),
                     "{problem:?}"

@@ -12,7 +12,7 @@ use lb_common::{
     testing::{FamilyTables, Memory},
 };
 use lb_userspace::{
-    desired::{ExternalIps, NodeContext, desired},
+    desired::{Detector, ExternalIps, NodeContext, desired},
     file_source::{Options, load},
     ids::Ids,
     image::{Capacity, Image, NextHopInfo, Table, build},
@@ -30,7 +30,8 @@ pub(super) fn node(options: &Options) -> NodeContext {
         node_port_addrs: own.to_vec(),
         local_addrs: own.into(),
         service_cidrs: options.service_cidrs.clone(),
-        detect_node_cidr: true,
+        detector: Detector::NodeCidr,
+        masquerade_all: false,
         external_ips: ExternalIps::All,
         bind_address: None,
     }

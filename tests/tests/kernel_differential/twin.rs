@@ -233,7 +233,11 @@ impl Twin {
             let key = SourceKey { length: U32::new(SourceRange::<A>::SERVICE_BITS + length), range };
             self.set(A::SOURCES, key.as_bytes(), &SOURCE_ALLOWED.to_ne_bytes());
         }
-        for (net, flags) in [(SERVICE, PrefixFlags::SERVICE), (POD, PrefixFlags::LOCAL_PODS)] {
+        for (net, flags) in [
+            (SERVICE, PrefixFlags::SERVICE),
+            (POD, PrefixFlags::LOCAL_PODS.with(PrefixFlags::DETECTED)),
+            (REMOTE, PrefixFlags::DETECTED),
+        ] {
             let addr = A::addr(0, net);
             A::of(&mut self.memory).prefixes.push((bits, addr, flags));
             self.set(prefixes, PrefixKey { length: U32::new(bits), addr }.as_bytes(), flags.as_bytes());

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, net::IpAddr, num::NonZeroU16};
 
 use lb_userspace::{
-    desired::NodeContext,
+    desired::{Detector, NodeContext},
     image::NextHopInfo,
     model::{
         Endpoint, EndpointPort, EndpointSlice, IpFamily, Model, Node, ObjectName, Protocol, Service, ServicePort,
@@ -48,7 +48,8 @@ pub(crate) fn node() -> NodeContext {
         node_port_addrs: vec![OWN.into(), v6(2, 1)],
         local_addrs: [OWN.into(), v6(2, 1)].into(),
         service_cidrs: ["10.96.0.0/16", "fd00:96::/112"].map(|cidr| cidr.parse().expect("a prefix")).into(),
-        detect_node_cidr: true,
+        detector: Detector::NodeCidr,
+        masquerade_all: false,
         ..NodeContext::default()
     }
 }

@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use super::kind::Kind;
 use crate::{
     convert::{Issue, Severity},
-    model::{Changes, EndpointSlice, Model, Node, ObjectName, Service},
+    model::{Changes, EndpointSlice, Model, Node, ObjectName, Pod, Service},
     report::Problem,
 };
 
@@ -42,6 +42,8 @@ pub(super) enum Change {
     Slices(Delta<Option<EndpointSlice>>),
     Nodes(Delta<Node>),
     ServiceCidrs(Delta<Vec<IpNet>>),
+    Namespaces(Delta<()>),
+    Pods(Delta<Pod>),
 }
 
 impl Change {
@@ -51,6 +53,8 @@ impl Change {
             Self::Slices(_) => Kind::EndpointSlice,
             Self::Nodes(_) => Kind::Node,
             Self::ServiceCidrs(_) => Kind::ServiceCidr,
+            Self::Namespaces(_) => Kind::Namespace,
+            Self::Pods(_) => Kind::Pod,
         }
     }
 }
@@ -87,7 +91,7 @@ impl Cluster {
         match &change {
             Change::Services(delta) => self.changes.services += delta.objects(),
             Change::Slices(delta) => self.changes.slices += delta.objects(),
-            Change::Nodes(_) | Change::ServiceCidrs(_) => {}
+            Change::Nodes(_) | Change::ServiceCidrs(_) | Change::Namespaces(_) | Change::Pods(_) => {}
         }
         let Self { pending, complete, settled, issues, .. } = self;
         let model = if *complete { &mut *live } else { pending };
@@ -101,6 +105,8 @@ impl Cluster {
             Change::ServiceCidrs(delta) => {
                 places.apply(Kind::ServiceCidr, &mut model.service_cidrs, delta, |name| name.name.clone(), Some)
             }
+            Change::Namespaces(delta) => places.namespaces(&mut model.namespaces, delta),
+            Change::Pods(delta) => places.apply(Kind::Pod, &mut model.pods, delta, ObjectName::clone, Some),
         };
         let changed = places.model_changed && *complete;
         settled.extend(kind);
@@ -114,8 +120,7 @@ impl Cluster {
     }
 
     fn complete_if_all(&mut self, live: &mut Model) -> bool {
-        const ALL: [Kind; 4] = [Kind::Service, Kind::EndpointSlice, Kind::Node, Kind::ServiceCidr];
-        if self.complete || !ALL.iter().all(|kind| self.settled.contains(kind)) {
+        if self.complete || !Kind::ALL.iter().all(|kind| self.settled.contains(kind)) {
             return false;
         }
         self.complete = true;
@@ -148,6 +153,21 @@ struct Places<'a> {
 }
 
 impl Places<'_> {
+    /// Of a Namespace only its name is kept.
+    fn namespaces(&mut self, names: &mut BTreeSet<String>, delta: Delta<()>) -> Option<Kind> {
+        match delta {
+            Delta::Set(name, _) => self.model_changed |= names.insert(name.name),
+            Delta::Gone(name) => self.model_changed |= names.remove(&name.name),
+            Delta::Whole(found) => {
+                let whole: BTreeSet<String> = found.into_iter().map(|(name, _)| name.name).collect();
+                self.model_changed |= *names != whole;
+                *names = whole;
+                return Some(Kind::Namespace);
+            }
+        }
+        None
+    }
+
     /// Applies a delta to one of the model's maps; the kind if it is complete by that. `keep` is what the model holds of a
     /// value, if anything.
     fn apply<K: Ord, T, V: PartialEq>(

@@ -6,7 +6,7 @@ use ipnet::IpNet;
 use k8s_openapi::{
     Resource,
     api::{
-        core::v1::{Node as NodeApi, Service as ServiceApi},
+        core::v1::{Namespace as NamespaceApi, Node as NodeApi, Pod as PodApi, Service as ServiceApi},
         discovery::v1::EndpointSlice as EndpointSliceApi,
         networking::v1::ServiceCIDR as ServiceCidrApi,
     },
@@ -16,7 +16,7 @@ use serde::de::DeserializeOwned;
 use super::cluster::{Change, Delta, Found};
 use crate::{
     convert::{self, Origin},
-    k8s::{EndpointSlice, LABEL_HEADLESS, LABEL_PROXY_NAME, Node, ObjectMeta, Service, ServiceCidr},
+    k8s::{EndpointSlice, LABEL_HEADLESS, LABEL_PROXY_NAME, Namespace, Node, ObjectMeta, Pod, Service, ServiceCidr},
     model::{self, ObjectName},
 };
 
@@ -31,9 +31,17 @@ pub enum Kind {
     Node,
     /// `ServiceCIDR`.
     ServiceCidr,
+    /// Namespace.
+    Namespace,
+    /// Pod.
+    Pod,
 }
 
 impl Kind {
+    /// All there are.
+    pub(super) const ALL: [Self; 6] =
+        [Self::Service, Self::EndpointSlice, Self::Node, Self::ServiceCidr, Self::Namespace, Self::Pod];
+
     /// As the API's paths and RBAC rules write it.
     pub const fn resource(self) -> &'static str {
         match self {
@@ -41,6 +49,8 @@ impl Kind {
             Self::EndpointSlice => EndpointSliceApi::URL_PATH_SEGMENT,
             Self::Node => NodeApi::URL_PATH_SEGMENT,
             Self::ServiceCidr => ServiceCidrApi::URL_PATH_SEGMENT,
+            Self::Namespace => NamespaceApi::URL_PATH_SEGMENT,
+            Self::Pod => PodApi::URL_PATH_SEGMENT,
         }
     }
 
@@ -51,6 +61,8 @@ impl Kind {
             Self::EndpointSlice => EndpointSliceApi::GROUP,
             Self::Node => NodeApi::GROUP,
             Self::ServiceCidr => ServiceCidrApi::GROUP,
+            Self::Namespace => NamespaceApi::GROUP,
+            Self::Pod => PodApi::GROUP,
         }
     }
 
@@ -60,6 +72,8 @@ impl Kind {
             Self::EndpointSlice => EndpointSliceApi::VERSION,
             Self::Node => NodeApi::VERSION,
             Self::ServiceCidr => ServiceCidrApi::VERSION,
+            Self::Namespace => NamespaceApi::VERSION,
+            Self::Pod => PodApi::VERSION,
         }
     }
 
@@ -106,6 +120,8 @@ impl fmt::Display for Kind {
             Self::EndpointSlice => EndpointSliceApi::KIND,
             Self::Node => NodeApi::KIND,
             Self::ServiceCidr => ServiceCidrApi::KIND,
+            Self::Namespace => NamespaceApi::KIND,
+            Self::Pod => PodApi::KIND,
         })
     }
 }
@@ -119,13 +135,20 @@ pub struct Selectors {
     pub slices: String,
     /// Field selector of Nodes.
     pub nodes: String,
+    /// Field selector of Pods.
+    pub pods: String,
 }
 
 impl Selectors {
     /// What kube-proxy asks for: neither what another proxy serves nor what is headless, and one Node.
     pub fn datapath(node: &str) -> Self {
         let ours = format!("!{LABEL_PROXY_NAME},!{LABEL_HEADLESS}");
-        Self { services: ours.clone(), slices: ours, nodes: format!("metadata.name={node}") }
+        Self { services: ours.clone(), slices: ours, nodes: format!("metadata.name={node}"), ..Self::default() }
+    }
+
+    /// What a name service asks for: whatever has a name, whoever serves it, and the Pods that still have an address.
+    pub fn names() -> Self {
+        Self { pods: "status.phase!=Succeeded,status.phase!=Failed".to_owned(), ..Self::default() }
     }
 
     /// Query parameters of a kind.
@@ -134,7 +157,8 @@ impl Selectors {
             Kind::Service => ("labelSelector", &*self.services),
             Kind::EndpointSlice => ("labelSelector", &*self.slices),
             Kind::Node => ("fieldSelector", &*self.nodes),
-            Kind::ServiceCidr => return None,
+            Kind::Pod => ("fieldSelector", &*self.pods),
+            Kind::ServiceCidr | Kind::Namespace => return None,
         };
         (!selector.is_empty()).then_some((parameter, selector))
     }
@@ -215,6 +239,40 @@ impl Watched for ServiceCidr {
 
     fn change(delta: Delta<Vec<IpNet>>) -> Change {
         Change::ServiceCidrs(delta)
+    }
+}
+
+impl Watched for Namespace {
+    type Value = ();
+    const KIND: Kind = Kind::Namespace;
+
+    fn meta(&self) -> &ObjectMeta {
+        &self.metadata
+    }
+
+    fn convert(&self) -> Found<()> {
+        Ok(((), Vec::new()))
+    }
+
+    fn change(delta: Delta<()>) -> Change {
+        Change::Namespaces(delta)
+    }
+}
+
+impl Watched for Pod {
+    type Value = model::Pod;
+    const KIND: Kind = Kind::Pod;
+
+    fn meta(&self) -> &ObjectMeta {
+        &self.metadata
+    }
+
+    fn convert(&self) -> Found<model::Pod> {
+        convert::pod(self)
+    }
+
+    fn change(delta: Delta<model::Pod>) -> Change {
+        Change::Pods(delta)
     }
 }
 

@@ -37,7 +37,7 @@ pub use self::{
     pace::Timing,
     recorder::{Recorder, Sent},
 };
-use super::{EndpointSlice, Node, Service, ServiceCidr};
+use super::{EndpointSlice, Namespace, Node, Pod, Service, ServiceCidr};
 use crate::{
     convert::Severity,
     model::{Changes, Model},
@@ -87,29 +87,44 @@ pub struct Source {
 }
 
 impl Source {
-    /// Begins to watch. What is wrong with the credentials themselves is an error; a server that does not answer is not.
+    /// Begins to watch what a datapath needs. What is wrong with the credentials themselves is an error; a server that does
+    /// not answer is not.
     pub async fn start(options: Options) -> Result<Self, AccessError> {
-        let words = options.access.words();
-        let servers = match &options.access {
+        let cidrs = options.service_cidrs.then_some(Kind::ServiceCidr);
+        let kinds = [Kind::Service, Kind::EndpointSlice, Kind::Node].into_iter().chain(cidrs);
+        Self::watch(options.access, &options.selectors, options.timing, &kinds.collect::<Vec<_>>()).await
+    }
+
+    /// Begins to watch what a name service needs; `pods` too, if addresses are compared with theirs.
+    pub async fn start_names(access: Access, timing: Timing, pods: bool) -> Result<Self, AccessError> {
+        let pods = pods.then_some(Kind::Pod);
+        let kinds = [Kind::Service, Kind::EndpointSlice, Kind::Namespace].into_iter().chain(pods);
+        Self::watch(access, &Selectors::names(), timing, &kinds.collect::<Vec<_>>()).await
+    }
+
+    async fn watch(access: Access, selectors: &Selectors, timing: Timing, kinds: &[Kind]) -> Result<Self, AccessError> {
+        let words = access.words();
+        let servers = match &access {
             Access::InCluster { servers, .. } => Some((servers.clone(), servers::read(servers))),
             Access::Kubeconfig { .. } | Access::Master(_) => None,
         };
-        let connection = Arc::new(Connection::open(options.access).await?);
+        let connection = Arc::new(Connection::open(access).await?);
         let (sender, updates) = mpsc::channel(QUEUE);
-        let mut start =
-            Start { connection, selectors: options.selectors, timing: options.timing, sender, tasks: JoinSet::new() };
-        start.watch::<Service>();
-        start.watch::<EndpointSlice>();
-        start.watch::<Node>();
-        if options.service_cidrs {
-            start.watch::<ServiceCidr>();
+        let mut start = Start { connection, selectors, timing, sender, tasks: JoinSet::new() };
+        for kind in kinds {
+            match kind {
+                Kind::Service => start.watch::<Service>(),
+                Kind::EndpointSlice => start.watch::<EndpointSlice>(),
+                Kind::Node => start.watch::<Node>(),
+                Kind::ServiceCidr => start.watch::<ServiceCidr>(),
+                Kind::Namespace => start.watch::<Namespace>(),
+                Kind::Pod => start.watch::<Pod>(),
+            }
         }
-        let without = (!options.service_cidrs).then_some(Kind::ServiceCidr);
-        let kinds = [Kind::Service, Kind::EndpointSlice, Kind::Node, Kind::ServiceCidr];
         Ok(Self {
             updates,
-            cluster: Cluster::new(without),
-            watches: Watches::new(kinds.into_iter().filter(|kind| Some(*kind) != without)),
+            cluster: Cluster::new(Kind::ALL.into_iter().filter(|kind| !kinds.contains(kind))),
+            watches: Watches::new(kinds.iter().copied()),
             words,
             servers,
             connection: start.connection,
@@ -209,15 +224,15 @@ impl Source {
     }
 }
 
-struct Start {
+struct Start<'a> {
     connection: Arc<Connection>,
-    selectors: Selectors,
+    selectors: &'a Selectors,
     timing: Timing,
     sender: mpsc::Sender<Update>,
     tasks: JoinSet<()>,
 }
 
-impl Start {
+impl Start<'_> {
     fn watch<O: Watched>(&mut self) {
         let selector = self.selectors.of(O::KIND).map(|(name, selector)| (name, selector.to_owned()));
         let (connection, updates) = (self.connection.clone(), self.sender.clone());

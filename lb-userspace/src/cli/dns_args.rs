@@ -1,0 +1,172 @@
+//! What the command line says about DNS: `dns` and `run --dns`.
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+use clap::Args;
+use ipnet::IpNet;
+
+use super::args::{bind, missing, zone};
+use crate::{
+    agent::DnsOptions,
+    config::Bind,
+    dns::{self, Clients, DEFAULT_RATE, DEFAULT_TTL, SourceOptions, zone::Pods},
+    file_source,
+    k8s::source::{Access, AccessError},
+    resolv,
+};
+
+/// Port of `/health` and `/ready`.
+const HEALTH_PORT: u16 = 8080;
+/// Port of `/metrics`.
+const METRICS_PORT: u16 = 9153;
+/// Who is at home.
+const LOOPBACK: [&str; 2] = ["127.0.0.0/8", "::1/128"];
+
+#[derive(Debug, Args)]
+pub(super) struct Dns {
+    /// File, folder or - for standard input: the documents `run` reads. Without it the objects are a cluster's
+    #[arg(short, long = "filename", value_name = "PATH", conflicts_with_all = ["kubeconfig", "master"])]
+    file: Option<PathBuf>,
+    /// How to reach the cluster's API server [default: the service account of a pod, $KUBECONFIG]
+    #[arg(long, value_name = "FILE")]
+    kubeconfig: Option<PathBuf>,
+    /// URL of the API server, instead of the kubeconfig's or $KUBERNETES_SERVICE_HOST
+    #[arg(long, value_name = "URL")]
+    master: Option<String>,
+    /// Where to listen, UDP and TCP; may be repeated
+    #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:53")]
+    listen: Vec<SocketAddr>,
+    /// The cluster's domain
+    #[arg(long, visible_alias = "cluster-domain", value_name = "NAME", default_value = resolv::ZONE, value_parser = zone)]
+    zone: String,
+    /// Ranges of cluster IPs [default with -f: 10.96.0.0/16,fd00:10:96::/112]
+    #[arg(long, value_name = "CIDR", value_delimiter = ',')]
+    service_cidr: Vec<IpNet>,
+    #[command(flatten)]
+    rules: DnsRules,
+    /// Where `run` keeps the addresses it allocated [default: one file for each PATH under /var/lib/ballast/allocations]
+    #[arg(long, value_name = "FILE", requires = "file")]
+    allocations: Option<PathBuf>,
+    #[arg(
+        long,
+        value_name = "ADDR:PORT",
+        value_parser = |text: &str| bind(text, HEALTH_PORT),
+        default_value = "off",
+        help = "Where /health and /ready are, or off"
+    )]
+    healthz_bind_address: Bind,
+    #[arg(
+        long,
+        value_name = "ADDR:PORT",
+        value_parser = |text: &str| bind(text, METRICS_PORT),
+        default_value = "off",
+        help = "Where /metrics is, or off"
+    )]
+    metrics_bind_address: Bind,
+    /// How long answers go on after SIGTERM, in seconds; meanwhile /ready says no
+    #[arg(long, value_name = "SECONDS", default_value_t = 0)]
+    lameduck: u16,
+}
+
+/// What `dns` and `run --dns` have in common.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Names")]
+pub(super) struct DnsRules {
+    /// How long clients may keep an answer, in seconds
+    #[arg(id = "dns-ttl", long = "ttl", visible_alias = "dns-ttl", value_name = "SECONDS", default_value_t = DEFAULT_TTL, value_parser = clap::value_parser!(u32).range(0..=3600))]
+    ttl: u32,
+    /// Names of pods, such as 10-244-1-5.default.pod.cluster.local: of any address, or only of those that pods have
+    #[arg(long, value_enum, value_name = "MODE", default_value = "disabled")]
+    pods: Pods,
+    /// Ranges of pods: nobody else knows names of their addresses, and their questions have no rate limit
+    #[arg(long, value_name = "CIDR", value_delimiter = ',')]
+    cluster_cidr: Vec<IpNet>,
+    /// Server that is asked for other names; may be repeated [default: none, other names are refused]
+    #[arg(long, value_name = "ADDR:PORT")]
+    upstream: Vec<SocketAddr>,
+    /// Clients that may ask for other names
+    #[arg(long, value_name = "CIDR", value_delimiter = ',', default_values = LOOPBACK, requires = "upstream")]
+    allow_recursion: Vec<IpNet>,
+    /// UDP answers a second to one client: an IPv4 address or an IPv6 /64; 0 for no limit
+    #[arg(long, value_name = "N", default_value_t = DEFAULT_RATE)]
+    rate_limit: u32,
+    /// Clients without a rate limit, beside --cluster-cidr
+    #[arg(long, value_name = "CIDR", value_delimiter = ',', default_values = LOOPBACK)]
+    rate_limit_exempt: Vec<IpNet>,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Names")]
+pub(super) struct RunDns {
+    /// Answer DNS queries too, as `ballast dns` does
+    #[arg(long, requires = "file", conflicts_with_all = ["kubeconfig", "master"])]
+    dns: bool,
+    /// Where to answer them, UDP and TCP; may be repeated [default: port 53 of 127.0.0.1 and of the Node's `InternalIP`
+    /// addresses]
+    #[arg(long, value_name = "ADDR:PORT", requires = "dns")]
+    dns_listen: Vec<SocketAddr>,
+    /// The cluster's domain
+    #[arg(long, value_name = "NAME", default_value = resolv::ZONE, value_parser = zone)]
+    cluster_domain: String,
+    #[command(flatten)]
+    rules: DnsRules,
+}
+
+impl Dns {
+    pub(super) fn options(self, state_dir: &std::path::Path) -> anyhow::Result<dns::Options> {
+        let Self { file, kubeconfig, master, service_cidr, allocations, rules, zone, .. } = self;
+        let mut services: Vec<IpNet> = service_cidr.iter().map(IpNet::trunc).collect();
+        let source = if let Some(path) = file {
+            let mut documents = file_source::Options { allocations, ..file_source::Options::new(path) };
+            if services.is_empty() {
+                services.clone_from(&documents.service_cidrs);
+            } else {
+                documents.service_cidrs.clone_from(&services);
+            }
+            SourceOptions::Documents(documents)
+        } else {
+            SourceOptions::Cluster(match Access::find(kubeconfig, master, state_dir) {
+                Err(error @ AccessError::Nothing) => missing(&error.to_string()),
+                found => found?,
+            })
+        };
+        let (zone, clients) = rules.options(zone, services);
+        let at = |bind| match bind {
+            Bind::At(at) => Some(at),
+            Bind::Off => None,
+        };
+        Ok(dns::Options {
+            source,
+            listen: self.listen,
+            zone,
+            clients,
+            health: at(self.healthz_bind_address),
+            metrics: at(self.metrics_bind_address),
+            lameduck: Duration::from_secs(self.lameduck.into()),
+        })
+    }
+}
+
+impl DnsRules {
+    fn options(self, name: String, mut ranges: Vec<IpNet>) -> (dns::zone::Options, Clients) {
+        let pods = self.cluster_cidr.iter().map(IpNet::trunc);
+        ranges.extend(pods.clone());
+        let upstream = !self.upstream.is_empty();
+        let zone = dns::zone::Options { zone: name, ttl: self.ttl, pods: self.pods, ranges, upstream };
+        let clients = Clients {
+            upstream: self.upstream,
+            recursion: self.allow_recursion,
+            rate: self.rate_limit,
+            exempt: self.rate_limit_exempt.into_iter().chain(pods).collect(),
+        };
+        (zone, clients)
+    }
+}
+
+impl RunDns {
+    /// None if it is not asked for.
+    pub(super) fn options(self, services: &[IpNet]) -> Option<DnsOptions> {
+        let (zone, clients) = self.rules.options(self.cluster_domain, services.to_vec());
+        self.dns.then_some(DnsOptions { listen: self.dns_listen, zone, clients })
+    }
+}
