@@ -84,6 +84,8 @@ impl Toolchain {
             .env("RUSTC", rustc)
             .env("RUSTC_BOOTSTRAP", "1")
             .env("CARGO_ENCODED_RUSTFLAGS", RUSTFLAGS.join("\x1f"))
+            // Compiled in pieces the programs become others, which the verifier refuses (a misaligned stack access).
+            .env("CARGO_INCREMENTAL", "0")
             .args([verb, "--profile", "bpf", "-p", "lb-ebpf", "--target", "bpfel-unknown-none", "-Zbuild-std=core"])
             .arg("--target-dir")
             .arg(root::bpf_target());

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use anyhow::bail;
+use anyhow::anyhow;
 use http::{Request, StatusCode};
 use hyper::body::Incoming;
 use prometheus_client::registry::Registry;
@@ -24,7 +24,7 @@ use crate::{
     numbers,
     report::Problem,
     web::{
-        Answer, Listening, TRIED_AGAIN, answer,
+        Answer, Listening, answer,
         health::Health,
         metrics::{self, Local, Metrics, Now, WithoutLocal},
         not_found,
@@ -68,7 +68,7 @@ impl Web {
             Some(Bind::At(at)) => Some(at),
             Some(Bind::Off) => None,
         };
-        let fix = |field: &str| format!("end what listens there, or set {field} to another address or to off");
+        let hard = options.config.bind_hard_fail;
         let mut servers = Vec::new();
         if let Some(at) = at(options.config.healthz_bind, everywhere, HEALTHZ_PORT) {
             let health = Arc::clone(&health);
@@ -76,16 +76,11 @@ impl Web {
                 let answer = health.answer(request.uri().path());
                 async { answer }
             };
-            servers.push(Listening::start(at, "health", &fix("healthzBindAddress"), site));
+            servers.push(listen(at, "health", "healthzBindAddress", hard, site)?);
         }
         if let Some(at) = at(options.config.metrics_bind, Ipv4Addr::LOCALHOST, METRICS_PORT) {
             let site = move |request: Request<Incoming>| metrics_site(request.uri().path().to_owned(), sender.clone());
-            servers.push(Listening::start(at, "metrics", &fix("metricsBindAddress"), site));
-        }
-        let failed = servers.iter().filter(|_| options.config.bind_hard_fail).find_map(Listening::problem);
-        if let Some(Problem { object, cause, fix }) = failed {
-            let cause = cause.trim_end_matches(TRIED_AGAIN);
-            bail!("{object}: {cause}, and bindAddressHardFail is true; {fix}");
+            servers.push(listen(at, "metrics", "metricsBindAddress", hard, site)?);
         }
         let metrics = Metrics::default();
         let web = Self {
@@ -130,6 +125,20 @@ impl Web {
         let full = !std::mem::replace(&mut self.synced, true);
         self.metrics.synced(full, begin.elapsed(), &programmed);
     }
+}
+
+/// `hard`: it must listen at once, as `bindAddressHardFail` wants it.
+fn listen<S, F>(at: SocketAddr, object: &str, field: &str, hard: bool, site: S) -> anyhow::Result<Listening>
+where
+    S: Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
+    F: Future<Output = Answer> + Send + 'static,
+{
+    let fix = format!("end what listens there, or set {field} to another address or to off");
+    if !hard {
+        return Ok(Listening::start(at, object, &fix, site));
+    }
+    Listening::start_or_fail(at, object, &fix, site)
+        .map_err(|error| anyhow!("{object}: cannot listen at {at}: {error}, and bindAddressHardFail is true; {fix}"))
 }
 
 fn micros() -> i64 {

@@ -32,8 +32,6 @@ use crate::report::Problem;
 
 /// Between two tries to listen.
 const RETRY: Duration = Duration::from_secs(5);
-/// What the cause of a problem of [`Listening`] ends with.
-pub const TRIED_AGAIN: &str = "; tried again every 5 s";
 /// Time a client has for the head of its request, and the whole exchange.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Clients at a time: a prober and a scraper each have one or two.
@@ -72,12 +70,32 @@ impl Listening {
         S: Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
         F: Future<Output = Answer> + Send + 'static,
     {
+        Self::listen(at, object, fix, site, None)
+    }
+
+    /// The same where the first try must succeed.
+    pub fn start_or_fail<S, F>(at: SocketAddr, object: &str, fix: &str, site: S) -> io::Result<Self>
+    where
+        S: Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
+        F: Future<Output = Answer> + Send + 'static,
+    {
+        let listener = std::net::TcpListener::bind(at)?;
+        listener.set_nonblocking(true)?;
+        Ok(Self::listen(at, object, fix, site, Some(TcpListener::from_std(listener)?)))
+    }
+
+    /// Without a listener the first try is the task's, which comes after the end of those that were dropped before.
+    fn listen<S, F>(at: SocketAddr, object: &str, fix: &str, site: S, mut bound: Option<TcpListener>) -> Self
+    where
+        S: Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
+        F: Future<Output = Answer> + Send + 'static,
+    {
         let problem = Arc::new(Mutex::new(None::<Problem>));
         let (told, object, fix) = (Arc::clone(&problem), object.to_owned(), fix.to_owned());
         let tell = move |error: Option<&io::Error>| {
             let new = error.map(|error| Problem {
                 object: object.clone(),
-                cause: format!("cannot listen at {at}: {error}{TRIED_AGAIN}"),
+                cause: format!("cannot listen at {at}: {error}; tried again every {} s", RETRY.as_secs()),
                 fix: fix.clone(),
             });
             let mut told = told.lock().unwrap_or_else(PoisonError::into_inner);
@@ -86,17 +104,17 @@ impl Listening {
             }
             *told = new;
         };
-        // The first try is over when this returns: who must have the port knows.
-        let mut bound = bind(at);
-        tell(bound.as_ref().err());
         let task = tokio::spawn(async move {
             loop {
-                if let Ok(listener) = &bound {
-                    accept(listener, &site).await;
+                let listener = match bound.take() {
+                    Some(listener) => Ok(listener),
+                    None => TcpListener::bind(at).await,
+                };
+                tell(listener.as_ref().err());
+                if let Ok(listener) = listener {
+                    accept(&listener, &site).await;
                 }
                 sleep(RETRY).await;
-                bound = bind(at);
-                tell(bound.as_ref().err());
             }
         });
         Self { task, problem }
@@ -112,12 +130,6 @@ impl Drop for Listening {
     fn drop(&mut self) {
         self.task.abort();
     }
-}
-
-fn bind(at: SocketAddr) -> io::Result<TcpListener> {
-    let listener = std::net::TcpListener::bind(at)?;
-    listener.set_nonblocking(true)?;
-    TcpListener::from_std(listener)
 }
 
 async fn accept<S, F>(listener: &TcpListener, site: &S)

@@ -104,7 +104,7 @@ mod tests {
         time::{Instant, sleep},
     };
 
-    use super::*;
+    use super::{super::RETRY, *};
 
     fn name(name: &str) -> ObjectName {
         ObjectName { namespace: "shop".to_owned(), name: name.to_owned() }
@@ -180,9 +180,12 @@ mod tests {
         until("127.0.0.2", second, OK).await;
         until("127.0.0.1", first, None).await;
         until("127.0.0.2", first, None).await;
-        // And another Service may have it.
+        // And another Service may have it, at once: what went has closed by then.
+        let start = Instant::now();
         probes.set(&BTreeMap::from([(name("other"), HealthCheck { port: second, local: 0 })]), &[two]);
         until("127.0.0.2", second, NOT).await;
+        assert!(start.elapsed() < RETRY, "found it taken");
+        assert_eq!(probes.problems().next(), None);
         probes.set(&BTreeMap::new(), &[one, two]);
         until("127.0.0.2", second, None).await;
     }
