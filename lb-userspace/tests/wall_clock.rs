@@ -7,7 +7,7 @@ use std::{
 };
 
 /// Where it may be read, and what for.
-const MAY: [(&str, &str); 7] = [
+const MAY: [(&str, &str); 8] = [
     ("agent/snapshot.rs", "the age of a snapshot, which is shown; a clock set back makes it zero"),
     ("agent/verify.rs", "the time of the last pass, a metric"),
     ("agent/web.rs", "network_programming_duration_seconds, against the controller's clock; set back it is zero"),
