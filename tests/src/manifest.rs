@@ -30,6 +30,11 @@ impl Manifest {
         Ok([Self::privileged()?, Self::least()?])
     }
 
+    /// The name service.
+    pub fn dns() -> anyhow::Result<Self> {
+        Self::read("dns", include_str!("../../deploy/install-dns.yaml"))
+    }
+
     fn read(flavour: &'static str, text: &str) -> anyhow::Result<Self> {
         let documents: Vec<Value> = serde_saphyr::from_multiple(text).context("not YAML")?;
         Ok(Self { flavour, documents: documents.into_iter().filter(|document| !document.is_null()).collect() })
@@ -43,9 +48,10 @@ impl Manifest {
         Ok(first)
     }
 
-    /// The spec of the `DaemonSet`'s pods.
+    /// The spec of the `DaemonSet`'s pods, or of the Deployment's.
     pub fn pod(&self) -> anyhow::Result<&Value> {
-        self.one("DaemonSet")?.pointer("/spec/template/spec").context("a DaemonSet without pods")
+        let workload = self.one("DaemonSet").or_else(|_| self.one("Deployment"))?;
+        workload.pointer("/spec/template/spec").with_context(|| format!("{}: no pods", self.flavour))
     }
 
     /// Its container.

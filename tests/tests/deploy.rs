@@ -150,3 +150,56 @@ fn the_flavours_differ_in_rights_and_nothing_else() {
     };
     assert_eq!(common(&privileged), common(&least));
 }
+
+#[test]
+fn the_name_service_reads_three_kinds_and_may_nothing_else() {
+    let dns = Manifest::dns().expect("a manifest");
+    let found = rules(&dns);
+    let found: Vec<_> =
+        found.iter().map(|(group, resource, verb)| (group.as_str(), resource.as_str(), verb.as_str())).collect();
+    let kinds = [("", "namespaces"), ("", "services"), ("discovery.k8s.io", "endpointslices")];
+    let wanted: Vec<_> = kinds.into_iter().flat_map(|(g, r)| ["list", "watch"].map(|verb| (g, r, verb))).collect();
+    assert_eq!(found, wanted);
+    let subjects = json!([{"kind": "ServiceAccount", "name": "ballast-dns", "namespace": "kube-system"}]);
+    assert_eq!(at(dns.one("ClusterRoleBinding").expect("a binding"), "/subjects"), &subjects);
+    let (pod, container) = (dns.pod().expect("a pod"), dns.container().expect("a container"));
+    assert_eq!(at(pod, "/serviceAccountName"), "ballast-dns");
+    assert_eq!(at(pod, "/hostNetwork"), &Value::Null);
+    assert_eq!(at(pod, "/dnsPolicy"), "Default", "other names are asked of the node's servers");
+    let context = at(container, "/securityContext");
+    assert_eq!(at(context, "/capabilities"), &json!({"drop": ["ALL"]}));
+    for (field, value) in
+        [("runAsNonRoot", true), ("readOnlyRootFilesystem", true), ("allowPrivilegeEscalation", false)]
+    {
+        assert_eq!(context[field], value, "{field}");
+    }
+    assert!(dns.host_mounts().expect("mounts").is_empty());
+    assert_eq!(at(container, "/image"), at(Manifest::least().expect("another").container().expect("its"), "/image"));
+}
+
+#[test]
+fn the_name_service_is_behind_kube_dns_and_starts_as_it_says() {
+    let dns = Manifest::dns().expect("a manifest");
+    let service = dns.one("Service").expect("a Service");
+    assert_eq!(
+        (at(service, "/metadata/name"), at(service, "/spec/clusterIP")),
+        (&json!("kube-dns"), &json!("10.96.0.10"))
+    );
+    let labels = at(dns.one("Deployment").expect("a Deployment"), "/spec/template/metadata/labels");
+    assert_eq!(at(service, "/spec/selector"), labels);
+    let named = at(dns.container().expect("a container"), "/ports").as_array().expect("ports").clone();
+    for port in at(service, "/spec/ports").as_array().expect("ports") {
+        let target = named.iter().find(|named| named["name"] == port["targetPort"]).expect("a port of that name");
+        assert_eq!(target["protocol"], port["protocol"]);
+    }
+    // The command line is understood: it ends for want of a cluster, not for a word of it.
+    let words = dns.command().expect("a command");
+    let mut command = std::process::Command::new(lb_tests::binary("ballast").expect("ballast"));
+    command
+        .args(&words[1..])
+        .args(["--kubeconfig", "/nonexistent", "--listen", "127.0.0.1:0"])
+        .env_remove("KUBECONFIG");
+    let output = command.output().expect("run");
+    let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.code() == Some(1) && told.contains("/nonexistent"), "{told}");
+}

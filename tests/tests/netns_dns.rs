@@ -45,8 +45,13 @@ impl Named {
 
 impl Drop for Named {
     fn drop(&mut self) {
-        rustix::net::shutdown(&self.listener, rustix::net::Shutdown::Both).unwrap_or_default();
-        drop(self.thread.take().map(thread::JoinHandle::join));
+        // The thread's wait for a client ends with an error.
+        if rustix::net::shutdown(&self.listener, rustix::net::Shutdown::Both).is_ok()
+            && let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            eprintln!("a server panicked");
+        }
     }
 }
 

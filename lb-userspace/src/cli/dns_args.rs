@@ -17,6 +17,8 @@ use crate::{
 
 /// Port of `/health` and `/ready`.
 const HEALTH_PORT: u16 = 8080;
+/// Port of name servers.
+const DNS_PORT: u16 = 53;
 /// Port of `/metrics`.
 const METRICS_PORT: u16 = 9153;
 /// Who is at home.
@@ -88,9 +90,10 @@ pub(super) struct DnsRules {
     /// Ranges of pods: nobody else knows names of their addresses, and their questions have no rate limit
     #[arg(long, value_name = "CIDR", value_delimiter = ',')]
     cluster_cidr: Vec<IpNet>,
-    /// Server that is asked for other names; may be repeated [default: none, other names are refused]
-    #[arg(long, value_name = "ADDR:PORT")]
-    upstream: Vec<SocketAddr>,
+    /// Server that is asked for other names, or a resolv.conf that names some; may be repeated [default: none, other names
+    /// are refused]
+    #[arg(long, value_name = "ADDR:PORT", value_parser = servers)]
+    upstream: Vec<Servers>,
     /// Clients that may ask for other names
     #[arg(long, value_name = "CIDR", value_delimiter = ',', default_values = LOOPBACK, requires = "upstream")]
     allow_recursion: Vec<IpNet>,
@@ -117,6 +120,24 @@ pub(super) struct RunDns {
     cluster_domain: String,
     #[command(flatten)]
     rules: DnsRules,
+}
+
+/// Name servers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Servers(Vec<SocketAddr>);
+
+/// `ADDR:PORT`, `ADDR`, or the path of a resolv.conf, which is read once.
+fn servers(text: &str) -> Result<Servers, String> {
+    if !text.starts_with('/') {
+        let at = text.parse().or_else(|_| text.parse().map(|address| SocketAddr::new(address, DNS_PORT)));
+        return at.map(|at| Servers(vec![at])).map_err(|_| {
+            format!("write ADDRESS:PORT, such as 192.0.2.53:{DNS_PORT}, or a path such as /etc/resolv.conf")
+        });
+    }
+    let file = std::fs::read_to_string(text).map_err(|error| format!("{text}: {error}"))?;
+    let named = file.lines().filter_map(|line| line.trim().strip_prefix("nameserver")?.trim().parse().ok());
+    let all: Vec<_> = named.map(|address| SocketAddr::new(address, DNS_PORT)).collect();
+    if all.is_empty() { Err(format!("{text}: it names no name server")) } else { Ok(Servers(all)) }
 }
 
 impl Dns {
@@ -158,10 +179,11 @@ impl DnsRules {
     fn options(self, name: String, mut ranges: Vec<IpNet>) -> (dns::zone::Options, Clients) {
         let pods = self.cluster_cidr.iter().map(IpNet::trunc);
         ranges.extend(pods.clone());
-        let upstream = !self.upstream.is_empty();
+        let servers: Vec<SocketAddr> = self.upstream.into_iter().flat_map(|Servers(all)| all).collect();
+        let upstream = !servers.is_empty();
         let zone = dns::zone::Options { zone: name, ttl: self.ttl, pods: self.pods, ranges, upstream };
         let clients = Clients {
-            upstream: self.upstream,
+            upstream: servers,
             recursion: self.allow_recursion,
             rate: self.rate_limit,
             exempt: self.rate_limit_exempt.into_iter().chain(pods).collect(),
@@ -175,5 +197,25 @@ impl RunDns {
     pub(super) fn options(self, services: &[IpNet]) -> Option<DnsOptions> {
         let (zone, clients) = self.rules.options(self.cluster_domain, services.to_vec());
         self.dns.then_some(DnsOptions { listen: self.dns_listen, zone, clients })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn servers_are_written_or_read() {
+        let at = |text: &str| text.parse().expect("an address");
+        assert_eq!(servers("192.0.2.53:5353"), Ok(Servers(vec![at("192.0.2.53:5353")])));
+        assert_eq!(servers("2001:db8::1"), Ok(Servers(vec![at("[2001:db8::1]:53")])));
+        assert!(servers("example.org").is_err_and(|error| error.contains("ADDRESS:PORT")));
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        let path = file.path().to_str().expect("a path");
+        std::fs::write(path, "# none\nsearch a.b\n").expect("written");
+        assert!(servers(path).is_err_and(|error| error.contains("no name server")));
+        std::fs::write(path, "search a\nnameserver 192.0.2.1\n  nameserver\t2001:db8::2\n").expect("written");
+        assert_eq!(servers(path), Ok(Servers(vec![at("192.0.2.1:53"), at("[2001:db8::2]:53")])));
+        assert!(servers("/nonexistent/resolv.conf").is_err());
     }
 }

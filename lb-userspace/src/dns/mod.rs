@@ -8,7 +8,12 @@ pub mod site;
 pub mod upstream;
 pub mod zone;
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    io,
+    net::{Ipv4Addr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 
 use anyhow::Context as _;
 use hickory_server::Server;
@@ -242,12 +247,31 @@ pub async fn listen(addresses: &[SocketAddr], handler: Handler, flag: &str) -> a
     let mut server = Server::new(handler);
     for address in addresses {
         let why = |protocol| format!("cannot listen on {protocol} {address}; give another {flag} ADDR:PORT");
-        let udp = UdpSocket::bind(address).await.with_context(|| why("UDP"))?;
-        let tcp = TcpListener::bind(address).await.with_context(|| why("TCP"))?;
+        let udp = every(*address, UdpSocket::bind).await.with_context(|| why("UDP"))?;
+        let tcp = every(*address, TcpListener::bind).await.with_context(|| why("TCP"))?;
         server.register_socket(udp);
         server.register_listener(tcp, TCP_IDLE, TCP_ANSWERS);
     }
     Ok(server)
+}
+
+/// `[::]` is every address, those of IPv4 where there is no IPv6.
+async fn every<T, F: Future<Output = io::Result<T>>>(
+    address: SocketAddr,
+    bind: impl Fn(SocketAddr) -> F,
+) -> io::Result<T> {
+    match bind(address).await {
+        Err(error) if address.is_ipv6() && address.ip().is_unspecified() && is_without_ipv6(&error) => {
+            tracing::warn!("there is no IPv6 here: {address} is port {} of IPv4 alone", address.port());
+            bind(SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), address.port())).await
+        }
+        other => other,
+    }
+}
+
+fn is_without_ipv6(error: &io::Error) -> bool {
+    let errno = error.raw_os_error().map(rustix::io::Errno::from_raw_os_error);
+    matches!(errno, Some(rustix::io::Errno::AFNOSUPPORT | rustix::io::Errno::ADDRNOTAVAIL))
 }
 
 pub(crate) fn words(addresses: &[SocketAddr]) -> String {

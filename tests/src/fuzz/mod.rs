@@ -4,6 +4,7 @@
 #![expect(clippy::missing_panics_doc, reason = "a panic is how each target tells")]
 
 mod config;
+mod dns;
 mod file_source;
 mod frames;
 mod packet;
@@ -14,6 +15,7 @@ use std::path::PathBuf;
 
 pub use self::{
     config::config,
+    dns::dns,
     file_source::file_source,
     frames::{Record, records},
     packet::packet,
@@ -30,13 +32,14 @@ pub struct Target {
 }
 
 /// Every target.
-pub const TARGETS: [Target; 6] = [
+pub const TARGETS: [Target; 7] = [
     Target { name: "packet", run: packet },
     Target { name: "file_source", run: file_source },
     Target { name: "config", run: config },
     Target { name: "allocations", run: allocations },
     Target { name: "ids", run: ids },
     Target { name: "request", run: request },
+    Target { name: "dns", run: dns },
 ];
 
 /// The folder with one folder of seeds for each target.
