@@ -50,6 +50,7 @@ use crate::{
     report::{HookStatus, Problem},
     rights,
     service_manager::{Notice, ServiceManager},
+    web::probes::with_room,
 };
 
 /// How often the network is listed even if no event came.
@@ -365,11 +366,7 @@ impl Agent {
 
     /// What load balancers are told follows the tables. A Service that has no room in them has no endpoints here.
     fn serve_probes(&mut self, at: &[IpAddr]) {
-        let mut checks = self.engine.desired.health_checks.clone();
-        for problem in &self.engine.refused {
-            let refused = checks.iter_mut().filter(|(name, _)| problem.object == format!("Service {name}"));
-            refused.for_each(|(_, check)| check.local = 0);
-        }
+        let checks = with_room(&self.engine.desired.health_checks, &self.engine.refused);
         self.web.probes.set(&checks, at);
     }
 

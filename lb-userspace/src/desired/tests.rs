@@ -69,9 +69,12 @@ fn rule_2_7_3_the_nodes_own_address_is_what_bind_address_says() {
         let sources = desired.services.values().flat_map(|port| &port.sources);
         assert_eq!(sources.copied().any(|net| net == balancer), takes, "{bind_address:?}");
     }
+    // Where the Node says another one of the family, that is no address of this node's.
+    model.nodes.get_mut("node1").expect("exists").internal_ips = vec![[198, 51, 100, 1].into()];
+    let sources = desired(&model, &node).services.into_values().flat_map(|port| port.sources);
+    assert!(sources.into_iter().all(|net| net != balancer));
     // Another family's says nothing about this one.
     node.bind_address = Some("2001:db8::9".parse().expect("an address"));
-    model.nodes.get_mut("node1").expect("exists").internal_ips = vec![[198, 51, 100, 1].into()];
     let sources = desired(&model, &node).services.into_values().flat_map(|port| port.sources);
     assert!(sources.into_iter().any(|net| net == balancer));
 }

@@ -19,6 +19,17 @@ use crate::{desired::HealthCheck, model::ObjectName, report::Problem};
 /// How many ready endpoints are here, in words of load balancers that weigh nodes.
 const WEIGHT: HeaderName = HeaderName::from_static("x-load-balancing-endpoint-weight");
 
+/// What Services tell of which some have no room in the tables: those have no endpoints here, and no traffic is to come.
+pub fn with_room(checks: &BTreeMap<ObjectName, HealthCheck>, refused: &[Problem]) -> BTreeMap<ObjectName, HealthCheck> {
+    let refused: BTreeSet<&str> = refused.iter().map(|problem| &*problem.object).collect();
+    let has_room = |name: &ObjectName| refused.is_empty() || !refused.contains(&*format!("Service {name}"));
+    let told = |(name, check): (&ObjectName, &HealthCheck)| {
+        let local = if has_room(name) { check.local } else { 0 };
+        (name.clone(), HealthCheck { local, ..*check })
+    };
+    checks.iter().map(told).collect()
+}
+
 /// A Service's answer.
 #[derive(Debug)]
 struct Probed {
@@ -131,6 +142,16 @@ mod tests {
             });
             assert_eq!(told(&probed, healthy).await, (status, local.to_string(), body), "rule 2.6.2");
         }
+    }
+
+    #[test]
+    fn rule_2_6_1_who_has_no_room_in_the_tables_has_no_endpoints() {
+        let port = NonZeroU16::new(30_999).expect("not zero");
+        let checks = ["one", "two"].map(|it| (name(it), HealthCheck { port, local: 3 })).into();
+        let refused =
+            [Problem { object: "Service shop/two".to_owned(), cause: "no room".to_owned(), fix: String::new() }];
+        let told: Vec<usize> = with_room(&checks, &refused).values().map(|check| check.local).collect();
+        assert_eq!(told, [3, 0]);
     }
 
     /// A port that nobody had a moment ago.
