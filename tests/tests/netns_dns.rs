@@ -117,12 +117,12 @@ fn kube_dns(world: &World) -> Vec<Value> {
     let slices = [0, 1].map(|family: usize| {
         let endpoint = |address: IpAddr| json!({"addresses": [address]});
         let endpoints: Vec<_> = world.nodes().iter().map(|node| endpoint(node.ips()[family])).collect();
-        slice("kube-system", "kube-dns", family, json!(ports), json!(endpoints))
+        slice("kube-system", "kube-dns", family, &json!(ports), &json!(endpoints))
     });
     [vec![service], slices.to_vec()].concat()
 }
 
-fn slice(namespace: &str, service: &str, family: usize, ports: Value, endpoints: Value) -> Value {
+fn slice(namespace: &str, service: &str, family: usize, ports: &Value, endpoints: &Value) -> Value {
     let address_type = ["IPv4", "IPv6"][family];
     json!({
         "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
@@ -144,7 +144,7 @@ fn other(pod: &Pod) -> Vec<Value> {
     let slices = [0, 1].map(|family: usize| {
         let ports = json!([{"name": "http", "protocol": "TCP", "port": PORT}]);
         let address = pod.ips()[family];
-        slice("other", "my-service", family, ports, json!([{"addresses": [address]}]))
+        slice("other", "my-service", family, &ports, &json!([{"addresses": [address]}]))
     });
     [vec![service], slices.to_vec()].concat()
 }

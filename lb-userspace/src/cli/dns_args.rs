@@ -32,8 +32,11 @@ pub(super) struct Dns {
     /// How to reach the cluster's API server [default: the service account of a pod, $KUBECONFIG]
     #[arg(long, value_name = "FILE")]
     kubeconfig: Option<PathBuf>,
-    /// URL of the API server, instead of the kubeconfig's or $KUBERNETES_SERVICE_HOST
-    #[arg(long, value_name = "URL")]
+    #[arg(
+        long,
+        value_name = "URL",
+        help = "URL of the API server, instead of the kubeconfig's or $KUBERNETES_SERVICE_HOST"
+    )]
     master: Option<String>,
     /// Where to listen, UDP and TCP; may be repeated
     #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:53")]
@@ -41,8 +44,12 @@ pub(super) struct Dns {
     /// The cluster's domain
     #[arg(long, visible_alias = "cluster-domain", value_name = "NAME", default_value = resolv::ZONE, value_parser = zone)]
     zone: String,
-    /// Ranges of cluster IPs [default with -f: 10.96.0.0/16,fd00:10:96::/112]
-    #[arg(long, value_name = "CIDR", value_delimiter = ',')]
+    #[arg(
+        long,
+        value_name = "CIDR",
+        value_delimiter = ',',
+        help = "Ranges of cluster IPs [default with -f: 10.96.0.0/16,fd00:10:96::/112]"
+    )]
     service_cidr: Vec<IpNet>,
     #[command(flatten)]
     rules: DnsRules,

@@ -194,11 +194,11 @@ impl Inner {
         let asked = query.original().name();
         let text = asked.to_ascii();
         let name = text.trim_end_matches('.');
-        let answered = self.zones.with(|zone| self.from_zone(zone, asked, name, kind(query.query_type())));
+        let answered = self.zones.with(|zone| self.in_zone(zone, asked, name, kind(query.query_type())));
         answered.unwrap_or_else(|| Ok(Local::Reply(Reply::code(ResponseCode::ServFail))))
     }
 
-    fn from_zone(&self, zone: &Zone, asked: &Name, text: &str, kind: Kind) -> Result<Local, ProtoError> {
+    fn in_zone(&self, zone: &Zone, asked: &Name, text: &str, kind: Kind) -> Result<Local, ProtoError> {
         Ok(match zone.answer(text, kind) {
             Answer::Foreign => Local::Foreign,
             Answer::NoData { apex } => Local::Reply(Reply::none(ResponseCode::NoError, zone, &apex)?),

@@ -45,15 +45,18 @@ struct Request {
     token: Option<String>,
 }
 
-/// `[namespaces NAMESPACE] RESOURCE [NAME]`, behind the version: namespace, resource and name.
+/// `[namespaces NAMESPACE] RESOURCE [NAME]`, behind the version: namespace, resource and name. Namespaces themselves are a
+/// resource too.
 fn place(path: &str) -> Option<(Option<String>, String, Option<String>)> {
     let mut parts = path.split('/').filter(|part| !part.is_empty());
     // `api v1` or `apis GROUP VERSION`.
     let _version = if parts.next()? == "api" { parts.next()? } else { parts.nth(1)? };
     let mut first = parts.next()?;
     let mut namespace = None;
-    if first == "namespaces" {
-        namespace = Some(parts.next()?.to_owned());
+    if first == "namespaces"
+        && let Some(name) = parts.next()
+    {
+        namespace = Some(name.to_owned());
         first = parts.next()?;
     }
     Some((namespace, first.to_owned(), parts.next().map(str::to_owned)))

@@ -73,7 +73,7 @@ impl Zone {
         let rest: [Option<&str>; 5] = std::array::from_fn(|_| labels.next());
         match (top, rest) {
             (Some("dns-version"), [None, ..]) => Some(only(kind, Data::Txt("1.1.0".to_owned()))),
-            (Some("dns"), [None, ..]) | (Some("svc"), [None, ..]) => Some(Vec::new()),
+            (Some("dns" | "svc"), [None, ..]) => Some(Vec::new()),
             (Some("dns"), [Some("ns"), None, ..]) => Some(self.own_addresses(kind)),
             (Some("svc"), [Some(namespace), None, ..]) => self.objects.has_namespace(namespace).then(Vec::new),
             (Some("svc"), [Some(namespace), Some(name), rest @ ..]) => {

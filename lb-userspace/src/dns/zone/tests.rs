@@ -226,7 +226,7 @@ fn d16_names_of_pods() {
 #[test]
 fn addresses_of_others_are_left_to_others() {
     let range = |text: &str| text.parse().expect("a range");
-    let zone = |upstream, ranges| Zone::new(&model(), Options { upstream, ranges, ..options() });
+    let zone = |upstream, ranges| Zone::new(&model(), Options { ranges, upstream, ..options() });
     let own = zone(true, vec![range("10.96.0.0/16"), range("fd00:10::/32")]);
     assert_eq!(own.answer("1.2.0.192.in-addr.arpa", Kind::Ptr), Answer::Foreign);
     assert_eq!(own.answer("2.0.192.in-addr.arpa", Kind::Ptr), Answer::Foreign);
