@@ -50,8 +50,9 @@ pub struct Zones {
 }
 
 impl Zones {
-    /// From here on, questions are answered from this zone.
-    pub fn set(&self, zone: Zone) {
+    /// From here on, questions are answered from this zone. Its serial is greater than that of an earlier process.
+    pub fn set(&self, mut zone: Zone) {
+        zone.set_serial(now());
         *self.zone.write().unwrap_or_else(PoisonError::into_inner) = Some(zone);
     }
 
