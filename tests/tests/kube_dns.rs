@@ -61,7 +61,7 @@ impl Dns {
             found if found == expected => Ok(()),
             other => Err(format!("{other:?}")),
         })
-        .expect(&self.process.stderr());
+        .unwrap_or_else(|error| panic!("{error:#}\n{}", self.process.stderr()));
     }
 
     fn get(&self, path: &str) -> String {
@@ -71,7 +71,7 @@ impl Dns {
     }
 }
 
-fn service(namespace: &str, name: &str, fields: Value) -> Value {
+fn service(namespace: &str, name: &str, fields: &Value) -> Value {
     let mut spec = json!({"ports": [{"name": "http", "protocol": "TCP", "port": 80}]});
     spec.as_object_mut().expect("an object").extend(fields.as_object().expect("fields").clone());
     json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": name, "namespace": namespace}, "spec": spec})
@@ -102,13 +102,13 @@ fn namespace(name: &str) -> Value {
 
 fn cluster() -> ApiServer {
     let api = ApiServer::start(TcpListener::bind("127.0.0.1:0").expect("a listener")).expect("a server");
-    api.put(service("default", "kubernetes", address("10.96.0.1")));
+    api.put(service("default", "kubernetes", &address("10.96.0.1")));
     api.put(namespace("default"));
     api.put(namespace("empty"));
-    let mut db = service("shop", "db", json!({"type": "ClusterIP", "clusterIP": "None", "clusterIPs": ["None"]}));
+    let mut db = service("shop", "db", &json!({"type": "ClusterIP", "clusterIP": "None", "clusterIPs": ["None"]}));
     db["metadata"]["labels"] = json!({"service.kubernetes.io/headless": ""});
     api.put(db);
-    let mut foreign = service("shop", "foreign", address("10.96.0.9"));
+    let mut foreign = service("shop", "foreign", &address("10.96.0.9"));
     foreign["metadata"]["labels"] = json!({"service.kubernetes.io/service-proxy-name": "another"});
     api.put(foreign);
     api.put(slice([true, true]));
