@@ -61,7 +61,7 @@ impl Dns {
             found if found == expected => Ok(()),
             other => Err(format!("{other:?}")),
         })
-        .unwrap_or_else(|error| panic!("{error}\n{}", self.process.stderr()));
+        .unwrap_or_else(|error| panic!("{error:#}\n{}", self.process.stderr()));
     }
 
     fn get(&self, path: &str) -> String {

@@ -237,5 +237,5 @@ fn headless_answers_follow_readiness() {
         }
     }
     println!("headless answers followed readiness after at most {} ms", slowest.as_millis());
-    assert!(slowest < Duration::from_secs(2), "{slowest:?}");
+    assert!(slowest < Duration::from_secs(5), "{slowest:?}");
 }

@@ -50,8 +50,9 @@ pub struct Zones {
 }
 
 impl Zones {
-    /// From here on, questions are answered from this zone.
-    pub fn set(&self, zone: Zone) {
+    /// From here on, questions are answered from this zone. Its serial is greater than that of an earlier process.
+    pub fn set(&self, mut zone: Zone) {
+        zone.set_serial(now());
         *self.zone.write().unwrap_or_else(PoisonError::into_inner) = Some(zone);
     }
 
@@ -194,11 +195,11 @@ impl Inner {
         let asked = query.original().name();
         let text = asked.to_ascii();
         let name = text.trim_end_matches('.');
-        let answered = self.zones.with(|zone| self.of_zone(zone, asked, name, kind(query.query_type())));
+        let answered = self.zones.with(|zone| self.in_zone(zone, asked, name, kind(query.query_type())));
         answered.unwrap_or_else(|| Ok(Local::Reply(Reply::code(ResponseCode::ServFail))))
     }
 
-    fn of_zone(&self, zone: &Zone, asked: &Name, text: &str, kind: Kind) -> Result<Local, ProtoError> {
+    fn in_zone(&self, zone: &Zone, asked: &Name, text: &str, kind: Kind) -> Result<Local, ProtoError> {
         Ok(match zone.answer(text, kind) {
             Answer::Foreign => Local::Foreign,
             Answer::NoData { apex } => Local::Reply(Reply::none(ResponseCode::NoError, zone, &apex)?),

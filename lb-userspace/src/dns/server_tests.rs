@@ -310,6 +310,16 @@ async fn over_the_limit_there_is_advice_or_nothing() {
 }
 
 #[test]
+fn the_serial_does_not_begin_anew_with_the_process() {
+    let zones = Zones::default();
+    let before = now();
+    zones.set(Zone::new(&model(1), zone::Options::new("cluster.local".to_owned(), 5)));
+    let first = zones.sizes().serial;
+    assert!(before > 1 && first >= before, "{first}");
+    assert!(zones.follow(&model(2)) && zones.sizes().serial > first);
+}
+
+#[test]
 fn nobody_asks_themselves() {
     assert!(
         Clients { upstream: vec!["127.0.0.1:53".parse().expect("an address")], ..Clients::default() }

@@ -178,6 +178,11 @@ impl Zone {
         changed
     }
 
+    /// The serial is at least this from here on.
+    pub(super) fn set_serial(&mut self, least: u32) {
+        self.serial = self.serial.max(least);
+    }
+
     /// Serial of the SOA: another state has a greater one.
     pub const fn serial(&self) -> u32 {
         self.serial
