@@ -71,10 +71,8 @@ impl Toolchain {
         };
         let mut command = Command::new(&program);
         step::clean(&mut command);
-        // The host's toolchain must not leak in: rustup and `cargo run` set all of these for their children. An incremental
-        // build is cut into other pieces, and the verifier has refused what comes of it.
-        let rustup = ["RUSTUP_TOOLCHAIN", "RUSTFLAGS", "RUSTDOCFLAGS", "RUSTC", "RUSTC_WRAPPER", "LD_LIBRARY_PATH"];
-        for name in rustup.into_iter().chain(["CARGO_INCREMENTAL"]) {
+        // The host's toolchain must not leak in: rustup and `cargo run` set all of these for their children.
+        for name in ["RUSTUP_TOOLCHAIN", "RUSTFLAGS", "RUSTDOCFLAGS", "RUSTC", "RUSTC_WRAPPER", "LD_LIBRARY_PATH"] {
             command.env_remove(name);
         }
         let rustc = program.with_file_name("rustc");
