@@ -18,7 +18,7 @@ pub(crate) struct Options {
     /// Only this tier
     #[arg(value_enum)]
     tier: Option<Tier>,
-    /// Only this suite of tests/tests, for example `netns_restart`; several times for several
+    /// Only this suite of tests/tests, for example `netns_restart`, or package; several times for several
     #[arg(long, value_name = "NAME")]
     suite: Vec<String>,
     /// The slow suites too
@@ -28,6 +28,9 @@ pub(crate) struct Options {
     #[arg(long)]
     scoreboard: bool,
 }
+
+/// Those with tests in their files.
+const PACKAGES: [&str; 4] = ["lb-common", "lb-userspace", "xtask", "lb-tests"];
 
 /// A tier of the pyramid, cheapest first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
@@ -82,7 +85,12 @@ fn run_tiers(options: &Options) -> Result<Tally> {
     if !options.suite.is_empty() {
         keep(&mut targets, &options.suite)?;
     }
-    let wanted = |tier: &Tier| options.suite.is_empty() || targets.contains_key(tier);
+    let is_named = |name: &str| options.suite.is_empty() || options.suite.iter().any(|suite| suite == name);
+    let packages: Vec<&str> = PACKAGES.into_iter().filter(|package| is_named(package)).collect();
+    let wanted = |tier: &Tier| match tier {
+        Tier::Unit => !packages.is_empty(),
+        tier => options.suite.is_empty() || targets.contains_key(tier),
+    };
     let tiers = options.tier.map_or_else(|| Tier::ALL.to_vec(), |tier| vec![tier]);
     let tiers: Vec<Tier> = tiers.into_iter().filter(wanted).collect();
     let mut tally = Tally::default();
@@ -93,7 +101,7 @@ fn run_tiers(options: &Options) -> Result<Tally> {
     }
     for tier in tiers {
         if tier == Tier::Unit {
-            unit(&mut tally, options.all)?;
+            unit(&mut tally, &packages, options.all)?;
             continue;
         }
         let Some(names) = targets.get(&tier) else {
@@ -138,8 +146,8 @@ fn run_tiers(options: &Options) -> Result<Tally> {
 /// Leaves these suites alone.
 fn keep(targets: &mut BTreeMap<Tier, Vec<String>>, suites: &[String]) -> Result<()> {
     for name in suites {
-        if !targets.values().flatten().any(|known| known == name) {
-            bail!("no suite {name}: tests/tests has none of that name");
+        if !PACKAGES.contains(&name.as_str()) && !targets.values().flatten().any(|known| known == name) {
+            bail!("no suite {name}: neither tests/tests nor the packages {} have that name", PACKAGES.join(", "));
         }
     }
     targets.retain(|_, names| {
@@ -149,17 +157,19 @@ fn keep(targets: &mut BTreeMap<Tier, Vec<String>>, suites: &[String]) -> Result<
     Ok(())
 }
 
-fn unit(tally: &mut Tally, all: bool) -> Result<()> {
-    for package in ["lb-common", "lb-userspace", "xtask"] {
+fn unit(tally: &mut Tally, packages: &[&str], all: bool) -> Result<()> {
+    for package in packages {
         let mut command = step::cargo();
         command.args(["test", "-p", package]);
+        let mut name = format!("test {package}");
+        if *package == "lb-tests" {
+            command.args(["--lib", "--bins"]);
+            name.push_str(", the library");
+        }
         harness(&mut command, all);
-        suite(tally, &format!("test {package}"), &mut command)?;
+        suite(tally, &name, &mut command)?;
     }
-    let mut command = step::cargo();
-    command.args(["test", "-p", "lb-tests", "--lib", "--bins"]);
-    harness(&mut command, all);
-    suite(tally, "test lb-tests, the library", &mut command)
+    Ok(())
 }
 
 /// lb-common's own tests: the quick part of `check --fast`.
