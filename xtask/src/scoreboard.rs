@@ -67,13 +67,14 @@ pub(crate) struct Stamp {
 }
 
 impl Stamp {
-    /// Of this work tree, which must be as it was committed: the page names the commit.
+    /// Of this work tree, which must be as it was committed but for the page itself, which names the commit: runs of some
+    /// suites can follow each other.
     pub(crate) fn here() -> Result<Self> {
         let ask = |program: &str, args: &[&str]| {
             let answer = step::ask(Command::new(program).args(args).current_dir(root::workspace()));
             answer.map(|text| text.trim().to_owned()).with_context(|| format!("`{program} {}` failed", args.join(" ")))
         };
-        let changes = ask("git", &["status", "--porcelain"])?;
+        let changes = ask("git", &["status", "--porcelain", "--", ".", &format!(":!{FILE}")])?;
         if !changes.is_empty() {
             bail!(
                 "{FILE} names the commit it was made of, and there are changes beside it; commit them first:\n{changes}"
