@@ -1,9 +1,6 @@
 //! Events on Services and slices that are not served as they ask: what `status` tells of objects, told to the cluster.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    time::Instant,
-};
+use std::{collections::BTreeSet, time::Instant};
 
 use super::Agent;
 use crate::{
@@ -18,24 +15,13 @@ use crate::{
 pub(super) struct Events {
     recorder: Option<Recorder>,
     ledger: Ledger,
-    /// Of other parts, each by its own name.
-    others: BTreeMap<&'static str, BTreeSet<Event>>,
     /// Did not fit into the queue; they are tried again.
     delayed: u64,
 }
 
 impl Events {
     pub(super) fn new(recorder: Option<Recorder>) -> Self {
-        Self { recorder, ledger: Ledger::default(), others: BTreeMap::new(), delayed: 0 }
-    }
-
-    /// All that part `origin` has to tell now; what it told before and is not in it is over.
-    pub(super) fn set(&mut self, origin: &'static str, events: BTreeSet<Event>) {
-        if events.is_empty() {
-            self.others.remove(origin);
-        } else {
-            self.others.insert(origin, events);
-        }
+        Self { recorder, ledger: Ledger::default(), delayed: 0 }
     }
 
     /// Why none can be sent.
@@ -52,11 +38,10 @@ impl Events {
         self.recorder.as_ref().map(Recorder::sent).unwrap_or_default()
     }
 
-    /// Sends what is due of `found` and of what other parts told.
+    /// Sends what is due of `found`, which is all there is to tell.
     fn observe(&mut self, found: BTreeSet<Event>) {
         let Some(recorder) = &self.recorder else { return };
-        let current = found.into_iter().chain(self.others.values().flatten().cloned()).collect();
-        for due in self.ledger.observe(current, Instant::now()) {
+        for due in self.ledger.observe(found, Instant::now()) {
             let event = due.event.clone();
             if !recorder.send(due) {
                 self.delayed += 1;
@@ -86,10 +71,8 @@ impl Agent {
         let refused = of(&self.engine.refused, "NoRoom", true).into_iter();
         found.extend(refused.map(|event| Event { varies: true, ..event }));
         // kube-proxy's word for it (semantics.md 2.6.4).
-        let probes = self.web.probes.problems();
-        let probes =
-            probes.filter_map(|problem| Event::of(&problem, "FailedToStartServiceHealthcheck", true)).collect();
-        self.events.set("probes", probes);
+        let probes: Vec<Problem> = self.web.probes.problems().collect();
+        found.extend(of(&probes, "FailedToStartServiceHealthcheck", true));
         self.events.observe(found);
     }
 }

@@ -120,6 +120,7 @@ impl<'a> Compute<'a> {
         self.warn_of_externals(ours);
         self.warn_of_open_family(ours);
         let mut unroutable_endpoints = BTreeSet::new();
+        let probed = ours.service.health_check_port();
         let mut ready_here = BTreeMap::<IpFamily, BTreeSet<IpAddr>>::new();
         for port in &ours.service.ports {
             for (family, cluster_ip) in &ours.families {
@@ -132,12 +133,14 @@ impl<'a> Compute<'a> {
                     }
                     None => true,
                 });
-                let ready = endpoints.iter().filter(|(_, it)| it.local && it.state == EndpointState::Ready);
-                ready_here.entry(*family).or_default().extend(ready.map(|(backend, _)| backend.addr));
+                if probed.is_some() {
+                    let ready = endpoints.iter().filter(|(_, it)| it.local && it.state == EndpointState::Ready);
+                    ready_here.entry(*family).or_default().extend(ready.map(|(backend, _)| backend.addr));
+                }
                 self.add_port(ours, port, *family, *cluster_ip, &endpoints);
             }
         }
-        if let Some(port) = ours.service.health_check_port() {
+        if let Some(port) = probed {
             let local = ready_here.values().map(BTreeSet::len).max().unwrap_or(0);
             self.out.health_checks.insert(ours.name.clone(), HealthCheck { port, local });
         }
