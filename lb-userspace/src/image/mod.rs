@@ -18,7 +18,7 @@ mod ring_order;
 mod tests;
 
 pub use self::{
-    build::{Built, NextHopInfo, build},
+    build::{Built, BuiltSome, NextHopInfo, NextHops, build, build_some},
     capacity::Capacity,
     dump::dump,
     programmed::{Programmed, ProgrammedBackend, ProgrammedFrontend, prefixes, programmed},

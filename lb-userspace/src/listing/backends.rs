@@ -95,7 +95,7 @@ impl Surroundings {
         let asked = async {
             let netlink = Netlink::open()?;
             let links = netlink.links().await?.into_iter().map(|link| (link.ifindex, link)).collect();
-            let ways = netlink.next_hops(addrs).await?;
+            let ways = net::next_hops(addrs).await?;
             Ok::<_, io::Error>(Self { links, ways, neighbours: netlink.neighbours().await? })
         };
         asked.await.unwrap_or_else(|error| {
