@@ -6,6 +6,7 @@ use std::{
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     ops::Bound,
+    sync::Arc,
 };
 
 use ipnet::IpNet;
@@ -20,7 +21,7 @@ use crate::{
     image::octets::Octets as _,
     model::Node,
     net::{
-        self, Address, Netlink, NextHop, Ways, bridges,
+        self, Address, Netlink, NextHop, Ways, WaysTo, bridges,
         host_device::{self, HostDevice, Way},
         neighbours,
         node_ports::Own,
@@ -45,7 +46,7 @@ pub(super) struct Network {
     /// What is attached, by interface index; an error is told and tried again.
     attached: BTreeMap<u32, Result<Attached, String>>,
     /// To the backends.
-    ways: BTreeMap<IpAddr, NextHop>,
+    ways: WaysTo,
     /// The last of them that was asked for again.
     checked: Option<IpAddr>,
     /// By interface index.
@@ -57,7 +58,7 @@ pub(super) struct Network {
 }
 
 /// Ways as they are compared: what an ICMP error taught comes and goes.
-fn lasting(ways: &BTreeMap<IpAddr, NextHop>) -> impl Iterator<Item = (IpAddr, NextHop)> {
+fn lasting(ways: &WaysTo) -> impl Iterator<Item = (IpAddr, NextHop)> {
     ways.iter().map(|(addr, way)| (*addr, way.lasting()))
 }
 
@@ -98,7 +99,7 @@ impl Network {
             detected: Vec::new(),
             devices: Vec::new(),
             attached: BTreeMap::new(),
-            ways: BTreeMap::new(),
+            ways: WaysTo::new(),
             checked: None,
             mtus: BTreeMap::new(),
             problems,
@@ -208,8 +209,8 @@ impl Network {
     /// Asks for ways that are known, some more with each call; whether one of them is another one now.
     pub(super) async fn have_ways_changed(&mut self) -> bool {
         let from = self.checked.map_or(Bound::Unbounded, Bound::Excluded);
-        let some: BTreeMap<IpAddr, NextHop> =
-            self.ways.range((from, Bound::Unbounded)).take(CHECKED).map(|(addr, way)| (*addr, *way)).collect();
+        let some = self.ways.range((from, Bound::Unbounded)).take(CHECKED);
+        let some: WaysTo = some.map(|(addr, way)| (*addr, Arc::clone(way))).collect();
         self.checked = some.keys().next_back().copied().filter(|_| some.len() == CHECKED);
         let asked = net::next_hops(&some.keys().copied().collect()).await;
         asked.is_ok_and(|found| !lasting(&found).eq(lasting(&some)))

@@ -17,7 +17,8 @@ use crate::{
     verify::{self, Noting, Ops, Place, Verifier, VerifyError},
 };
 
-/// Between two rounds: a walk over the largest tables takes four minutes, one over a few thousand entries one round.
+/// Between two rounds: a walk over what is programmed takes four minutes for the largest tables, one round for a
+/// few thousand entries; one over all room of the arrays a quarter of an hour.
 const PERIOD: Duration = Duration::from_secs(1);
 /// For how long status tells of drift that was mended.
 const TELL: Duration = Duration::from_mins(30);

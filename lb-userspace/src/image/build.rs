@@ -32,7 +32,7 @@ use crate::{
 };
 
 /// The way to an address.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct NextHopInfo {
     /// The device.
     pub ifindex: u32,

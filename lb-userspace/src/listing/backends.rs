@@ -18,7 +18,7 @@ use crate::{
         octets::{Octets, array},
     },
     model::{IpFamily, ObjectName},
-    net::{self, Link, Netlink, NextHop, neighbours::Neighbours},
+    net::{self, Link, Netlink, WaysTo, neighbours::Neighbours},
     plan,
     report::{BackendRow, NextHopRow},
 };
@@ -82,7 +82,7 @@ fn slots<A: Octets>(image: &Image) -> BTreeMap<u32, Slot> {
 #[derive(Default)]
 struct Surroundings {
     links: BTreeMap<u32, Link>,
-    ways: BTreeMap<IpAddr, NextHop>,
+    ways: WaysTo,
     neighbours: Neighbours,
 }
 

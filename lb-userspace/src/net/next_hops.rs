@@ -7,6 +7,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    sync::Arc,
     time::Duration,
 };
 
@@ -23,8 +24,11 @@ use rtnetlink::{
 use super::netlink::{address_of, mtu_of};
 use crate::image::{NextHopInfo, NextHops};
 
+/// Ways by address. Many addresses share one.
+pub type WaysTo = BTreeMap<IpAddr, Arc<NextHop>>;
+
 /// The way to an address.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct NextHop {
     /// What our programs are told of it.
     pub info: NextHopInfo,
@@ -56,7 +60,7 @@ impl NextHop {
 
 /// Known ways, for the tables.
 #[derive(Clone, Copy, Debug)]
-pub struct Ways<'a>(pub &'a BTreeMap<IpAddr, NextHop>);
+pub struct Ways<'a>(pub &'a WaysTo);
 
 impl NextHops for Ways<'_> {
     fn next_hop(&self, addr: IpAddr) -> Option<NextHopInfo> {
@@ -82,18 +86,17 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 /// The ways to addresses; those without one are left out. The kernel answers one question after the other, so that many
 /// are sent at once: a node may have a hundred thousand backends.
-pub async fn next_hops(addrs: &BTreeSet<IpAddr>) -> io::Result<BTreeMap<IpAddr, NextHop>> {
+pub async fn next_hops(addrs: &BTreeSet<IpAddr>) -> io::Result<WaysTo> {
     if addrs.is_empty() {
-        return Ok(BTreeMap::new());
+        return Ok(WaysTo::new());
     }
     let addrs: Vec<IpAddr> = addrs.iter().copied().collect();
     let asked = tokio::task::spawn_blocking(move || {
-        let asker = Asker::open()?;
-        let mut found = BTreeMap::new();
+        let mut asker = Asker::open()?;
         for some in addrs.chunks(TOGETHER) {
-            asker.ask(some, &mut found)?;
+            asker.ask(some)?;
         }
-        Ok(found)
+        Ok(asker.found)
     });
     asked.await.map_err(io::Error::other)?
 }
@@ -101,6 +104,8 @@ pub async fn next_hops(addrs: &BTreeSet<IpAddr>) -> io::Result<BTreeMap<IpAddr, 
 /// A socket for questions about routes.
 struct Asker {
     socket: Socket,
+    found: WaysTo,
+    distinct: BTreeMap<NextHop, Arc<NextHop>>,
 }
 
 impl Asker {
@@ -109,11 +114,11 @@ impl Asker {
         socket.bind_auto()?;
         socket.connect(&SocketAddr::new(0, 0))?;
         rustix::net::sockopt::set_socket_timeout(&socket, rustix::net::sockopt::Timeout::Recv, Some(PATIENCE))?;
-        Ok(Self { socket })
+        Ok(Self { socket, found: WaysTo::new(), distinct: BTreeMap::new() })
     }
 
     /// Asks for a few at once.
-    fn ask(&self, addrs: &[IpAddr], found: &mut BTreeMap<IpAddr, NextHop>) -> io::Result<()> {
+    fn ask(&mut self, addrs: &[IpAddr]) -> io::Result<()> {
         let mut questions = Vec::new();
         for (number, addr) in (0..).zip(addrs) {
             let mut message = NetlinkMessage::from(RouteNetlinkMessage::GetRoute(question(*addr)));
@@ -142,7 +147,8 @@ impl Asker {
                 let number = message.header.sequence_number as usize;
                 let Some(addr) = addrs.get(number).filter(|_| open.remove(&number)) else { continue };
                 if let Some(hop) = answer(message.payload, *addr)? {
-                    found.insert(*addr, hop);
+                    let shared = self.distinct.entry(hop).or_insert_with(|| Arc::new(hop));
+                    self.found.insert(*addr, Arc::clone(shared));
                 }
             }
         }

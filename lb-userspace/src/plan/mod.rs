@@ -115,7 +115,7 @@ pub fn diff(desired: &Image, mirror: &Image) -> Plan {
         // Both walks are in the order of the keys.
         loop {
             let order = match (new.peek(), old.peek()) {
-                (Some((new, _)), Some((old, _))) => new.cmp(old),
+                (Some((new, _)), Some((old, _))) => table.order(new, old),
                 (Some(_), None) => Ordering::Less,
                 (None, Some(_)) => Ordering::Greater,
                 (None, None) => break,
