@@ -154,6 +154,7 @@ fn options(run: Run, global: Global) -> anyhow::Result<RunOptions> {
         }
         SourceOptions::Documents(file_source::Options {
             allocations: run.allocations,
+            pools: config.address_pools.clone(),
             write_allocations: true,
             ..options
         })

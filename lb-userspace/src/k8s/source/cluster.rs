@@ -42,7 +42,7 @@ pub(super) enum Change {
     Slices(Delta<Option<EndpointSlice>>),
     Nodes(Delta<Node>),
     ServiceCidrs(Delta<Vec<IpNet>>),
-    Namespaces(Delta<()>),
+    Namespaces(Delta<BTreeMap<String, String>>),
     Pods(Delta<Pod>),
 }
 
@@ -105,7 +105,7 @@ impl Cluster {
             Change::ServiceCidrs(delta) => {
                 places.apply(Kind::ServiceCidr, &mut model.service_cidrs, delta, |name| name.name.clone(), Some)
             }
-            Change::Namespaces(delta) => places.namespaces(&mut model.namespaces, delta),
+            Change::Namespaces(delta) => places.namespaces(model, delta),
             Change::Pods(delta) => places.apply(Kind::Pod, &mut model.pods, delta, ObjectName::clone, Some),
         };
         let changed = places.model_changed && *complete;
@@ -153,19 +153,19 @@ struct Places<'a> {
 }
 
 impl Places<'_> {
-    /// Of a Namespace only its name is kept.
-    fn namespaces(&mut self, names: &mut BTreeSet<String>, delta: Delta<()>) -> Option<Kind> {
-        match delta {
-            Delta::Set(name, _) => self.model_changed |= names.insert(name.name),
-            Delta::Gone(name) => self.model_changed |= names.remove(&name.name),
+    /// Of a Namespace its name is kept, and its labels.
+    fn namespaces(&mut self, model: &mut Model, delta: Delta<BTreeMap<String, String>>) -> Option<Kind> {
+        match &delta {
+            Delta::Set(name, _) => self.model_changed |= model.namespaces.insert(name.name.clone()),
+            Delta::Gone(name) => self.model_changed |= model.namespaces.remove(&name.name),
             Delta::Whole(found) => {
-                let whole: BTreeSet<String> = found.into_iter().map(|(name, _)| name.name).collect();
-                self.model_changed |= *names != whole;
-                *names = whole;
-                return Some(Kind::Namespace);
+                let whole: BTreeSet<String> = found.iter().map(|(name, _)| name.name.clone()).collect();
+                self.model_changed |= model.namespaces != whole;
+                model.namespaces = whole;
             }
         }
-        None
+        let keep = |labels: BTreeMap<String, String>| Some(labels).filter(|labels| !labels.is_empty());
+        self.apply(Kind::Namespace, &mut model.namespace_labels, delta, |name| name.name.clone(), keep)
     }
 
     /// Applies a delta to one of the model's maps; the kind if it is complete by that. `keep` is what the model holds of a
