@@ -13,6 +13,7 @@ pub mod check;
 pub mod cli;
 pub mod config;
 pub mod control;
+pub mod controller;
 mod convert;
 pub mod describe;
 pub mod desired;

@@ -3,6 +3,7 @@
 mod args;
 mod client_args;
 mod clients;
+mod controller_args;
 mod dns_args;
 mod render;
 
@@ -19,7 +20,7 @@ use crate::{
     check::{self, CheckOptions, Level},
     config::{self, Loaded},
     control::{self, AskError, Request, Response},
-    dns, file_source,
+    controller, dns, file_source,
     k8s::source::{Access, AccessError},
     listing::{self, Filter, Tables},
     logs, memory,
@@ -59,6 +60,11 @@ async fn execute(Cli { command, mut global }: Cli) -> anyhow::Result<ExitCode> {
         Command::Dns(arguments) => {
             logs::start(logs::Options::default());
             Box::pin(dns::run(arguments.options(&global.state_dir)?)).await?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Controller(arguments) => {
+            logs::start(logs::Options::default());
+            Box::pin(controller::run(arguments.options(&global.state_dir)?)).await?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Status => show(&global, output, &Request::Status).await,
