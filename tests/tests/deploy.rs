@@ -211,7 +211,10 @@ fn the_name_service_is_behind_kube_dns_and_starts_as_it_says() {
 fn the_controller_writes_statuses_events_and_its_own_lease() {
     let controller = Manifest::controller().expect("a manifest");
     let words = |rules: Vec<(String, String, String)>| -> Vec<String> {
-        rules.into_iter().map(|(group, resource, verb)| format!("{verb} {resource} {group}").trim().to_owned()).collect()
+        rules
+            .into_iter()
+            .map(|(group, resource, verb)| format!("{verb} {resource} {group}").trim().to_owned())
+            .collect()
     };
     let mut found = words(rules(&controller));
     found.sort();
@@ -239,7 +242,9 @@ fn the_controller_writes_statuses_events_and_its_own_lease() {
         let named = at(rule, "/resourceNames");
         match at(rule, "/verbs/0").as_str() {
             Some("create") => assert_eq!(named, &Value::Null),
-            _ => assert!(named == &json!(["ballast-controller"]) || named == &json!(["ballast-address-pools"]), "{rule}"),
+            _ => {
+                assert!(named == &json!(["ballast-controller"]) || named == &json!(["ballast-address-pools"]), "{rule}")
+            }
         }
     }
     for kind in ["ClusterRoleBinding", "RoleBinding"] {

@@ -27,6 +27,7 @@ use crate::{
     model::ObjectName,
     net,
     offline::{self, Places},
+    report::Problem,
 };
 
 /// Degraded.
@@ -123,10 +124,17 @@ fn object((namespace, name): (String, String)) -> ObjectName {
 }
 
 fn options(run: Run, global: Global) -> anyhow::Result<RunOptions> {
-    let Loaded { mut config, notes } = match &run.config {
+    let Loaded { mut config, mut notes } = match &run.config {
         None => Loaded::default(),
         Some(path) => config::load(path)?,
     };
+    if run.file.is_none() && !config.address_pools.is_empty() {
+        notes.push(Problem {
+            object: "addressPools".to_owned(),
+            cause: "an agent of a cluster gives no addresses".to_owned(),
+            fix: "give them to `ballast controller`".to_owned(),
+        });
+    }
     config.logging.format = run.log_format.unwrap_or(config.logging.format);
     config.logging.verbosity = run.verbosity.unwrap_or(config.logging.verbosity);
     logs::start(config.logging);

@@ -126,8 +126,10 @@ pub(super) fn read(document: &Document, loaded: &mut Loaded) -> Result<(), Confi
         rings: size("rings", own.maps.rings, default.rings, MOST_ENTRIES)?,
         conntrack: size("conntrack", own.maps.conntrack, default.conntrack, MOST_ENTRIES)?,
     };
-    config.address_pools =
-        own.address_pools.try_into().map_err(|PoolError { field, cause, fix }| wrong(document, &field, &cause, &fix))?;
+    config.address_pools = own
+        .address_pools
+        .try_into()
+        .map_err(|PoolError { field, cause, fix }| wrong(document, &field, &cause, &fix))?;
     if let Some(external) = own.external_ips {
         config.external_ips = external_ips(document, external)?;
     }

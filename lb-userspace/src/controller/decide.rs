@@ -224,7 +224,11 @@ mod tests {
     fn what_was_written_counts_before_it_is_seen() {
         let mut model = model(vec![("z", service(&[], Balancer::default()))]);
         let first = decide(&model, &home(), &Underway::new());
-        let mut underway: Underway = [(fixture::name("z"), (model.services[&fixture::name("z")].clone(), vec!["198.51.100.1".parse().expect("an address")]))].into();
+        let mut underway: Underway = [(
+            fixture::name("z"),
+            (model.services[&fixture::name("z")].clone(), vec!["198.51.100.1".parse().expect("an address")]),
+        )]
+        .into();
         // Its event was on its way before ours is.
         model.services.insert(fixture::name("a"), service(&[], Balancer::default()));
         settle(&mut underway, &model);
@@ -239,14 +243,30 @@ mod tests {
     #[test]
     fn a_refusal_is_said_and_unsaid() {
         let mut model = model(vec![
-            ("a", service(&["198.51.100.1"], Balancer { condition: said(true, "Assigned", "198.51.100.1 of pool home"), ..Balancer::default() })),
-            ("b", service(&["198.51.100.2"], Balancer { condition: said(true, "Assigned", "198.51.100.2 of pool home"), ..Balancer::default() })),
+            (
+                "a",
+                service(
+                    &["198.51.100.1"],
+                    Balancer { condition: said(true, "Assigned", "198.51.100.1 of pool home"), ..Balancer::default() },
+                ),
+            ),
+            (
+                "b",
+                service(
+                    &["198.51.100.2"],
+                    Balancer { condition: said(true, "Assigned", "198.51.100.2 of pool home"), ..Balancer::default() },
+                ),
+            ),
             ("c", service(&[], Balancer::default())),
         ]);
         let decision = decide(&model, &home(), &Underway::new());
         assert_eq!(decision.writes.len(), 1, "the others keep theirs: {:?}", decision.writes);
         let condition = decision.writes[&fixture::name("c")].condition.clone().expect("said");
-        assert!(!condition.is_true && condition.reason == "AddressPoolsExhausted" && condition.message.contains("home (198.51.100.1-198.51.100.2)"));
+        assert!(
+            !condition.is_true
+                && condition.reason == "AddressPoolsExhausted"
+                && condition.message.contains("home (198.51.100.1-198.51.100.2)")
+        );
         assert_eq!(decision.refusals[&fixture::name("c")][0].reason, Reason::PoolsExhausted);
         apply(&mut model, &decision);
         assert!(decide(&model, &home(), &Underway::new()).writes.is_empty());
@@ -270,7 +290,11 @@ mod tests {
         let decision = decide(&model, &home(), &Underway::new());
         assert_eq!(decision.writes.keys().collect::<Vec<_>>(), [&fixture::name("c"), &fixture::name("e")]);
         assert_eq!(decision.writes[&fixture::name("c")], Wanted { ingress: None, condition: None });
-        assert_eq!(ips(&decision.writes[&fixture::name("e")]), Some(vec!["198.51.100.2".to_owned()]), "the other's is taken");
+        assert_eq!(
+            ips(&decision.writes[&fixture::name("e")]),
+            Some(vec!["198.51.100.2".to_owned()]),
+            "the other's is taken"
+        );
     }
 
     #[test]
@@ -289,7 +313,8 @@ mod tests {
     fn what_was_ours_goes_with_the_type() {
         let ours = Balancer { condition: said(true, "Assigned", "x"), ..Balancer::default() };
         let pending = Balancer { condition: said(false, "AddressPoolsExhausted", "x"), ..Balancer::default() };
-        let changed = |ips: &[&str], balancer| Service { service_type: ServiceType::NodePort, ..service(ips, balancer) };
+        let changed =
+            |ips: &[&str], balancer| Service { service_type: ServiceType::NodePort, ..service(ips, balancer) };
         let model = model(vec![
             ("a", changed(&[], ours)),
             ("b", changed(&[], pending)),
@@ -306,14 +331,18 @@ mod tests {
         let model = model(vec![("a", service(&[], Balancer::default())), ("b", service(&[], of_class(CLASS)))]);
         let decision = decide(&model, &Pools::default(), &Underway::new());
         assert_eq!(decision.writes.keys().collect::<Vec<_>>(), [&fixture::name("b")]);
-        assert_eq!(decision.writes[&fixture::name("b")].condition.as_ref().map(|condition| &*condition.reason), Some("NoAddressPool"));
+        assert_eq!(
+            decision.writes[&fixture::name("b")].condition.as_ref().map(|condition| &*condition.reason),
+            Some("NoAddressPool")
+        );
         assert_eq!(decision.refusals.len(), 1);
     }
 
     #[test]
     fn a_cluster_ip_is_no_load_balancer_address() {
         let mut model = model(vec![("a", service(&[], Balancer::default()))]);
-        model.services.get_mut(&fixture::name("a")).expect("there").cluster_ips = vec!["198.51.100.1".parse().expect("an address")];
+        model.services.get_mut(&fixture::name("a")).expect("there").cluster_ips =
+            vec!["198.51.100.1".parse().expect("an address")];
         let decision = decide(&model, &home(), &Underway::new());
         assert_eq!(ips(&decision.writes[&fixture::name("a")]), Some(vec!["198.51.100.2".to_owned()]));
     }

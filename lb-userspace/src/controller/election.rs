@@ -33,7 +33,8 @@ impl Terms {
         if renew.as_secs_f64() <= retry.as_secs_f64() * 1.2 {
             return Some(format!("a renew deadline of {renew:?} must be longer than 1.2 retry periods of {retry:?}"));
         }
-        (lease.subsec_nanos() != 0 || retry.is_zero()).then(|| "a lease lasts whole seconds, a retry period some time".to_owned())
+        (lease.subsec_nanos() != 0 || retry.is_zero())
+            .then(|| "a lease lasts whole seconds, a retry period some time".to_owned())
     }
 }
 
@@ -105,7 +106,13 @@ impl Candidate {
     /// What it writes to give it back; nothing if it has not got it.
     pub fn release(&self, time: String) -> Option<Record> {
         let (record, _) = self.seen.as_ref().filter(|(record, _)| record.holder == self.identity)?;
-        Some(Record { holder: String::new(), seconds: 1, acquired: time.clone(), renewed: time, transitions: record.transitions })
+        Some(Record {
+            holder: String::new(),
+            seconds: 1,
+            acquired: time.clone(),
+            renewed: time,
+            transitions: record.transitions,
+        })
     }
 
     /// Its claim, begun at `began`, was written.
@@ -197,7 +204,8 @@ mod tests {
 
     #[test]
     fn terms_are_checked_as_client_go_checks_them() {
-        let terms = |lease, renew, retry| Terms { lease: SECOND * lease, renew: SECOND * renew, retry: SECOND * retry }.wrong();
+        let terms =
+            |lease, renew, retry| Terms { lease: SECOND * lease, renew: SECOND * renew, retry: SECOND * retry }.wrong();
         assert_eq!((terms(15, 10, 2), terms(3, 2, 1)), (None, None));
         assert!(terms(10, 10, 2).is_some() && terms(15, 10, 9).is_some() && terms(15, 10, 0).is_some());
     }

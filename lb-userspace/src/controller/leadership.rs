@@ -175,23 +175,25 @@ impl Campaign {
     }
 
     fn publish(&self) {
-        let until = self.candidate.leads_until();
+        let until = self.candidate.leads_until().filter(|until| Instant::now() < *until);
         let holder = self.candidate.holder().map(str::to_owned);
         let led = self.until.borrow().is_some();
-        if led != until.is_some() {
-            let identity = &self.options.identity;
-            match (&until, &holder) {
-                (Some(_), _) => tracing::info!("{identity} holds Lease {}: it leads", self.options.name),
-                (None, holder) => tracing::warn!(
-                    "{identity} lost Lease {} to {}: it writes nothing any more",
-                    self.options.name,
-                    holder.as_deref().unwrap_or("nobody")
-                ),
+        let LeaseOptions { name, identity, .. } = &self.options;
+        let other = holder.as_ref().filter(|holder| *holder != identity);
+        match (led, until.is_some(), other) {
+            (false, true, _) => tracing::info!("{identity} holds Lease {name}: it leads"),
+            (true, false, None) => {
+                tracing::warn!(
+                    "{identity} lost Lease {name}, which it could not renew in time: it writes nothing any more"
+                );
             }
-        } else if holder != self.shown.holder()
-            && let Some(holder) = holder.as_ref().filter(|_| until.is_none())
-        {
-            tracing::info!("{holder} holds Lease {}", self.options.name);
+            (true, false, Some(other)) => {
+                tracing::warn!("{identity} lost Lease {name} to {other}: it writes nothing any more");
+            }
+            (false, false, Some(other)) if holder != self.shown.holder() => {
+                tracing::info!("{other} holds Lease {name}")
+            }
+            _ => {}
         }
         self.shown.with(|state| state.holder = holder);
         self.until.send_replace(until);

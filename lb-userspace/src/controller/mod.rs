@@ -90,7 +90,8 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     };
     let site = Site::new(api.calls(), leadership.clone());
     let _pages = site.listen(options.health, options.metrics);
-    let controller = Controller { api, leadership, site: Arc::clone(&site), identity, reader: Reader::new(options.pools) };
+    let controller =
+        Controller { api, leadership, site: Arc::clone(&site), identity, reader: Reader::new(options.pools) };
     tokio::select! {
         () = controller.run() => {}
         _ = terminate.recv() => {}
@@ -197,7 +198,10 @@ impl Controller {
                 shown.listed = true;
                 shown.assigned = decision.assigned;
                 shown.pending = decision.refusals.len() as u64;
-                shown.in_use = pools.iter().map(|pool| (pool.name.clone(), decision.in_use.get(&pool.name).copied().unwrap_or(0))).collect();
+                shown.in_use = pools
+                    .iter()
+                    .map(|pool| (pool.name.clone(), decision.in_use.get(&pool.name).copied().unwrap_or(0)))
+                    .collect();
             });
         }
     }
@@ -212,11 +216,8 @@ impl Controller {
         });
         let write = |(name, service, wanted)| async move {
             // In front of each: a Lease may end while others are written.
-            let written = if self.leadership.leads() {
-                Some(self.api.write_status(name, service, wanted).await)
-            } else {
-                None
-            };
+            let written =
+                if self.leadership.leads() { Some(self.api.write_status(name, service, wanted).await) } else { None };
             (name, service, wanted, written)
         };
         let all: Vec<_> = all.collect();

@@ -2,13 +2,7 @@
 
 use std::{fmt, path::PathBuf, time::Duration};
 
-use crate::{
-    config,
-    k8s::source::Api,
-    model::ObjectName,
-    pools::Pools,
-    report::Problem,
-};
+use crate::{config, k8s::source::Api, model::ObjectName, pools::Pools, report::Problem};
 
 /// How often it is looked whether they changed. A mounted `ConfigMap` is a link that is replaced, another file system may
 /// tell nothing: looking is what works everywhere.
@@ -103,7 +97,8 @@ impl Reader {
     }
 
     fn problem(&self, cause: &str, fix: &str) -> Problem {
-        let stays = if self.pools.is_some() { "the last good pools stay in use" } else { "no address is given until then" };
+        let stays =
+            if self.pools.is_some() { "the last good pools stay in use" } else { "no address is given until then" };
         Problem {
             object: format!("address pools in {}", self.source),
             cause: format!("{cause}: {stays}"),

@@ -134,10 +134,18 @@ impl Site {
         for (pool, count) in shown.in_use {
             in_use.get_or_create(&Labelled { pool }).set(i64::try_from(count).unwrap_or(i64::MAX));
         }
-        registry.register("pool_addresses_in_use", "Addresses that Services have, by pool; a shared one counts for each", in_use);
+        registry.register(
+            "pool_addresses_in_use",
+            "Addresses that Services have, by pool; a shared one counts for each",
+            in_use,
+        );
         let statuses = registry.sub_registry_with_prefix("status_writes");
         statuses.register("done", "Statuses written", ConstCounter::new(shown.written));
-        statuses.register("outdated", "Not written, for the Service was another one by then", ConstCounter::new(shown.outdated));
+        statuses.register(
+            "outdated",
+            "Not written, for the Service was another one by then",
+            ConstCounter::new(shown.outdated),
+        );
         statuses.register("failed", "Not written: the API server did not take them", ConstCounter::new(shown.failed));
         let events = registry.sub_registry_with_prefix("events");
         events.register("sent", "Events the API server has", ConstCounter::new(shown.events.sent));

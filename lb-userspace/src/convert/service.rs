@@ -16,7 +16,9 @@ use super::{
 };
 use crate::{
     k8s::{self, CONDITION_ADDRESSES, IntOrString, LABEL_PROXY_NAME},
-    model::{Balancer, BalancerCondition, IpFamily, Protocol, Service, ServicePort, ServiceType, TargetPort, TrafficPolicy},
+    model::{
+        Balancer, BalancerCondition, IpFamily, Protocol, Service, ServicePort, ServiceType, TargetPort, TrafficPolicy,
+    },
 };
 
 /// A Service whose written addresses are in place and whose missing ones are still to be allocated.

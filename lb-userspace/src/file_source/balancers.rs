@@ -21,29 +21,33 @@ pub(super) fn asks(draft: &Draft) -> bool {
     pools::is_ours(service) && service.load_balancer_ips.is_empty() && !elsewhere
 }
 
-/// Gives each Service that asks what it held in the `before`, else what the pools have. A reader takes the record as it is.
+/// Gives each Service that asks what it held in the `before`, else what the pools have. A reader takes the record as it is;
+/// so does an agent without pools, which would take from the others of the folder what they gave.
 pub(super) fn give(out: &mut Allocated, before: &Records, claims: &Claims, objects: &Objects, options: &Options) {
     let held = held(out, before);
-    let given: BTreeMap<ObjectName, Assignment> = if options.write_allocations {
-        assign(out, &held, before, claims, objects, options)
-    } else {
+    if options.pools.is_empty() || !options.write_allocations {
         for (name, ips) in held {
-            if let Some((_, service)) = out.services.get_mut(&name) {
-                service.load_balancer_ips = ips;
-            }
+            out.set(&name, ips);
         }
         return;
-    };
+    }
+    let given: BTreeMap<ObjectName, Assignment> = assign(out, &held, before, claims, objects, options);
     for (name, Assignment { addresses, refusals }) in given {
-        let Some((_, service)) = out.services.get_mut(&name) else { continue };
-        service.load_balancer_ips = addresses.into_iter().map(|granted| granted.ip).collect();
-        let ips = service.load_balancer_ips.clone();
-        out.records.entry(name.clone()).or_default().load_balancer_ips = ips;
+        out.set(&name, addresses.into_iter().map(|granted| granted.ip).collect());
         let issue = |refusal: pools::Refusal| {
             let reason = format!("no load balancer address as asked: {}", refusal.cause);
             (name.clone(), Issue::error(refusal.field, reason, refusal.fix))
         };
         out.issues.extend(refusals.into_iter().map(issue));
+    }
+}
+
+impl Allocated {
+    fn set(&mut self, name: &ObjectName, ips: Vec<IpAddr>) {
+        if let Some((_, service)) = self.services.get_mut(name) {
+            service.load_balancer_ips.clone_from(&ips);
+            self.records.entry(name.clone()).or_default().load_balancer_ips = ips;
+        }
     }
 }
 
@@ -65,9 +69,6 @@ fn assign(
     objects: &Objects,
     options: &Options,
 ) -> BTreeMap<ObjectName, Assignment> {
-    if options.pools.is_empty() {
-        return BTreeMap::new();
-    }
     // Of Services that are refused now, or in a file that cannot be read: they will want them back.
     let absent = before.iter().filter(|(name, _)| out.records.contains_key(name) && !out.services.contains_key(name));
     let kept: BTreeMap<IpAddr, &ObjectName> =

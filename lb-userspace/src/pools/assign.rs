@@ -225,8 +225,13 @@ impl<'a> Office<'a> {
                 refuse(Reason::AddressTaken, have(owner), fix)
             }
             Conflict::OtherPods(owner) => {
-                let cause = format!("{}, and with externalTrafficPolicy: Local only the same pods share one", have(owner));
-                refuse(Reason::AddressTaken, cause, "ask for another, or use the same selector or policy Cluster in both")
+                let cause =
+                    format!("{}, and with externalTrafficPolicy: Local only the same pods share one", have(owner));
+                refuse(
+                    Reason::AddressTaken,
+                    cause,
+                    "ask for another, or use the same selector or policy Cluster in both",
+                )
             }
             Conflict::SamePort(owner, (protocol, port)) => {
                 let cause = format!("{}, which has port {port}/{protocol} too", have(owner));
@@ -282,9 +287,11 @@ impl<'a> Search<'a> {
         if case.needs_both() && case.given.len() + found.len() < families.len() {
             // One it held before stays: nothing that works ends by this.
             found.clear();
-            case.given.retain(|ip| case.held.contains(ip) || {
-                office.tenants.remove(*ip, &case.tenant);
-                false
+            case.given.retain(|ip| {
+                case.held.contains(ip) || {
+                    office.tenants.remove(*ip, &case.tenant);
+                    false
+                }
             });
             if case.given.is_empty() {
                 case.refusals.push(Refusal {

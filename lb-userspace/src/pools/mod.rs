@@ -14,7 +14,6 @@ mod selector;
 mod tenants;
 mod wish;
 
-
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,

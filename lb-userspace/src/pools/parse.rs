@@ -96,15 +96,18 @@ impl TryFrom<Vec<AddressPool>> for Pools {
                 ranges.push(Written { range, field, text: text.clone(), pool: pool.name.clone() });
             }
             own.sort_unstable();
-            pools.push((pool.priority, Pool {
-                name: pool.name,
-                ranges: own,
-                avoid_buggy_ips: pool.avoid_buggy_ips,
-                auto_assign: pool.auto_assign,
-                namespaces: pool.namespaces,
-                namespace_selector: pool.namespace_selector,
-                service_selector: pool.service_selector,
-            }));
+            pools.push((
+                pool.priority,
+                Pool {
+                    name: pool.name,
+                    ranges: own,
+                    avoid_buggy_ips: pool.avoid_buggy_ips,
+                    auto_assign: pool.auto_assign,
+                    namespaces: pool.namespaces,
+                    namespace_selector: pool.namespace_selector,
+                    service_selector: pool.service_selector,
+                },
+            ));
         }
         check_overlaps(ranges)?;
         pools.sort_by(|(priority, pool), (other_priority, other)| {

@@ -62,7 +62,8 @@ prop_compose! {
 }
 
 fn town() -> impl Strategy<Value = Town> {
-    let name = (0_u8..2, 0_u8..12).prop_map(|(namespace, name)| ObjectName { namespace: format!("ns{namespace}"), name: format!("s{name}") });
+    let name = (0_u8..2, 0_u8..12)
+        .prop_map(|(namespace, name)| ObjectName { namespace: format!("ns{namespace}"), name: format!("s{name}") });
     prop::collection::btree_map(name, (a_service(), prop::collection::vec(address(), 0..2)), 0..16).prop_map(|all| {
         let mut town = Town::default();
         for (name, (service, held)) in all {

@@ -96,18 +96,24 @@ mod tests {
             ("Exists", &[], true, true, false),
             ("DoesNotExist", &[], false, false, true),
         ] {
-            let found = [&[("tier", "a")][..], &[("tier", "b")], &[]].map(|labels| selects(expression(operator, values), labels));
+            let found = [&[("tier", "a")][..], &[("tier", "b")], &[]]
+                .map(|labels| selects(expression(operator, values), labels));
             assert_eq!(found, [with_a, with_b, without], "{operator}");
         }
     }
 
     #[test]
     fn what_the_api_refuses_is_wrong() {
-        let wrong = |json: &str| serde_json::from_str::<LabelSelector>(json).expect("of its types").wrong().map(|(field, _)| field);
+        let wrong = |json: &str| {
+            serde_json::from_str::<LabelSelector>(json).expect("of its types").wrong().map(|(field, _)| field)
+        };
         let values = Some("matchExpressions[0].values".to_owned());
         assert_eq!(wrong(r#"{"matchExpressions": [{"key": "a", "operator": "In"}]}"#), values);
         assert_eq!(wrong(r#"{"matchExpressions": [{"key": "a", "operator": "Exists", "values": ["b"]}]}"#), values);
-        assert_eq!(wrong(r#"{"matchExpressions": [{"key": "", "operator": "Exists"}]}"#), Some("matchExpressions[0].key".to_owned()));
+        assert_eq!(
+            wrong(r#"{"matchExpressions": [{"key": "", "operator": "Exists"}]}"#),
+            Some("matchExpressions[0].key".to_owned())
+        );
         assert!(serde_json::from_str::<LabelSelector>(r#"{"matchLabel": {}}"#).is_err());
     }
 }

@@ -98,7 +98,8 @@ const HOME: &str = "[{name: home, addresses: [198.51.100.0/30, '2001:db8::10-200
 #[test]
 fn the_lowest_free_address_of_each_family_is_given() {
     let town = Town::of([("a", service()), ("b", dual()), ("c", dual())]);
-    let expected = ["a 198.51.100.0@home", "b 198.51.100.1@home 2001:db8::10@home", "c 198.51.100.2@home 2001:db8::11@home"];
+    let expected =
+        ["a 198.51.100.0@home", "b 198.51.100.1@home 2001:db8::10@home", "c 198.51.100.2@home 2001:db8::11@home"];
     assert_eq!(town.told(HOME), expected);
 }
 
@@ -144,8 +145,12 @@ fn another_class_and_another_type_are_nobodys_here() {
     ]);
     assert_eq!(town.told(HOME), ["ours 198.51.100.0@home"]);
     // What another controller gave is not given again.
-    let town = Town::of([("foreign", class("metallb.io/lb")), ("ours", class(CLASS)), ("wants", asking(service(), "198.51.100.0"))])
-        .holding("foreign", &["198.51.100.0"]);
+    let town = Town::of([
+        ("foreign", class("metallb.io/lb")),
+        ("ours", class(CLASS)),
+        ("wants", asking(service(), "198.51.100.0")),
+    ])
+    .holding("foreign", &["198.51.100.0"]);
     assert_eq!(town.told(HOME), ["ours 198.51.100.1@home", "wants ! LoadBalancerIPTaken"]);
 }
 
@@ -170,7 +175,10 @@ fn a_new_request_moves_a_service_and_a_refused_one_does_not() {
     let town = Town::of([("a", asking(service(), "203.0.113.9"))]).holding("a", &["198.51.100.0"]);
     assert_eq!(town.told(HOME), ["a 198.51.100.0@home ! LoadBalancerIPOutsidePools"]);
     let causes = town.causes(HOME);
-    assert!(causes[0].contains("203.0.113.9 is of no address pool") && causes[0].ends_with("198.51.100.0 stays"), "{causes:?}");
+    assert!(
+        causes[0].contains("203.0.113.9 is of no address pool") && causes[0].ends_with("198.51.100.0 stays"),
+        "{causes:?}"
+    );
     let town = Town::of([("a", asking(service(), "no address"))]).holding("a", &["198.51.100.0"]);
     assert_eq!(town.told(HOME), ["a 198.51.100.0@home ! InvalidLoadBalancerIP"]);
     // Each waits for what the one after it gives up.
@@ -188,7 +196,8 @@ fn requests_that_cannot_be_are_refused_with_pool_and_owner() {
     for bad in ["198.51.100.1,198.51.100.2", "2001:db8::10", "198.51.100.300", ",", "198.51.100.1,"] {
         assert_eq!(of(bad).told(HOME)[1], "b ! InvalidLoadBalancerIP", "{bad}");
     }
-    let both = with(asking(service(), "198.51.100.1"), Balancer { ip: Some("198.51.100.2".into()), ..Balancer::default() });
+    let both =
+        with(asking(service(), "198.51.100.1"), Balancer { ip: Some("198.51.100.2".into()), ..Balancer::default() });
     assert_eq!(Town::of([("a", both)]).told(HOME), ["a ! InvalidLoadBalancerIP"]);
     let avoiding = "[{name: home, addresses: [198.51.100.0/24], avoidBuggyIPs: true}]";
     assert_eq!(of("198.51.100.255").told(avoiding)[1], "b ! LoadBalancerIPOutsidePools");
@@ -222,7 +231,8 @@ fn both_families_or_none_where_both_are_required() {
     let required = || with(dual(), Balancer { both_families: true, ..Balancer::default() });
     let pools = "[{name: small, addresses: [192.0.2.1-192.0.2.2, '2001:db8::1']}]";
     let town = Town::of([("a", required()), ("b", required()), ("c", service())]);
-    let expected = ["a 192.0.2.1@small 2001:db8::1@small", "b ! AddressPoolsExhausted ! RequireDualStack", "c 192.0.2.2@small"];
+    let expected =
+        ["a 192.0.2.1@small 2001:db8::1@small", "b ! AddressPoolsExhausted ! RequireDualStack", "c 192.0.2.2@small"];
     assert_eq!(town.told(pools), expected);
     // Neither does it keep what it asked for, but what it had.
     let v4_only = "[{name: small, addresses: [192.0.2.1-192.0.2.2]}]";
@@ -243,16 +253,22 @@ fn addresses_are_shared_under_one_key_by_different_ports() {
         ("e", service()),
     ]);
     let pools = "[{name: home, addresses: [198.51.100.0/29]}]";
-    let expected =
-        ["a 198.51.100.0@home", "b 198.51.100.0@home", "c 198.51.100.1@home", "d 198.51.100.2@home", "e 198.51.100.3@home"];
+    let expected = [
+        "a 198.51.100.0@home",
+        "b 198.51.100.0@home",
+        "c 198.51.100.1@home",
+        "d 198.51.100.2@home",
+        "e 198.51.100.3@home",
+    ];
     assert_eq!(town.told(pools), expected);
     // The same port of another protocol is another port.
     let mut udp = sharing(service(), "k", 80);
     udp.ports[0].protocol = Protocol::Udp;
     assert_eq!(Town::of([("a", sharing(service(), "k", 80)), ("b", udp)]).told(pools)[1], "b 198.51.100.0@home");
     // Held addresses are shared as well, and asked for.
-    let town = Town::of([("a", asking(sharing(service(), "k", 80), "198.51.100.5")), ("z", sharing(service(), "k", 443))])
-        .holding("z", &["198.51.100.5"]);
+    let town =
+        Town::of([("a", asking(sharing(service(), "k", 80), "198.51.100.5")), ("z", sharing(service(), "k", 443))])
+            .holding("z", &["198.51.100.5"]);
     assert_eq!(town.told(pools), ["a 198.51.100.5@home", "z 198.51.100.5@home"]);
 }
 
@@ -267,7 +283,10 @@ fn what_cannot_be_shared_says_why() {
     assert_eq!(beside(sharing(service(), "other", 81)), [owner]);
     assert_eq!(beside(sharing(service(), "k", 80)), [format!("{owner}, which has port 80/TCP too")]);
     let local = Service { external_policy: TrafficPolicy::Local, ..sharing(service(), "k", 81) };
-    assert_eq!(beside(local.clone()), [format!("{owner}, and with externalTrafficPolicy: Local only the same pods share one")]);
+    assert_eq!(
+        beside(local.clone()),
+        [format!("{owner}, and with externalTrafficPolicy: Local only the same pods share one")]
+    );
     // Local and Local share if they are the same pods; without a selector nobody knows.
     let other = Service { external_policy: TrafficPolicy::Local, ..sharing(service(), "k", 82) };
     let told = |one: Service, other: Service| Town::of([("a", one), ("b", other)]).told(HOME)[1].clone();
@@ -302,7 +321,9 @@ fn pools_are_for_namespaces_and_services() {
                  {name: c, addresses: [192.0.2.16/31], namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: late}}}]";
     let mut town = Town::default();
     town.labels.insert("red".to_owned(), [("team".to_owned(), "red".to_owned())].into());
-    for (namespace, tier) in [("shop", "front"), ("shop", "back"), ("red", "front"), ("x", "front"), ("late", "x"), ("none", "front")] {
+    for (namespace, tier) in
+        [("shop", "front"), ("shop", "back"), ("red", "front"), ("x", "front"), ("late", "x"), ("none", "front")]
+    {
         let name = ObjectName { namespace: namespace.to_owned(), name: tier.to_owned() };
         town.services.insert(name, Service { labels: [("tier".to_owned(), tier.to_owned())].into(), ..service() });
     }
@@ -322,7 +343,11 @@ fn wrong_pools_are_refused_with_their_place() {
     for (yaml, field, cause) in [
         ("[{addresses: [192.0.2.1]}]", "addressPools[0].name", "\"\" is no name"),
         ("[{name: a, addresses: []}]", "addressPools[0].addresses", "pool a has no addresses"),
-        ("[{name: a, addresses: [192.0.2.1]}, {name: a, addresses: [192.0.2.2]}]", "addressPools[1].name", "addressPools[0] too"),
+        (
+            "[{name: a, addresses: [192.0.2.1]}, {name: a, addresses: [192.0.2.2]}]",
+            "addressPools[1].name",
+            "addressPools[0] too",
+        ),
         ("[{name: a, addresses: [192.0.2.1.1]}]", "addressPools[0].addresses[0]", "no range"),
         ("[{name: a, addresses: ['']}]", "addressPools[0].addresses[0]", "no range"),
         ("[{name: a, addresses: [192.0.2.9-192.0.2.1]}]", "addressPools[0].addresses[0]", "ends before it begins"),
@@ -346,10 +371,15 @@ fn wrong_pools_are_refused_with_their_place() {
 
 #[test]
 fn overlapping_pools_are_named_both() {
-    let error = pools("[{name: a, addresses: [192.0.2.0/28, 198.51.100.1]}, {name: b, addresses: ['2001:db8::/64', 192.0.2.15-192.0.2.20]}]");
+    let error = pools(
+        "[{name: a, addresses: [192.0.2.0/28, 198.51.100.1]}, {name: b, addresses: ['2001:db8::/64', 192.0.2.15-192.0.2.20]}]",
+    );
     let error = error.expect_err("refused");
     assert_eq!(error.field, "addressPools[1].addresses[1]");
-    assert_eq!(error.cause, "192.0.2.15-192.0.2.20 of pool b overlaps 192.0.2.0/28 of pool a (addressPools[0].addresses[0])");
+    assert_eq!(
+        error.cause,
+        "192.0.2.15-192.0.2.20 of pool b overlaps 192.0.2.0/28 of pool a (addressPools[0].addresses[0])"
+    );
     // A range within another with some between, and a pool with itself.
     assert!(pools("[{name: a, addresses: [192.0.2.0/24]}, {name: b, addresses: [192.0.2.1]}, {name: c, addresses: [192.0.2.200]}]").is_err());
     let own = pools("[{name: a, addresses: [192.0.2.0/31, 192.0.2.1]}]").expect_err("refused");
@@ -368,9 +398,20 @@ fn the_ends_of_the_address_space_are_ends() {
 
 #[test]
 fn a_pool_finds_its_addresses_and_no_others() {
-    let pools = pools("[{name: a, addresses: [192.0.2.0/30, 192.0.2.8/30]}, {name: b, addresses: ['2001:db8::/64']}]").expect("pools");
+    let pools = pools("[{name: a, addresses: [192.0.2.0/30, 192.0.2.8/30]}, {name: b, addresses: ['2001:db8::/64']}]")
+        .expect("pools");
     let of = |ip: &str| pools.of(ip.parse().expect("an address")).map(|pool| &*pool.name);
-    let found = ["192.0.1.255", "192.0.2.0", "192.0.2.3", "192.0.2.4", "192.0.2.11", "192.0.2.12", "2001:db8::ffff", "2001:db8:0:1::"].map(of);
+    let found = [
+        "192.0.1.255",
+        "192.0.2.0",
+        "192.0.2.3",
+        "192.0.2.4",
+        "192.0.2.11",
+        "192.0.2.12",
+        "2001:db8::ffff",
+        "2001:db8:0:1::",
+    ]
+    .map(of);
     assert_eq!(found, [None, Some("a"), Some("a"), None, Some("a"), None, Some("b"), None]);
     let names: BTreeSet<_> = pools.iter().map(|pool| &*pool.name).collect();
     assert_eq!(names, ["a", "b"].into());

@@ -30,11 +30,17 @@ fn addresses_come_of_pools_and_stay_over_restarts() {
     // Another comes first in order; each load is a new process.
     folder.write("a.yaml", &service("a", &format!("{LB}, ipFamilyPolicy: PreferDualStack")));
     let loaded = folder.with(HOME);
-    assert_eq!((ips(&loaded, "a"), ips(&loaded, "b")), (vec!["198.51.100.2".into(), "2001:db8::".into()], vec!["198.51.100.1".into()]));
+    assert_eq!(
+        (ips(&loaded, "a"), ips(&loaded, "b")),
+        (vec!["198.51.100.2".into(), "2001:db8::".into()], vec!["198.51.100.1".into()])
+    );
     assert_eq!(loaded.findings, []);
     // Whoever reads sees the same, and needs no pools for it.
     let reader = load(&Options { write_allocations: false, ..folder.options() }).unwrap();
     assert_eq!(reader, loaded);
+    // Neither does an agent without pools take anything from the others.
+    assert_eq!(folder.load(), loaded);
+    assert_eq!(folder.with(HOME), loaded);
     // Deleted and changed Services give theirs back.
     folder.write("a.yaml", &service("a", "type: NodePort, ports: [{port: 80}]"));
     folder.write("c.yaml", &service("c", LB));
@@ -51,7 +57,9 @@ fn a_service_without_an_address_says_why_and_the_others_keep_theirs() {
     folder.with(HOME);
     folder.write("0.yaml", &service("a", LB));
     let loaded = folder.with(HOME);
-    assert!(ips(&loaded, "a").is_empty() && ips(&loaded, "b") == ["198.51.100.1"] && ips(&loaded, "c") == ["198.51.100.2"]);
+    assert!(
+        ips(&loaded, "a").is_empty() && ips(&loaded, "b") == ["198.51.100.1"] && ips(&loaded, "c") == ["198.51.100.2"]
+    );
     assert_eq!(loaded.model.services.len(), 3, "it is served as far as it can be");
     let finding = only_error(&loaded);
     assert_eq!(finding.object.as_deref(), Some("Service default/a"));
@@ -61,7 +69,8 @@ fn a_service_without_an_address_says_why_and_the_others_keep_theirs() {
 #[test]
 fn what_is_asked_for_is_given_or_refused_at_its_line() {
     let asking = |name: &str, ip: &str| {
-        service(name, LB).replace("metadata: {", &format!("metadata: {{annotations: {{ballast.dev/load-balancer-ips: {ip}}}, "))
+        service(name, LB)
+            .replace("metadata: {", &format!("metadata: {{annotations: {{ballast.dev/load-balancer-ips: {ip}}}, "))
     };
     let folder = Folder::new(&[("a.yaml", &asking("b", "198.51.100.2"))]);
     assert_eq!(ips(&folder.with(HOME), "b"), ["198.51.100.2"]);
@@ -75,9 +84,8 @@ fn what_is_asked_for_is_given_or_refused_at_its_line() {
 
 #[test]
 fn what_a_status_says_is_another_controllers() {
-    let written = |name: &str, ip: &str| {
-        format!("{}status: {{loadBalancer: {{ingress: [{ip}]}}}}\n", service(name, LB))
-    };
+    let written =
+        |name: &str, ip: &str| format!("{}status: {{loadBalancer: {{ingress: [{ip}]}}}}\n", service(name, LB));
     let text = written("a", "{ip: 198.51.100.1}") + &written("h", "{hostname: lb.example}") + &service("z", LB);
     let loaded = Folder::new(&[("a.yaml", &text)]).with(HOME);
     let found = ["a", "h", "z"].map(|name| ips(&loaded, name));

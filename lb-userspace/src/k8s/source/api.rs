@@ -106,7 +106,8 @@ impl Api {
     /// It cannot be read.
     pub async fn lease(&self, name: &ObjectName) -> Result<Option<Lease>, Problem> {
         let found = self.object::<Value>(&lease_path(name, true)).await;
-        let raw = found.map_err(|(failure, server)| told(&failure, &format!("Lease {name}"), &LEASES, "get", &server))?;
+        let raw =
+            found.map_err(|(failure, server)| told(&failure, &format!("Lease {name}"), &LEASES, "get", &server))?;
         Ok(raw.map(|raw| {
             let text = |field: &str| raw["spec"][field].as_str().unwrap_or_default().to_owned();
             let number = |field: &str| raw["spec"][field].as_u64().unwrap_or_default();
@@ -170,7 +171,12 @@ impl Api {
     ///
     /// # Errors
     /// It cannot be written.
-    pub async fn write_status(&self, name: &ObjectName, decided_for: &model::Service, wanted: &Wanted) -> Result<Written, Problem> {
+    pub async fn write_status(
+        &self,
+        name: &ObjectName,
+        decided_for: &model::Service,
+        wanted: &Wanted,
+    ) -> Result<Written, Problem> {
         let object = format!("Service {name}");
         let path = format!("{}/{}", Kind::Service.path_in(&name.namespace), name.name);
         let found = self.object::<Value>(&path).await;
