@@ -48,9 +48,10 @@ impl Touched {
 
     /// What makes `new` of `old`.
     pub fn between(old: &Model, new: &Model) -> Self {
-        let Model { services, slices, nodes, pods, namespaces, service_cidrs } = new;
-        let others = (&old.services, &old.nodes, &old.pods, &old.namespaces, &old.service_cidrs);
-        if others != (services, nodes, pods, namespaces, service_cidrs) {
+        let Model { services, slices, nodes, pods, namespaces, namespace_labels, service_cidrs } = new;
+        let names = (&old.namespaces, &old.namespace_labels);
+        let others = (&old.services, &old.nodes, &old.pods, names, &old.service_cidrs);
+        if others != (services, nodes, pods, (namespaces, namespace_labels), service_cidrs) {
             return Self::All;
         }
         let names = old.slices.keys().chain(slices.keys()).filter(|name| old.slices.get(*name) != slices.get(*name));
@@ -81,6 +82,8 @@ pub struct Model {
     pub pods: BTreeMap<ObjectName, Pod>,
     /// Namespaces that have a document or any object.
     pub namespaces: BTreeSet<String>,
+    /// Labels of the namespaces that have some.
+    pub namespace_labels: BTreeMap<String, BTreeMap<String, String>>,
     /// Ranges of the cluster's `ServiceCIDR` objects, by name.
     pub service_cidrs: BTreeMap<String, Vec<IpNet>>,
 }
@@ -235,6 +238,35 @@ pub struct Service {
     pub annotations: BTreeMap<String, String>,
     /// The service-proxy-name label is set: not ours (semantics.md 2.1.2).
     pub foreign_proxy: bool,
+    /// What it says about its load balancer addresses; none if nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub balancer: Option<Box<Balancer>>,
+}
+
+/// What of a Service only those read who give load balancer addresses.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Balancer {
+    /// loadBalancerClass.
+    pub class: Option<String>,
+    /// loadBalancerIP, as it is written.
+    pub ip: Option<String>,
+    /// ipFamilyPolicy `RequireDualStack`.
+    pub both_families: bool,
+    /// Ingress entries that are no address of ours to give: host names, and addresses with ipMode Proxy.
+    pub other_ingress: bool,
+    /// Our condition in status.conditions.
+    pub condition: Option<BalancerCondition>,
+}
+
+/// What we said last about a Service's addresses, in its status.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BalancerCondition {
+    /// `True`: the ingress is ours.
+    pub is_true: bool,
+    /// reason.
+    pub reason: String,
+    /// message.
+    pub message: String,
 }
 
 impl Service {

@@ -149,6 +149,7 @@ fn service(random: &mut Random, index: u8, address: u8) -> Service {
         labels: BTreeMap::new(),
         annotations: BTreeMap::new(),
         foreign_proxy: false,
+        balancer: None,
     }
 }
 

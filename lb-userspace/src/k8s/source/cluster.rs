@@ -42,7 +42,7 @@ pub(super) enum Change {
     Slices(Delta<Option<EndpointSlice>>),
     Nodes(Delta<Node>),
     ServiceCidrs(Delta<Vec<IpNet>>),
-    Namespaces(Delta<()>),
+    Namespaces(Delta<BTreeMap<String, String>>),
     Pods(Delta<Pod>),
 }
 
@@ -105,7 +105,7 @@ impl Cluster {
             Change::ServiceCidrs(delta) => {
                 places.apply(Kind::ServiceCidr, &mut model.service_cidrs, delta, |name| name.name.clone(), Some)
             }
-            Change::Namespaces(delta) => places.namespaces(&mut model.namespaces, delta),
+            Change::Namespaces(delta) => places.namespaces(model, delta),
             Change::Pods(delta) => places.apply(Kind::Pod, &mut model.pods, delta, ObjectName::clone, Some),
         };
         let touched = if *complete { places.touched } else { Touched::NOTHING };
@@ -159,6 +159,7 @@ impl Kept for Service {}
 impl Kept for Node {}
 impl Kept for Pod {}
 impl Kept for Vec<IpNet> {}
+impl Kept for BTreeMap<String, String> {}
 impl Kept for EndpointSlice {
     fn touches(&self, name: &ObjectName) -> Touched {
         Touched::Endpoints([self.of(name)].into())
@@ -171,19 +172,19 @@ struct Places<'a> {
 }
 
 impl Places<'_> {
-    /// Of a Namespace only its name is kept.
-    fn namespaces(&mut self, names: &mut BTreeSet<String>, delta: Delta<()>) -> Option<Kind> {
-        match delta {
-            Delta::Set(name, _) => self.touch_all_if(names.insert(name.name)),
-            Delta::Gone(name) => self.touch_all_if(names.remove(&name.name)),
+    /// Of a Namespace its name is kept, and its labels.
+    fn namespaces(&mut self, model: &mut Model, delta: Delta<BTreeMap<String, String>>) -> Option<Kind> {
+        match &delta {
+            Delta::Set(name, _) => self.touch_all_if(model.namespaces.insert(name.name.clone())),
+            Delta::Gone(name) => self.touch_all_if(model.namespaces.remove(&name.name)),
             Delta::Whole(found) => {
-                let whole: BTreeSet<String> = found.into_iter().map(|(name, _)| name.name).collect();
-                self.touch_all_if(*names != whole);
-                *names = whole;
-                return Some(Kind::Namespace);
+                let whole: BTreeSet<String> = found.iter().map(|(name, _)| name.name.clone()).collect();
+                self.touch_all_if(model.namespaces != whole);
+                model.namespaces = whole;
             }
         }
-        None
+        let keep = |labels: BTreeMap<String, String>| Some(labels).filter(|labels| !labels.is_empty());
+        self.apply(Kind::Namespace, &mut model.namespace_labels, delta, |name| name.name.clone(), keep)
     }
 
     fn touch_all_if(&mut self, changed: bool) {
