@@ -87,8 +87,8 @@ fn in_scope<'a>(model: &'a Model, namespace: &str, links: bool) -> BTreeMap<&'a 
     services
 }
 
-/// E4.
-fn variable_name(name: &str) -> String {
+/// What the variables of a Service, or of a port's name, have of it (E4).
+pub fn variable_name(name: &str) -> String {
     name.to_ascii_uppercase().replace('-', "_")
 }
 
