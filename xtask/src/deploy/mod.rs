@@ -18,7 +18,7 @@ pub(crate) const INSTALLS: [(&str, &str); 3] = [
     ("deploy/install-dns.yaml", DNS),
 ];
 /// What stands in for another name service.
-const DNS: &str = "deploy/dns";
+pub(crate) const DNS: &str = "deploy/dns";
 
 /// What the file is to hold.
 pub(crate) fn render(root: &Path, overlay: &str) -> Result<String> {
