@@ -4,12 +4,15 @@
 //! `getServiceEnvVarMap` in `pkg/kubelet/kubelet_pods.go`. Pure: a snapshot of the model goes in, and what comes out stays as it
 //! is for the life of the process that gets it (E9).
 
+mod expand;
+
 use std::{
     collections::BTreeMap,
     ffi::OsStr,
     net::{IpAddr, SocketAddr},
 };
 
+pub use self::expand::expand;
 use crate::model::{Model, ObjectName, Service, ServiceType};
 
 /// Namespace and name of the Service that every container hears of (E2).
