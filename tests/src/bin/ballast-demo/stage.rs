@@ -78,10 +78,9 @@ impl Stage {
         for finding in &loaded.findings {
             progress.note(&finding.to_string().replace(&folder, ""));
         }
-        let model = loaded.model;
         progress.say("starting the pods");
         let mut cast = Cast::default();
-        cast.place(&mut world, &model, |line| progress.note(line))?;
+        cast.place(&mut world, &loaded.model, |line| progress.note(line))?;
         signals.check()?;
         progress.say("starting an agent on each node");
         let mut agents = Vec::new();
@@ -91,6 +90,8 @@ impl Stage {
         }
         let hooked: Vec<bool> =
             agents.iter().map(|agent| Ok(agent.status()?.socket_hooks.attached)).collect::<anyhow::Result<_>>()?;
+        // With what the agents allocated.
+        let model = source.reload()?.model;
         let mut stage = Self { agents, hooked, cast, model, source, names, targets: Vec::new(), world };
         stage.aim();
         stage.check_services()?;
