@@ -4,8 +4,9 @@ use std::sync::{Arc, LazyLock};
 
 use lb_userspace::{
     dns::{
+        Zones,
         limit::Limit,
-        server::{Handler, Rules, Zones},
+        server::{Handler, Rules},
         zone::{Options, Pods, Zone},
     },
     file_source,
@@ -33,7 +34,7 @@ static HANDLER: LazyLock<Handler> = LazyLock::new(|| {
 pub fn dns(bytes: &[u8]) {
     let client = ([192, 0, 2, 1], 4096).into();
     let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
-    let Some(answer) = runtime.block_on(HANDLER.datagram(bytes.to_vec(), client)) else { return };
+    let Some(answer) = runtime.block_on(HANDLER.datagram(bytes, client)) else { return };
     assert!(answer.len() <= LONGEST, "{} octets", answer.len());
     assert!(answer.len() >= HEADER && answer[..2] == bytes[..2], "another id");
     assert!(answer[2] & 0x80 != 0, "no answer");
