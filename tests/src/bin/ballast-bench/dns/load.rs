@@ -83,7 +83,8 @@ impl Client {
         loop {
             match self.socket.recv(&mut buffer) {
                 Ok(length) => {
-                    let answer = Answer::read(buffer.get(..length).unwrap_or_default()).context("no answer came back")?;
+                    let answer =
+                        Answer::read(buffer.get(..length).unwrap_or_default()).context("no answer came back")?;
                     let place = self.waiting.get_mut(usize::from(answer.id));
                     if let Some(sent) = place.and_then(Option::take) {
                         times.push(sent.due.elapsed().as_secs_f32() * 1e6);

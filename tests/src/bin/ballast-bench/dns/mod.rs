@@ -66,11 +66,15 @@ const CHANGE: Duration = Duration::from_secs(30);
 
 /// Measures and prints.
 pub(crate) fn dns(options: &Dns) -> anyhow::Result<()> {
-    ensure!(std::thread::available_parallelism()?.get() > 1, "it takes two cores: one for the servers, one for the client");
+    ensure!(
+        std::thread::available_parallelism()?.get() > 1,
+        "it takes two cores: one for the servers, one for the client"
+    );
     crate::programs::pin_to_one_cpu()?;
     let size = Size { services: options.services, endpoints: options.endpoints };
     let small = Size { services: 10, endpoints: 20 };
-    let followed = [small, size].into_iter().map(|size| follow(size, options.changes)).collect::<anyhow::Result<Vec<_>>>()?;
+    let followed =
+        [small, size].into_iter().map(|size| follow(size, options.changes)).collect::<anyhow::Result<Vec<_>>>()?;
     let api = serve(size)?;
     let kinds = Kind::ALL.into_iter().filter(|kind| *kind == Kind::Ballast || !options.no_peer);
     let mut subjects = start(options, &api, size, &kinds.collect::<Vec<_>>())?;

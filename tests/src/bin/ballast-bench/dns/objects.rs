@@ -32,7 +32,8 @@ impl Size {
         for number in 0..self.services {
             api.put(service(number));
             let share = |number: u32| u64::from(self.endpoints) * u64::from(number) / u64::from(self.services);
-            let endpoints: Vec<_> = (share(number)..share(number + 1)).filter_map(|at| u32::try_from(at).ok()).collect();
+            let endpoints: Vec<_> =
+                (share(number)..share(number + 1)).filter_map(|at| u32::try_from(at).ok()).collect();
             // No slice has more than 100, as the endpoint controller keeps it.
             for (index, part) in endpoints.chunks(100).enumerate() {
                 let name = format!("service-{number}-{index}");

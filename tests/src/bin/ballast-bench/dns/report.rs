@@ -81,11 +81,15 @@ impl Followed {
     }
 }
 
-pub(super) fn print(size: Size, rate: f64, all: &[Figures], followed: &[Followed], as_json: bool) -> anyhow::Result<()> {
+pub(super) fn print(
+    size: Size,
+    rate: f64,
+    all: &[Figures],
+    followed: &[Followed],
+    as_json: bool,
+) -> anyhow::Result<()> {
     if as_json {
-        let follow = |it: &Followed| {
-            json!({"services": it.size.services, "endpoints": it.size.endpoints, "p50Ms": it.quantile(0.5), "p99Ms": it.quantile(0.99)})
-        };
+        let follow = |it: &Followed| json!({"services": it.size.services, "endpoints": it.size.endpoints, "p50Ms": it.quantile(0.5), "p99Ms": it.quantile(0.99)});
         let document = json!({
             "services": size.services, "endpoints": size.endpoints, "equalRate": rate,
             "servers": all.iter().map(Figures::json).collect::<Vec<_>>(),
@@ -115,7 +119,10 @@ pub(super) fn print(size: Size, rate: f64, all: &[Figures], followed: &[Followed
     for column in table.column_iter_mut().skip(1) {
         column.set_cell_alignment(CellAlignment::Right);
     }
-    println!("{} Services with {} endpoints, each server on one core; medians of the rounds:", size.services, size.endpoints);
+    println!(
+        "{} Services with {} endpoints, each server on one core; medians of the rounds:",
+        size.services, size.endpoints
+    );
     println!("{table}");
     for it in followed {
         let Size { services, endpoints } = it.size;
