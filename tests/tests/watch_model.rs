@@ -9,7 +9,7 @@ use std::{
 use lb_tests::api_server::{ApiServer, Fault};
 use lb_userspace::{
     k8s::source::{Access, Options, Selectors, Source, Timing},
-    model::{Model, ObjectName},
+    model::{Model, ObjectName, Touched},
 };
 use serde_json::{Value, json};
 
@@ -84,7 +84,8 @@ fn object(resource: &'static str, random: &mut Random) -> (String, String, Value
             let endpoints: Vec<_> = addresses.iter().map(|address| json!({"addresses": [address]})).collect();
             // An empty list is null on the wire.
             let endpoints = if endpoints.is_empty() { Value::Null } else { json!(endpoints) };
-            let labels = json!({"kubernetes.io/service-name": format!("service-{number}")});
+            // A slice may change its Service.
+            let labels = json!({"kubernetes.io/service-name": format!("service-{}", number + variant)});
             let slice = json!({
                 "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
                 "metadata": {"name": name, "namespace": "default", "labels": labels},
@@ -250,7 +251,7 @@ async fn history(seed: u64) -> Result<(), String> {
         if random.below(3) == 0 {
             let pause = Duration::from_micros(random.below(4_000));
             // Whatever comes in that time, or nothing.
-            if tokio::time::timeout(pause, source.changed(&mut model)).await.is_ok() {
+            if follow(&mut source, &mut model, pause).await? {
                 checker.check(&histories, &model, source.is_complete(), &sentinel)?;
             }
         }
@@ -269,11 +270,24 @@ async fn history(seed: u64) -> Result<(), String> {
                 source.is_complete()
             ));
         }
-        if tokio::time::timeout(Duration::from_secs(1), source.changed(&mut model)).await.is_ok() {
+        if follow(&mut source, &mut model, Duration::from_secs(1)).await? {
             checker.check(&histories, &model, source.is_complete(), &sentinel)?;
         }
     }
     Ok(())
+}
+
+/// Waits for news; whether there were any. They tell of all that is another one in the model.
+async fn follow(source: &mut Source, model: &mut Model, limit: Duration) -> Result<bool, String> {
+    let before = model.clone();
+    let Ok(touched) = tokio::time::timeout(limit, source.changed(model)).await else { return Ok(false) };
+    let differs = Touched::between(&before, model);
+    let is_told = match (&touched, &differs) {
+        (Touched::All, _) => true,
+        (Touched::Endpoints(told), Touched::Endpoints(differ)) => differ.is_subset(told),
+        (Touched::Endpoints(_), Touched::All) => false,
+    };
+    if is_told { Ok(true) } else { Err(format!("{differs:?} differs, {touched:?} was told")) }
 }
 
 fn histories(count: u64) {

@@ -1,6 +1,7 @@
 //! Changes of endpoints, after which an agent looks at what changed alone.
 
 use lb_userspace::{
+    desired::{NodeContext, desired},
     engine::{Backends, Engine},
     image::{Capacity, Table},
     model::{ObjectName, Touched},
@@ -9,8 +10,8 @@ use lb_userspace::{
 };
 
 use crate::{
-    reader,
-    run::{Mortal, SETTINGS, expected, live},
+    reader::{self, Expected},
+    run::{Mortal, SETTINGS, live},
     states::{self, Random, State},
 };
 
@@ -35,26 +36,36 @@ pub(crate) fn changes(seed: u64, seen: &mut Changes) {
     live(store, directory.path(), &state).expect("the first state");
     let (mut engine, _) = Engine::open(store, directory.path()).expect("a readable state");
     let mut touched = Touched::All;
+    let mut surroundings = (states::node(), SETTINGS);
     for step in 0..12 {
         let next = match random.below(12) {
             0 => states::state(&mut random),
             1 => state.clone(),
             _ => other_endpoints(&mut random, &state),
         };
+        let before = expected(&state, &surroundings.0);
+        // What no object tells of.
+        match random.below(10) {
+            0 => surroundings.0.masquerade_all = !surroundings.0.masquerade_all,
+            1 => surroundings.1[0].1 += 1,
+            _ => {}
+        }
+        let (node, settings) = &surroundings;
         touched.add(Touched::between(&state.model, &next.model));
         // Ways are another listing's.
         if state.next_hops != next.next_hops {
             touched = Touched::All;
         }
-        let allowed = vec![expected(&state), expected(&next)];
+        let after = expected(&next, node);
+        let allowed = vec![before.clone(), after.clone()];
         let left = (random.below(6) == 0).then(|| random.below(6));
         let what = format!("seed {seed}, step {step}");
         let mut mortal = Mortal::new(store, left, allowed, what.clone());
-        let Backends { addrs, whole } = engine.compute(&next.model, &states::node(), &touched);
+        let Backends { addrs, whole } = engine.compute(&next.model, node, &touched);
         let missing = next.model.slices.values().flat_map(|slice| &slice.endpoints).filter(|it| it.serving);
         assert!(!whole || missing.count() == 0 || !addrs.is_empty(), "{what}");
         *(if whole { &mut seen.whole } else { &mut seen.partly }) += 1;
-        let result = engine.sync(&mut mortal, &next.next_hops, &SETTINGS);
+        let result = engine.sync(&mut mortal, &next.next_hops, settings);
         let image = mortal.image;
         assert_eq!(image, plan::read_mirror(store).expect("a dump"), "{what}");
         if result.is_err() {
@@ -63,18 +74,18 @@ pub(crate) fn changes(seed: u64, seen: &mut Changes) {
             if random.below(2) == 0 {
                 (engine, _) = Engine::open(store, directory.path()).expect("a readable state");
             }
-            let allowed = vec![expected(&state), expected(&next)];
+            let allowed = vec![before, after.clone()];
             let mut mortal = Mortal::new(store, None, allowed, what.clone());
-            let _backends = engine.compute(&next.model, &states::node(), &touched);
-            engine.sync(&mut mortal, &next.next_hops, &SETTINGS).expect("a sync");
+            let _backends = engine.compute(&next.model, node, &touched);
+            engine.sync(&mut mortal, &next.next_hops, settings).expect("a sync");
         }
         let end = plan::read_mirror(store).expect("a dump");
-        let asked: Vec<_> = expected(&next).frontends.into_iter().map(|(at, (_, rules))| (at, rules)).collect();
+        let asked: Vec<_> = after.frontends.into_iter().map(|(at, (_, rules))| (at, rules)).collect();
         assert_eq!(reader::read(&end).into_iter().collect::<Vec<_>>(), asked, "{what}");
         touched = Touched::NOTHING;
         if random.below(3) == 0 {
-            let _backends = engine.compute(&next.model, &states::node(), &Touched::All);
-            engine.sync(store, &next.next_hops, &SETTINGS).expect("a sync");
+            let _backends = engine.compute(&next.model, node, &Touched::All);
+            engine.sync(store, &next.next_hops, settings).expect("a sync");
             let again = plan::read_mirror(store).expect("a dump");
             // Next hops that nobody uses go when all is looked at, and not before.
             for table in Table::ALL.into_iter().filter(|it| !matches!(it, Table::NextHops4 | Table::NextHops6)) {
@@ -83,6 +94,10 @@ pub(crate) fn changes(seed: u64, seen: &mut Changes) {
         }
         state = next;
     }
+}
+
+fn expected(state: &State, node: &NodeContext) -> Expected {
+    reader::expected(&desired(&state.model, node))
 }
 
 /// The same with other endpoints of some Services: slices that differ, that went, that came.

@@ -127,7 +127,7 @@ pub(crate) fn live<S: MapStore>(store: &mut S, directory: &std::path::Path, stat
     result
 }
 
-pub(crate) fn expected(state: &State) -> Expected {
+fn expected(state: &State) -> Expected {
     reader::expected(&lb_userspace::desired::desired(&state.model, &states::node()))
 }
 
