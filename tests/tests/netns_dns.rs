@@ -2,58 +2,25 @@
 //! and the kube-dns Service at its cluster IP.
 
 use std::{
-    io::{Read as _, Write as _},
-    net::{IpAddr, SocketAddr, TcpListener, UdpSocket},
+    net::{IpAddr, SocketAddr, UdpSocket},
     path::PathBuf,
     process::Command,
-    thread,
     time::{Duration, Instant},
 };
 
 use lb_tests::{
-    Agent, Place, Pod, Setup, World, binary,
+    Agent, Pod, Setup, World,
+    api_server::{ApiServer, Fault},
+    binary,
     kube::{PodSpec, Service},
     needs_root, wait_until,
+    web::Named,
 };
 use serde_json::{Value, json};
 
 const PORT: u16 = 8080;
 const DNS: [&str; 2] = ["10.96.0.10", "fd00:10:96::a"];
 const ZONE: &str = "svc.cluster.local";
-
-/// Answers every HTTP request with its name.
-struct Named {
-    listener: TcpListener,
-    thread: Option<thread::JoinHandle<()>>,
-}
-
-impl Named {
-    fn start(place: &Place) -> Self {
-        let any = SocketAddr::new("::".parse().expect("an address"), PORT);
-        let listener = place.namespace().run(|| TcpListener::bind(any)).expect("a namespace").expect("a listener");
-        let (accepting, name) = (listener.try_clone().expect("a socket"), place.name().to_owned());
-        let thread = thread::spawn(move || {
-            while let Ok((mut stream, _)) = accepting.accept() {
-                let answer = format!("HTTP/1.0 200 OK\r\nContent-Length: {}\r\n\r\n{name}", name.len());
-                // A client that went away again is its own matter.
-                drop(stream.read(&mut [0; 4096]).and_then(|_| stream.write_all(answer.as_bytes())));
-            }
-        });
-        Self { listener, thread: Some(thread) }
-    }
-}
-
-impl Drop for Named {
-    fn drop(&mut self) {
-        // The thread's wait for a client ends with an error.
-        if rustix::net::shutdown(&self.listener, rustix::net::Shutdown::Both).is_ok()
-            && let Some(thread) = self.thread.take()
-            && thread.join().is_err()
-        {
-            eprintln!("a server panicked");
-        }
-    }
-}
 
 struct Names {
     _agents: Vec<Agent>,
@@ -75,7 +42,7 @@ impl Names {
             .apply_service(&Service::new("db", "app", "web").port(80, PORT, None).fields(json!({"clusterIP": "None"})))
             .expect("a headless Service");
         world.apply_documents("other.yaml", &other(world.node(1).pod(0))).expect("the other namespace");
-        let servers = world.pods().map(|pod| Named::start(pod.place())).collect();
+        let servers = world.pods().map(|pod| Named::start(pod.place(), PORT).expect("a server")).collect();
         let allocations = world.directory().join("allocations.json");
         let start = |node| {
             let manifests = world.manifests();
@@ -238,4 +205,59 @@ fn headless_answers_follow_readiness() {
     }
     println!("headless answers followed readiness after at most {} ms", slowest.as_millis());
     assert!(slowest < Duration::from_secs(5), "{slowest:?}");
+}
+
+/// What the datapath does not watch has names too: a headless Service, and a Namespace that is empty.
+#[test]
+fn in_a_cluster_the_agent_answers_at_its_nodes_addresses() {
+    needs_root!();
+    let world = World::builder().rp_filter(1).build().expect("a world");
+    let api = ApiServer::of_world(&world).expect("an API server");
+    let labels = json!({"service.kubernetes.io/headless": "", "kubernetes.io/service-name": "db"});
+    api.put(json!({
+        "apiVersion": "v1", "kind": "Service", "metadata": {"name": "db", "namespace": "shop", "labels": labels},
+        "spec": {"type": "ClusterIP", "clusterIP": "None", "clusterIPs": ["None"]},
+    }));
+    let slice = |pods: usize| {
+        let endpoint = |pod: &Pod| json!({"addresses": [pod.ipv4()], "conditions": {"ready": true}});
+        let endpoints: Vec<_> = world.node(0).pods().iter().take(pods).map(endpoint).collect();
+        let mut slice = slice("shop", "db", 0, &json!([]), &json!(endpoints));
+        slice["metadata"]["labels"] = labels.clone();
+        slice
+    };
+    api.put(slice(1));
+    api.put(json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "empty"}}));
+    let node = world.node(0);
+    let agent = Agent::start_on(&world, node, &Setup::tcx(false), ["--master", &api.url(), "--dns"]).expect("an agent");
+    let dig = |server: IpAddr, name: &str| {
+        let mut command = world.node(1).pod(0).place().command("dig").expect("a command");
+        command.args(["+time=1", "+tries=1", "A", &format!("{name}.{ZONE}"), &format!("@{server}")]);
+        let output = command.output().map_err(|error| error.to_string())?;
+        Ok::<_, String>(String::from_utf8_lossy(&output.stdout).into_owned())
+    };
+    let wait = |server: IpAddr, name: &str, expected: &str| {
+        wait_until(&format!("{expected} for {name} by {server}"), Duration::from_secs(10), || {
+            let text = dig(server, name)?;
+            if text.contains(expected) { Ok(()) } else { Err(text) }
+        })
+        .expect("answered");
+    };
+    for server in node.ips() {
+        wait(server, "db.shop", "ANSWER: 1,");
+        wait(server, "empty", "status: NOERROR");
+        wait(server, "nobody", "status: NXDOMAIN");
+    }
+    api.put(slice(2));
+    wait(node.ips()[0], "db.shop", "ANSWER: 2,");
+    // A watch that fails is told, and the names that are known stay.
+    api.refuse("list", "namespaces", Some(Fault::Answer(403, None)));
+    api.refuse("watch", "namespaces", Some(Fault::Answer(403, None)));
+    api.cut("namespaces", false);
+    wait_until("a problem with Namespaces", Duration::from_secs(20), || {
+        let problems = agent.status().map_err(|error| error.to_string())?.problems;
+        let told = problems.iter().any(|problem| problem.cause.contains("namespaces"));
+        if told { Ok(()) } else { Err(format!("{problems:?}")) }
+    })
+    .expect("told");
+    wait(node.ips()[0], "db.shop", "ANSWER: 2,");
 }

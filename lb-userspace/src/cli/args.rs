@@ -2,11 +2,12 @@
 
 use std::{net::IpAddr, ops::RangeInclusive, path::PathBuf};
 
-use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum, error::ErrorKind};
+use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum, error::ErrorKind};
 use ipnet::IpNet;
 
 use super::{
     client_args::{Env, Exec, Resolv, Shell},
+    controller_args::Controller,
     dns_args::{Dns, RunDns},
 };
 use crate::{
@@ -52,6 +53,8 @@ pub(super) enum Command {
     Run(Box<Run>),
     /// Answer DNS queries for the names of Services and endpoints. Needs neither root nor a node
     Dns(Box<Dns>),
+    /// Give Services of type LoadBalancer addresses of configured pools, in a cluster that has nobody who does
+    Controller(Box<Controller>),
     /// Show the agent's devices, tables, counters and problems
     Status,
     /// Show Services
@@ -213,11 +216,17 @@ pub(super) enum Output {
 impl Cli {
     /// Reads the command line of this process; wrong usage ends it with a message and code 2.
     pub(super) fn read() -> Self {
-        let cli = Self::parse();
+        let parsed = Self::from_arg_matches(&Self::definition().get_matches());
+        let cli = parsed.unwrap_or_else(|error| error.exit());
         if let Err(error) = cli.check() {
             error.exit();
         }
         cli
+    }
+
+    /// The command line, with what a shared argument needs in one command alone.
+    fn definition() -> clap::Command {
+        Self::command().mut_subcommand("run", RunDns::need_dns)
     }
 
     /// What clap cannot say.
@@ -242,6 +251,7 @@ impl Cli {
             Command::Cleanup { .. } => "cleanup",
             Command::Exec(_) => "exec",
             Command::Dns(_) => "dns",
+            Command::Controller(_) => "controller",
             Command::Resolv(_) => "resolv",
             Command::Completion { .. } => "completion",
             Command::Status
@@ -276,7 +286,7 @@ pub(super) fn missing(text: &str) -> ! {
     Cli::command().error(ErrorKind::MissingRequiredArgument, text).exit()
 }
 
-fn object(text: &str) -> Result<(String, String), String> {
+pub(super) fn object(text: &str) -> Result<(String, String), String> {
     match text.split_once('/') {
         Some((namespace, name)) if !namespace.is_empty() && !name.is_empty() && !name.contains('/') => {
             Ok((namespace.to_owned(), name.to_owned()))
@@ -319,7 +329,30 @@ mod tests {
 
     #[test]
     fn the_definition_is_sound() {
-        Cli::command().debug_assert();
+        Cli::definition().debug_assert();
+    }
+
+    #[test]
+    fn nothing_about_names_is_said_for_nothing() {
+        let read = |line: &str| Cli::definition().try_get_matches_from(line.split(' ')).map(drop);
+        for argument in [
+            "--upstream 192.0.2.1",
+            "--ttl 9",
+            "--dns-ttl 9",
+            "--pods insecure",
+            "--cluster-cidr 10.0.0.0/8",
+            "--allow-recursion 10.0.0.0/8 --upstream 192.0.2.1",
+            "--rate-limit 5",
+            "--rate-limit-exempt 10.0.0.0/8",
+            "--cluster-domain a.b",
+            "--dns-listen 127.0.0.1:53",
+        ] {
+            let error = read(&format!("ballast run {argument}")).expect_err(argument);
+            assert!(error.to_string().contains("--dns\n"), "{argument}: {error}");
+            assert!(read(&format!("ballast run --dns {argument}")).is_ok(), "{argument}");
+        }
+        assert!(read("ballast run -f x --dns").is_ok() && read("ballast run").is_ok());
+        assert!(read("ballast dns --ttl 9 --upstream 192.0.2.1").is_ok());
     }
 
     #[test]

@@ -3,6 +3,7 @@
 mod args;
 mod client_args;
 mod clients;
+mod controller_args;
 mod dns_args;
 mod render;
 
@@ -19,13 +20,14 @@ use crate::{
     check::{self, CheckOptions, Level},
     config::{self, Loaded},
     control::{self, AskError, Request, Response},
-    dns, file_source,
+    controller, dns, file_source,
     k8s::source::{Access, AccessError},
     listing::{self, Filter, Tables},
     logs, memory,
     model::ObjectName,
     net,
     offline::{self, Places},
+    report::Problem,
 };
 
 /// Degraded.
@@ -59,6 +61,11 @@ async fn execute(Cli { command, mut global }: Cli) -> anyhow::Result<ExitCode> {
         Command::Dns(arguments) => {
             logs::start(logs::Options::default());
             Box::pin(dns::run(arguments.options(&global.state_dir)?)).await?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Controller(arguments) => {
+            logs::start(logs::Options::default());
+            Box::pin(controller::run(arguments.options(&global.state_dir)?)).await?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Status => show(&global, output, &Request::Status).await,
@@ -117,10 +124,17 @@ fn object((namespace, name): (String, String)) -> ObjectName {
 }
 
 fn options(run: Run, global: Global) -> anyhow::Result<RunOptions> {
-    let Loaded { mut config, notes } = match &run.config {
+    let Loaded { mut config, mut notes } = match &run.config {
         None => Loaded::default(),
         Some(path) => config::load(path)?,
     };
+    if run.file.is_none() && !config.address_pools.is_empty() {
+        notes.push(Problem {
+            object: "addressPools".to_owned(),
+            cause: "an agent of a cluster gives no addresses".to_owned(),
+            fix: "give them to `ballast controller`".to_owned(),
+        });
+    }
     config.logging.format = run.log_format.unwrap_or(config.logging.format);
     config.logging.verbosity = run.verbosity.unwrap_or(config.logging.verbosity);
     logs::start(config.logging);
@@ -142,18 +156,19 @@ fn options(run: Run, global: Global) -> anyhow::Result<RunOptions> {
     let Global { state_dir, bpffs, cgroup, proc_sys_net, .. } = global;
     let mount_bpffs = run.mount_bpffs;
     let service_cidrs: Vec<_> = run.service_cidr.into_iter().map(|net| net.trunc()).collect();
-    let mut dns = None;
+    let dns;
     let source = if let Some(path) = run.file {
         let mut options = file_source::Options::new(path);
         if !service_cidrs.is_empty() {
             options.service_cidrs = service_cidrs;
         }
-        dns = run.dns.options(&options.service_cidrs);
+        dns = run.dns.options(&options.service_cidrs, None);
         if let Some(range) = run.node_port_range {
             options.node_port_range = range;
         }
         SourceOptions::Documents(file_source::Options {
             allocations: run.allocations,
+            pools: config.address_pools.clone(),
             write_allocations: true,
             ..options
         })
@@ -163,6 +178,7 @@ fn options(run: Run, global: Global) -> anyhow::Result<RunOptions> {
             Err(error @ AccessError::Nothing) => args::missing(&error.to_string()),
             found => found?,
         };
+        dns = run.dns.options(&service_cidrs, Some(access.clone()));
         SourceOptions::Cluster { access, service_cidrs: (!service_cidrs.is_empty()).then_some(service_cidrs) }
     };
     Ok(RunOptions { source, node, config, notes, state_dir, bpffs, cgroup, proc_sys_net, mount_bpffs, dns })
