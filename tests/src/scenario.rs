@@ -187,7 +187,7 @@ impl Run<'_> {
             self.ids.adopt(&self.mirror, &desired);
         }
         let routes = self.scenario.routes.iter();
-        let next_hops = routes
+        let next_hops: BTreeMap<IpAddr, NextHopInfo> = routes
             .map(|(addr, Route { ifindex, prefsrc, local })| {
                 (*addr, NextHopInfo { ifindex: *ifindex, prefsrc: *prefsrc, local: *local })
             })

@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Result, bail};
 use clap::{Args, Subcommand};
 
-use crate::{build, root, step, toolchain, tools};
+use crate::{build, cluster, root, step, toolchain, tools};
 
 /// Everything after `run` belongs to the demo, `--help` included; `--host` is the one word read here.
 #[derive(Args, Debug)]
@@ -25,6 +25,13 @@ pub(crate) enum Bench {
     /// Nanoseconds for one packet of an established flow, beside the floor
     #[command(disable_help_flag = true)]
     Packet {
+        /// Arguments of the benchmark
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
+    /// From the API server to the first correct packet, memory and idle CPU, beside kube-proxy
+    #[command(disable_help_flag = true)]
+    Control {
         /// Arguments of the benchmark
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<OsString>,
@@ -58,15 +65,25 @@ pub(crate) fn run(options: &RunOptions) -> Result<ExitCode> {
 
 /// Builds and becomes the benchmark.
 pub(crate) fn bench(what: &Bench) -> Result<ExitCode> {
-    let Bench::Packet { arguments } = what;
-    needs_root("cargo xtask bench packet")?;
+    let (name, arguments) = match what {
+        Bench::Packet { arguments } => ("packet", arguments),
+        Bench::Control { arguments } => ("control", arguments),
+    };
+    needs_root(&format!("cargo xtask bench {name}"))?;
     if !has_binary("ballast-bench") {
         bail!("this tree has no benchmark (tests/src/bin/ballast-bench.rs)");
     }
     prepare()?;
-    let build = ["build", "--release", "-p", "lb-tests", "--bin", "ballast-bench"];
+    let mut command = Command::new(root::target().join("release/ballast-bench"));
+    let mut build = vec!["build", "--release", "-p", "lb-tests", "--bin", "ballast-bench"];
+    if matches!(what, Bench::Control { .. }) {
+        tools::ensure_test_tools()?;
+        cluster::build_named(&["etcd", "kube-apiserver", "kube-controller-manager", "kube-proxy"].map(str::to_owned))?;
+        build.extend(["--bin", "ballast-peer"]);
+        command.env("BALLAST_BIN", build::host(true)?);
+    }
     step::must("build the benchmark (release)", step::cargo().args(build))?;
-    become_program(Command::new(root::target().join("release/ballast-bench")).arg("packet").args(arguments))
+    become_program(command.arg(name).args(arguments))
 }
 
 fn prepare() -> Result<()> {

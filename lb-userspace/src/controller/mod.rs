@@ -43,7 +43,7 @@ use crate::{
     convert::Severity,
     events::{Event, Ledger, Regarding},
     k8s::source::{Access, Api, Kind, Recorder, Source, Timing, Written},
-    model::{Model, ObjectName},
+    model::{Model, ObjectName, Touched},
     report::Problem,
 };
 
@@ -169,7 +169,7 @@ impl Controller {
         let mut refused = BTreeSet::new();
         loop {
             tokio::select! {
-                changed = source.changed(&mut model) => is_due |= changed,
+                touched = source.changed(&mut model) => is_due |= touched == Touched::All,
                 _ = looks.tick() => is_due |= self.read_pools().await,
                 () = sleep(pause), if pause > Duration::ZERO => is_due = true,
             }

@@ -35,7 +35,7 @@ use crate::{
     convert::Severity,
     file_source::{self, Finding, Source},
     k8s::source::{self, Access, Calls, Timing},
-    model::Model,
+    model::{Model, Touched},
 };
 
 /// How long clients may keep an answer, in seconds (D15).
@@ -177,7 +177,7 @@ async fn follow_cluster(mut source: source::Source, zones: &Zones, options: &zon
     let mut model = Model::default();
     tracing::info!("the objects come from {}", source.words());
     loop {
-        if !source.changed(&mut model).await || !source.is_complete() {
+        if source.changed(&mut model).await == Touched::NOTHING || !source.is_complete() {
             continue;
         }
         if !zones.follow(&model) {

@@ -73,6 +73,7 @@ impl ControlPlane {
         let admin = pki.kubeconfig("admin", ("admin", Some("system:masters")), address)?;
         let agent = pki.kubeconfig("agent", (AGENT, None), address)?;
         pki.kubeconfig("controllers", ("system:kube-controller-manager", None), address)?;
+        pki.kubeconfig("kube-proxy", ("system:kube-proxy", None), address)?;
         let etcd = start_etcd(&place, &directory)?;
         let api = Api::new(&place.namespace, &admin)?;
         let mut plane = Self {
@@ -123,6 +124,11 @@ impl ControlPlane {
     /// and write Events.
     pub fn agent_kubeconfig(&self) -> &Path {
         &self.agent
+    }
+
+    /// The kubeconfig of a kube-proxy, with the rights Kubernetes gives it.
+    pub fn kube_proxy_kubeconfig(&self) -> PathBuf {
+        self.directory.join("kube-proxy.kubeconfig")
     }
 
     /// Its folder: keys (`ca.crt`, `sa.key`, ...) and logs (`kube-apiserver.log`, ...).

@@ -5,10 +5,11 @@ use std::path::PathBuf;
 use anyhow::{Context, ensure};
 
 /// The go.mod of each program says which version is meant.
-const MODULES: [(&str, &str); 4] = [
+const MODULES: [(&str, &str); 5] = [
     ("etcd", include_str!("../../cluster/etcd/go.mod")),
     ("kube-apiserver", include_str!("../../cluster/kube-apiserver/go.mod")),
     ("kube-controller-manager", include_str!("../../cluster/kube-controller-manager/go.mod")),
+    ("kube-proxy", include_str!("../../cluster/kube-proxy/go.mod")),
     ("kubectl", include_str!("../../cluster/kubectl/go.mod")),
 ];
 

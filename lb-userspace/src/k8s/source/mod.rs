@@ -42,7 +42,7 @@ pub use self::{
 use super::{EndpointSlice, Namespace, Node, Pod, Service, ServiceCidr};
 use crate::{
     convert::Severity,
-    model::{Changes, Model},
+    model::{Changes, Model, Touched},
     report::{Problem, WatchStatus},
 };
 
@@ -160,22 +160,22 @@ impl Source {
         self.connection.calls.clone()
     }
 
-    /// Waits for news and applies all there are; whether the model is another one now. Nothing is lost when it is dropped
+    /// Waits for news and applies all there are; what of the model is another one now. Nothing is lost when it is dropped
     /// before its end.
-    pub async fn changed(&mut self, model: &mut Model) -> bool {
+    pub async fn changed(&mut self, model: &mut Model) -> Touched {
         let Some(first) = self.updates.recv().await else { return std::future::pending().await };
-        let mut changed = self.apply(model, first);
+        let mut touched = self.apply(model, first);
         for _ in 0..QUEUE {
             let Ok(update) = self.updates.try_recv() else { break };
-            changed |= self.apply(model, update);
+            touched.add(self.apply(model, update));
         }
-        if changed {
+        if touched != Touched::NOTHING {
             self.keep_servers(model);
         }
-        changed
+        touched
     }
 
-    fn apply(&mut self, model: &mut Model, update: Update) -> bool {
+    fn apply(&mut self, model: &mut Model, update: Update) -> Touched {
         match update {
             Update::Change(change, listed) => {
                 let kind = change.kind();
@@ -187,17 +187,17 @@ impl Source {
             }
             Update::Following(kind) => {
                 self.watches.following(kind);
-                false
+                Touched::NOTHING
             }
             Update::Heard(kind) => {
                 self.watches.heard(kind);
-                false
+                Touched::NOTHING
             }
             Update::Failed(kind, failure, problem) => {
                 let missing = failure.cause == Cause::Missing;
                 let settles = kind.is_optional() && (missing || matches!(failure.cause, Cause::Forbidden(_)));
                 self.watches.failed(kind, &failure, problem, missing && kind.is_optional());
-                settles && self.cluster.settle(model, kind)
+                if settles { self.cluster.settle(model, kind) } else { Touched::NOTHING }
             }
         }
     }
