@@ -9,7 +9,9 @@ use std::{
 };
 
 use lb_tests::{
-    Agent, Pod, Setup, World, binary,
+    Agent, Pod, Setup, World,
+    api_server::{ApiServer, Fault},
+    binary,
     kube::{PodSpec, Service},
     needs_root, wait_until,
     web::Named,
@@ -203,4 +205,59 @@ fn headless_answers_follow_readiness() {
     }
     println!("headless answers followed readiness after at most {} ms", slowest.as_millis());
     assert!(slowest < Duration::from_secs(5), "{slowest:?}");
+}
+
+/// What the datapath does not watch has names too: a headless Service, and a Namespace that is empty.
+#[test]
+fn in_a_cluster_the_agent_answers_at_its_nodes_addresses() {
+    needs_root!();
+    let world = World::builder().rp_filter(1).build().expect("a world");
+    let api = ApiServer::of_world(&world).expect("an API server");
+    let labels = json!({"service.kubernetes.io/headless": "", "kubernetes.io/service-name": "db"});
+    api.put(json!({
+        "apiVersion": "v1", "kind": "Service", "metadata": {"name": "db", "namespace": "shop", "labels": labels},
+        "spec": {"type": "ClusterIP", "clusterIP": "None", "clusterIPs": ["None"]},
+    }));
+    let slice = |pods: usize| {
+        let endpoint = |pod: &Pod| json!({"addresses": [pod.ipv4()], "conditions": {"ready": true}});
+        let endpoints: Vec<_> = world.node(0).pods().iter().take(pods).map(endpoint).collect();
+        let mut slice = slice("shop", "db", 0, &json!([]), &json!(endpoints));
+        slice["metadata"]["labels"] = labels.clone();
+        slice
+    };
+    api.put(slice(1));
+    api.put(json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "empty"}}));
+    let node = world.node(0);
+    let agent = Agent::start_on(&world, node, &Setup::tcx(false), ["--master", &api.url(), "--dns"]).expect("an agent");
+    let dig = |server: IpAddr, name: &str| {
+        let mut command = world.node(1).pod(0).place().command("dig").expect("a command");
+        command.args(["+time=1", "+tries=1", "A", &format!("{name}.{ZONE}"), &format!("@{server}")]);
+        let output = command.output().map_err(|error| error.to_string())?;
+        Ok::<_, String>(String::from_utf8_lossy(&output.stdout).into_owned())
+    };
+    let wait = |server: IpAddr, name: &str, expected: &str| {
+        wait_until(&format!("{expected} for {name} by {server}"), Duration::from_secs(10), || {
+            let text = dig(server, name)?;
+            if text.contains(expected) { Ok(()) } else { Err(text) }
+        })
+        .expect("answered");
+    };
+    for server in node.ips() {
+        wait(server, "db.shop", "ANSWER: 1,");
+        wait(server, "empty", "status: NOERROR");
+        wait(server, "nobody", "status: NXDOMAIN");
+    }
+    api.put(slice(2));
+    wait(node.ips()[0], "db.shop", "ANSWER: 2,");
+    // A watch that fails is told, and the names that are known stay.
+    api.refuse("list", "namespaces", Some(Fault::Answer(403, None)));
+    api.refuse("watch", "namespaces", Some(Fault::Answer(403, None)));
+    api.cut("namespaces", false);
+    wait_until("a problem with Namespaces", Duration::from_secs(20), || {
+        let problems = agent.status().map_err(|error| error.to_string())?.problems;
+        let told = problems.iter().any(|problem| problem.cause.contains("namespaces"));
+        if told { Ok(()) } else { Err(format!("{problems:?}")) }
+    })
+    .expect("told");
+    wait(node.ips()[0], "db.shop", "ANSWER: 2,");
 }

@@ -36,6 +36,13 @@ pub(crate) enum Bench {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<OsString>,
     },
+    /// Answers a second, their time, start-up and memory of `ballast dns`, beside CoreDNS
+    #[command(disable_help_flag = true)]
+    Dns {
+        /// Arguments of the benchmark
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
 }
 
 /// Builds and becomes the demo, or with `--host` the agent on this machine.
@@ -68,8 +75,11 @@ pub(crate) fn bench(what: &Bench) -> Result<ExitCode> {
     let (name, arguments) = match what {
         Bench::Packet { arguments } => ("packet", arguments),
         Bench::Control { arguments } => ("control", arguments),
+        Bench::Dns { arguments } => ("dns", arguments),
     };
-    needs_root(&format!("cargo xtask bench {name}"))?;
+    if !matches!(what, Bench::Dns { .. }) {
+        needs_root(&format!("cargo xtask bench {name}"))?;
+    }
     if !has_binary("ballast-bench") {
         bail!("this tree has no benchmark (tests/src/bin/ballast-bench.rs)");
     }
@@ -80,6 +90,10 @@ pub(crate) fn bench(what: &Bench) -> Result<ExitCode> {
         tools::ensure_test_tools()?;
         cluster::build_named(&["etcd", "kube-apiserver", "kube-controller-manager", "kube-proxy"].map(str::to_owned))?;
         build.extend(["--bin", "ballast-peer"]);
+        command.env("BALLAST_BIN", build::host(true)?);
+    }
+    if matches!(what, Bench::Dns { .. }) {
+        cluster::build_named(&["coredns".to_owned()])?;
         command.env("BALLAST_BIN", build::host(true)?);
     }
     step::must("build the benchmark (release)", step::cargo().args(build))?;

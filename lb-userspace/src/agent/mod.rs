@@ -232,7 +232,7 @@ impl Agent {
         let seconds = options.config.takeover_seconds;
         let oom = oom_score(&options);
         let network = Network::open(&options).await?;
-        let dns = Dns::start(&options, &model).await?;
+        let dns = Dns::start(&options, &model)?;
         let collection = Collection::new(&datapath.maps);
         let events = Events::new(input.recorder(&options.node));
         let snapshots = snapshot::Writer::new(snapshot::file(&options.state_dir), options.node.clone());
@@ -305,11 +305,12 @@ impl Agent {
 
     /// The source has another state, which is whole.
     async fn source_changed(&mut self, touched: &Touched) {
-        self.program(touched).await;
-        self.tell_events();
-        if let Some(dns) = &self.dns {
+        // First: it takes no time beside the tables, and headless names do not need them.
+        if let Some(dns) = &mut self.dns {
             dns.set(&self.model);
         }
+        self.program(touched).await;
+        self.tell_events();
         if self.input.is_of_cluster() {
             self.snapshots.mark();
         }

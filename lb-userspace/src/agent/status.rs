@@ -1,6 +1,6 @@
 //! What the agent tells about itself.
 
-use super::Agent;
+use super::{Agent, dns::Dns};
 use crate::{
     control::Response,
     convert::Severity,
@@ -95,6 +95,10 @@ impl Agent {
         problems.extend(self.collection.problem());
         problems.extend(self.network.problems());
         problems.extend(self.web.problems());
+        // Both sources have the same objects: what is wrong with one is said once.
+        let of_names = self.dns.iter().flat_map(Dns::problems).filter(|problem| !problems.contains(problem));
+        let of_names: Vec<_> = of_names.collect();
+        problems.extend(of_names);
         problems.extend(self.orphans.problems().filter(|_| self.socket_hooks.attached));
         if !self.socket_hooks.attached {
             problems.push(Problem {

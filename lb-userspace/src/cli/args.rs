@@ -2,7 +2,7 @@
 
 use std::{net::IpAddr, ops::RangeInclusive, path::PathBuf};
 
-use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum, error::ErrorKind};
+use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum, error::ErrorKind};
 use ipnet::IpNet;
 
 use super::{
@@ -216,11 +216,17 @@ pub(super) enum Output {
 impl Cli {
     /// Reads the command line of this process; wrong usage ends it with a message and code 2.
     pub(super) fn read() -> Self {
-        let cli = Self::parse();
+        let parsed = Self::from_arg_matches(&Self::definition().get_matches());
+        let cli = parsed.unwrap_or_else(|error| error.exit());
         if let Err(error) = cli.check() {
             error.exit();
         }
         cli
+    }
+
+    /// The command line, with what a shared argument needs in one command alone.
+    fn definition() -> clap::Command {
+        Self::command().mut_subcommand("run", RunDns::need_dns)
     }
 
     /// What clap cannot say.
@@ -323,7 +329,30 @@ mod tests {
 
     #[test]
     fn the_definition_is_sound() {
-        Cli::command().debug_assert();
+        Cli::definition().debug_assert();
+    }
+
+    #[test]
+    fn nothing_about_names_is_said_for_nothing() {
+        let read = |line: &str| Cli::definition().try_get_matches_from(line.split(' ')).map(drop);
+        for argument in [
+            "--upstream 192.0.2.1",
+            "--ttl 9",
+            "--dns-ttl 9",
+            "--pods insecure",
+            "--cluster-cidr 10.0.0.0/8",
+            "--allow-recursion 10.0.0.0/8 --upstream 192.0.2.1",
+            "--rate-limit 5",
+            "--rate-limit-exempt 10.0.0.0/8",
+            "--cluster-domain a.b",
+            "--dns-listen 127.0.0.1:53",
+        ] {
+            let error = read(&format!("ballast run {argument}")).expect_err(argument);
+            assert!(error.to_string().contains("--dns\n"), "{argument}: {error}");
+            assert!(read(&format!("ballast run --dns {argument}")).is_ok(), "{argument}");
+        }
+        assert!(read("ballast run -f x --dns").is_ok() && read("ballast run").is_ok());
+        assert!(read("ballast dns --ttl 9 --upstream 192.0.2.1").is_ok());
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
-use clap::Args;
+use clap::{Args, Command};
 use ipnet::IpNet;
 
 use super::args::{bind, missing, zone};
@@ -77,9 +77,12 @@ pub(super) struct Dns {
     lameduck: u16,
 }
 
+/// Heading of what is about DNS.
+const NAMES: &str = "Names";
+
 /// What `dns` and `run --dns` have in common.
 #[derive(Debug, Args)]
-#[command(next_help_heading = "Names")]
+#[command(next_help_heading = NAMES)]
 pub(super) struct DnsRules {
     /// How long clients may keep an answer, in seconds
     #[arg(id = "dns-ttl", long = "ttl", visible_alias = "dns-ttl", value_name = "SECONDS", default_value_t = DEFAULT_TTL, value_parser = clap::value_parser!(u32).range(0..=3600))]
@@ -106,14 +109,15 @@ pub(super) struct DnsRules {
 }
 
 #[derive(Debug, Args)]
-#[command(next_help_heading = "Names")]
+#[command(next_help_heading = NAMES)]
 pub(super) struct RunDns {
-    /// Answer DNS queries too, as `ballast dns` does
-    #[arg(long, requires = "file", conflicts_with_all = ["kubeconfig", "master"])]
+    /// Answer DNS queries too, as `ballast dns` does; in a cluster it watches all Services, slices and Namespaces for that,
+    /// which its role must allow
+    #[arg(long)]
     dns: bool,
     /// Where to answer them, UDP and TCP; may be repeated [default: port 53 of 127.0.0.1 and of the Node's `InternalIP`
     /// addresses]
-    #[arg(long, value_name = "ADDR:PORT", requires = "dns")]
+    #[arg(long, value_name = "ADDR:PORT")]
     dns_listen: Vec<SocketAddr>,
     /// The cluster's domain
     #[arg(long, value_name = "NAME", default_value = resolv::ZONE, value_parser = zone)]
@@ -194,9 +198,17 @@ impl DnsRules {
 
 impl RunDns {
     /// None if it is not asked for.
-    pub(super) fn options(self, services: &[IpNet]) -> Option<DnsOptions> {
+    pub(super) fn options(self, services: &[IpNet], cluster: Option<Access>) -> Option<DnsOptions> {
         let (zone, clients) = self.rules.options(self.cluster_domain, services.to_vec());
-        self.dns.then_some(DnsOptions { listen: self.dns_listen, zone, clients })
+        self.dns.then_some(DnsOptions { listen: self.dns_listen, zone, clients, cluster })
+    }
+
+    /// What is said about DNS is nothing without it: every argument of `run` about names needs `--dns`.
+    pub(super) fn need_dns(run: Command) -> Command {
+        run.mut_args(|argument| {
+            let is_of_names = argument.get_help_heading() == Some(NAMES) && argument.get_id() != "dns";
+            if is_of_names { argument.requires("dns") } else { argument }
+        })
     }
 }
 

@@ -156,13 +156,13 @@ fn options(run: Run, global: Global) -> anyhow::Result<RunOptions> {
     let Global { state_dir, bpffs, cgroup, proc_sys_net, .. } = global;
     let mount_bpffs = run.mount_bpffs;
     let service_cidrs: Vec<_> = run.service_cidr.into_iter().map(|net| net.trunc()).collect();
-    let mut dns = None;
+    let dns;
     let source = if let Some(path) = run.file {
         let mut options = file_source::Options::new(path);
         if !service_cidrs.is_empty() {
             options.service_cidrs = service_cidrs;
         }
-        dns = run.dns.options(&options.service_cidrs);
+        dns = run.dns.options(&options.service_cidrs, None);
         if let Some(range) = run.node_port_range {
             options.node_port_range = range;
         }
@@ -178,6 +178,7 @@ fn options(run: Run, global: Global) -> anyhow::Result<RunOptions> {
             Err(error @ AccessError::Nothing) => args::missing(&error.to_string()),
             found => found?,
         };
+        dns = run.dns.options(&service_cidrs, Some(access.clone()));
         SourceOptions::Cluster { access, service_cidrs: (!service_cidrs.is_empty()).then_some(service_cidrs) }
     };
     Ok(RunOptions { source, node, config, notes, state_dir, bpffs, cgroup, proc_sys_net, mount_bpffs, dns })

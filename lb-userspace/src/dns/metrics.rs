@@ -2,14 +2,15 @@
 
 use std::{net::IpAddr, time::Duration};
 
-use hickory_server::{
-    net::xfer::Protocol,
-    proto::{op::ResponseCode, rr::RecordType},
-};
 use prometheus_client::{
     encoding::EncodeLabelSet,
     metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
     registry::{Registry, Unit},
+};
+
+use super::{
+    server::Transport,
+    wire::{Code, Type},
 };
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -73,14 +74,14 @@ pub struct Sizes {
 }
 
 impl Metrics {
-    pub(super) fn asked(&self, protocol: Protocol, client: IpAddr, kind: RecordType) {
-        let proto = if protocol == Protocol::Udp { "udp" } else { "tcp" };
+    pub(super) fn asked(&self, over: Transport, client: IpAddr, kind: Option<Type>) {
+        let proto = if over == Transport::Udp { "udp" } else { "tcp" };
         let family = if client.to_canonical().is_ipv4() { "1" } else { "2" };
-        self.requests.get_or_create(&Asked { proto, family, r#type: type_name(kind) }).inc();
+        self.requests.get_or_create(&Asked { proto, family, r#type: kind.map_or("other", type_name) }).inc();
     }
 
-    pub(super) fn answered(&self, code: ResponseCode, took: Duration) {
-        self.responses.get_or_create(&Answered { rcode: code_name(code) }).inc();
+    pub(super) fn answered(&self, code: Option<Code>, took: Duration) {
+        self.responses.get_or_create(&Answered { rcode: code.map_or("other", Code::name) }).inc();
         self.duration.observe(took.as_secs_f64());
     }
 
@@ -116,32 +117,19 @@ impl Metrics {
 }
 
 /// Types as `CoreDNS` tells them apart; what a client makes up must not make a new series.
-const fn type_name(kind: RecordType) -> &'static str {
+const fn type_name(kind: Type) -> &'static str {
     match kind {
-        RecordType::A => "A",
-        RecordType::AAAA => "AAAA",
-        RecordType::SRV => "SRV",
-        RecordType::PTR => "PTR",
-        RecordType::CNAME => "CNAME",
-        RecordType::TXT => "TXT",
-        RecordType::SOA => "SOA",
-        RecordType::NS => "NS",
-        RecordType::MX => "MX",
-        RecordType::HTTPS => "HTTPS",
-        RecordType::ANY => "ANY",
-        _ => "other",
-    }
-}
-
-const fn code_name(code: ResponseCode) -> &'static str {
-    match code {
-        ResponseCode::NoError => "NOERROR",
-        ResponseCode::FormErr => "FORMERR",
-        ResponseCode::ServFail => "SERVFAIL",
-        ResponseCode::NXDomain => "NXDOMAIN",
-        ResponseCode::NotImp => "NOTIMP",
-        ResponseCode::Refused => "REFUSED",
-        ResponseCode::BADVERS => "BADVERS",
+        Type::A => "A",
+        Type::AAAA => "AAAA",
+        Type::SRV => "SRV",
+        Type::PTR => "PTR",
+        Type::CNAME => "CNAME",
+        Type::TXT => "TXT",
+        Type::SOA => "SOA",
+        Type::NS => "NS",
+        Type::MX => "MX",
+        Type::HTTPS => "HTTPS",
+        Type::ANY => "ANY",
         _ => "other",
     }
 }

@@ -1,93 +1,34 @@
-//! Questions from the wire, answered from the [`Zone`] of the moment.
+//! What becomes of a message: an answer from the [`Zone`] of the moment, a question to others, or nothing.
 
 use std::{
     net::{IpAddr, SocketAddr},
     sync::{
-        Arc, Mutex, PoisonError, RwLock,
+        Arc,
         atomic::{AtomicUsize, Ordering},
     },
-    time::{Instant, SystemTime, UNIX_EPOCH},
+    time::Instant,
 };
 
-use hickory_server::{
-    net::{
-        NetError,
-        runtime::{Time, TokioTime},
-        xfer::Protocol,
-    },
-    proto::{
-        ProtoError,
-        op::{Edns, Header, HeaderCounts, LowerQuery, Message, Metadata, OpCode, ResponseCode},
-        rr::{
-            DNSClass, Name, RData, Record as WireRecord, RecordType,
-            rdata::{A, AAAA, CNAME, NS, PTR, SOA, SRV, TXT},
-        },
-        serialize::binary::BinEncoder,
-    },
-    server::{Request, RequestHandler, ResponseHandler, ResponseInfo},
-    zone_handler::{MessageResponse, MessageResponseBuilder},
+use hickory_proto::{
+    op::{Message, ResponseCode},
+    rr::{Name, RecordType},
 };
 use ipnet::IpNet;
 use prometheus_client::registry::Registry;
 
 use super::{
     limit::{Limit, Verdict},
-    metrics::{Metrics, Sizes},
+    metrics::Metrics,
     upstream::{Failure, Upstream},
+    wire::{Class, Code, Flags, Head, Query, Read, Type, Writer, read},
     zone::{Answer, Data, Kind, Record, Zone},
+    zones::Zones,
 };
-use crate::model::Model;
 
 /// Longest UDP answer: what no path cuts into fragments (RFC 9715).
 pub(super) const UDP_LIMIT: u16 = 1232;
 /// SOA: seconds after which a secondary asks again, tries again, and gives up. There are no secondaries.
-const SOA_TIMES: (i32, i32, i32) = (7200, 1800, 86_400);
-
-/// The zone of the moment; none before the first one is known.
-#[derive(Debug, Default)]
-pub struct Zones {
-    zone: RwLock<Option<Zone>>,
-}
-
-impl Zones {
-    /// From here on, questions are answered from this zone. Its serial is greater than that of an earlier process.
-    pub fn set(&self, mut zone: Zone) {
-        zone.set_serial(now());
-        *self.zone.write().unwrap_or_else(PoisonError::into_inner) = Some(zone);
-    }
-
-    /// The zone, if there is one, becomes that of another state; whether there is one.
-    pub fn follow(&self, model: &Model) -> bool {
-        let mut zone = self.zone.write().unwrap_or_else(PoisonError::into_inner);
-        let Some(zone) = zone.as_mut() else { return false };
-        zone.follow(model, now());
-        true
-    }
-
-    /// Whether there is one.
-    pub fn is_set(&self) -> bool {
-        self.with(|_| ()).is_some()
-    }
-
-    /// What it is, for metrics.
-    pub fn sizes(&self) -> Sizes {
-        let of = |zone: &Zone| {
-            let (services, endpoints) = zone.sizes();
-            Sizes { services, endpoints, serial: zone.serial() }
-        };
-        self.with(of).unwrap_or_default()
-    }
-
-    fn with<T>(&self, body: impl FnOnce(&Zone) -> T) -> Option<T> {
-        self.zone.read().unwrap_or_else(PoisonError::into_inner).as_ref().map(body)
-    }
-}
-
-/// Seconds since 1970.
-pub(super) fn now() -> u32 {
-    let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-    u32::try_from(seconds).unwrap_or(u32::MAX)
-}
+const SOA_TIMES: [u32; 3] = [7200, 1800, 86_400];
 
 /// Who may ask what.
 #[derive(Debug)]
@@ -106,6 +47,13 @@ impl Default for Rules {
     }
 }
 
+/// How a message came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Transport {
+    Udp,
+    Tcp,
+}
+
 /// Answers each question; see [`super::listen`].
 #[derive(Clone, Debug)]
 pub struct Handler {
@@ -121,13 +69,32 @@ struct Inner {
     start: Instant,
 }
 
+/// What becomes of a message.
+pub(super) enum Outcome {
+    /// The answer is written.
+    Answered,
+    /// Nothing is said.
+    Nothing,
+    /// Others are asked first.
+    Elsewhere(Box<Elsewhere>),
+}
+
+/// A question that others are to be asked, and the answer so far: an alias, or nothing.
+pub(super) struct Elsewhere {
+    answer: Message,
+    target: Name,
+    kind: RecordType,
+    limit: usize,
+    begin: Instant,
+}
+
 /// What the zone says.
 enum Local {
-    Reply(Reply),
+    Done(Code),
     /// A name of nobody's zone of ours.
     Foreign,
     /// It ends with an alias for a name of another zone.
-    LeadsOut(Reply, Name),
+    LeadsOut(String),
 }
 
 impl Handler {
@@ -145,249 +112,285 @@ impl Handler {
     pub fn register(&self, registry: &mut Registry) {
         self.inner.metrics.register(registry, self.inner.zones.sizes());
     }
+
+    /// Writes the answer to these bytes into `out`, whose contents go.
+    pub(super) fn respond(&self, bytes: &[u8], client: SocketAddr, over: Transport, out: &mut Vec<u8>) -> Outcome {
+        out.clear();
+        self.inner.respond(bytes, client.ip(), over, out)
+    }
+
+    /// The answer once others have been asked.
+    pub(super) async fn finish(&self, elsewhere: Elsewhere) -> Option<Vec<u8>> {
+        self.inner.finish(elsewhere).await
+    }
+
+    /// The UDP answer to these bytes: as over a socket, for tests and fuzzing.
+    pub async fn datagram(&self, bytes: &[u8], client: SocketAddr) -> Option<Vec<u8>> {
+        let mut out = Vec::new();
+        match self.respond(bytes, client, Transport::Udp, &mut out) {
+            Outcome::Answered => Some(out),
+            Outcome::Nothing => None,
+            Outcome::Elsewhere(elsewhere) => self.finish(*elsewhere).await,
+        }
+    }
 }
 
 impl Inner {
-    async fn reply(&self, request: &Request) -> Reply {
-        if request.metadata.op_code != OpCode::Query {
-            return Reply::code(ResponseCode::NotImp);
-        }
-        if request.edns.as_ref().is_some_and(|edns| edns.version() > 0) {
-            return Reply::code(ResponseCode::BADVERS);
-        }
-        let Ok(info) = request.request_info() else { return Reply::code(ResponseCode::FormErr) };
-        let (query, client) = (info.query, request.src().ip());
-        let upstream = self.upstream(client);
-        let asks = upstream.filter(|_| request.metadata.recursion_desired);
-        let kind = query.query_type();
-        let mut reply = match (self.local(query), asks) {
-            (Err(_), _) => Reply::code(ResponseCode::ServFail),
-            (Ok(Local::Reply(reply) | Local::LeadsOut(reply, _)), None) | (Ok(Local::Reply(reply)), _) => reply,
-            (Ok(Local::Foreign), None) => Reply::code(ResponseCode::Refused),
-            (Ok(Local::Foreign), Some(upstream)) => self.ask(upstream, query.original().name(), kind).await,
-            (Ok(Local::LeadsOut(alias, target)), Some(upstream)) => alias.then(self.ask(upstream, &target, kind).await),
+    fn respond(&self, bytes: &[u8], client: IpAddr, over: Transport, out: &mut Vec<u8>) -> Outcome {
+        let begin = Instant::now();
+        let Some(asked) = Asked::read(bytes, over) else { return Outcome::Nothing };
+        self.metrics.asked(over, client, asked.query.as_ref().map(|query| query.kind));
+        let code = match self.verdict(client, over) {
+            Verdict::Drop => return Outcome::Nothing,
+            Verdict::Truncate => asked.plain(out, Code::NoError, Flags { truncated: true, ..Flags::default() }),
+            Verdict::Answer => match self.answer(&asked, client, out) {
+                Ok(code) => code,
+                Err(elsewhere) => return Outcome::Elsewhere(elsewhere),
+            },
         };
-        reply.recursion = upstream.is_some();
-        reply
+        self.metrics.answered(Some(code), begin.elapsed());
+        Outcome::Answered
     }
 
-    /// The servers that questions of this client are passed on to.
-    fn upstream(&self, client: IpAddr) -> Option<&Upstream> {
-        let client = client.to_canonical();
-        self.rules.upstream.as_ref().filter(|_| self.rules.recursion.iter().any(|net| net.contains(&client)))
-    }
-
-    async fn ask(&self, upstream: &Upstream, name: &Name, kind: RecordType) -> Reply {
-        let answer = upstream.ask(name, kind).await;
-        self.metrics.passed_on(match answer {
-            Ok(_) => "answered",
-            Err(Failure::Busy) => "refused",
-            Err(Failure::Silent) => "failed",
-        });
-        answer.map_or_else(|_| Reply::code(ResponseCode::ServFail), Reply::of)
-    }
-
-    fn local(&self, query: &LowerQuery) -> Result<Local, ProtoError> {
-        let refused = matches!(query.query_type(), RecordType::ANY | RecordType::AXFR | RecordType::IXFR);
-        if query.query_class() != DNSClass::IN || refused {
-            return Ok(Local::Reply(Reply::code(ResponseCode::Refused)));
+    fn verdict(&self, client: IpAddr, over: Transport) -> Verdict {
+        if over == Transport::Tcp {
+            return Verdict::Answer;
         }
-        let asked = query.original().name();
-        let text = asked.to_ascii();
-        let name = text.trim_end_matches('.');
-        let answered = self.zones.with(|zone| self.in_zone(zone, asked, name, kind(query.query_type())));
-        answered.unwrap_or_else(|| Ok(Local::Reply(Reply::code(ResponseCode::ServFail))))
+        let verdict = self.rules.limit.count(client, self.start.elapsed().as_secs());
+        match verdict {
+            Verdict::Answer => {}
+            Verdict::Truncate => self.metrics.limited("truncated"),
+            Verdict::Drop => self.metrics.limited("dropped"),
+        }
+        verdict
     }
 
-    fn in_zone(&self, zone: &Zone, asked: &Name, text: &str, kind: Kind) -> Result<Local, ProtoError> {
-        Ok(match zone.answer(text, kind) {
-            Answer::Foreign => Local::Foreign,
-            Answer::NoData { apex } => Local::Reply(Reply::none(ResponseCode::NoError, zone, &apex)?),
-            Answer::NxDomain { apex } => Local::Reply(Reply::none(ResponseCode::NXDomain, zone, &apex)?),
+    /// Writes the answer; its code, or what others are to be asked.
+    fn answer(&self, asked: &Asked<'_>, client: IpAddr, out: &mut Vec<u8>) -> Result<Code, Box<Elsewhere>> {
+        let query = match asked.question() {
+            Ok(query) => query,
+            Err(code) => return Ok(asked.plain(out, code, Flags::default())),
+        };
+        let recursion = self.may_recurse(client);
+        let flags = Flags { recursion, ..Flags::default() };
+        let asks = recursion && asked.head.recursion_desired();
+        let target = match self.from_zone(asked, query, flags, out) {
+            Local::Done(code) => return Ok(code),
+            Local::LeadsOut(_) if !asks => return Ok(Code::NoError),
+            Local::Foreign if !asks => return Ok(asked.plain(out, Code::Refused, flags)),
+            Local::LeadsOut(target) => Some(target),
+            Local::Foreign => {
+                asked.plain(out, Code::NoError, flags);
+                None
+            }
+        };
+        let elsewhere = Elsewhere::new(out, target.as_deref(), query.kind, asked.limit);
+        elsewhere.map_or_else(|| Ok(asked.plain(out, Code::ServFail, flags)), |elsewhere| Err(Box::new(elsewhere)))
+    }
+
+    /// Whether questions of this client are passed on.
+    fn may_recurse(&self, client: IpAddr) -> bool {
+        let client = client.to_canonical();
+        self.rules.upstream.is_some() && self.rules.recursion.iter().any(|net| net.contains(&client))
+    }
+
+    fn from_zone(&self, asked: &Asked<'_>, query: &Query<'_>, flags: Flags, out: &mut Vec<u8>) -> Local {
+        let mut name = String::new();
+        query.name(&mut name);
+        let said = self.zones.with(|zone| self.in_zone(zone, asked, query, &name, flags, out));
+        said.unwrap_or_else(|| Local::Done(asked.plain(out, Code::ServFail, flags)))
+    }
+
+    fn in_zone(
+        &self,
+        zone: &Zone,
+        asked: &Asked<'_>,
+        query: &Query<'_>,
+        name: &str,
+        flags: Flags,
+        out: &mut Vec<u8>,
+    ) -> Local {
+        let kind = kind(query.kind);
+        let found = zone.answer(name, kind);
+        if found == Answer::Foreign {
+            return Local::Foreign;
+        }
+        out.clear();
+        let mut writer = Writer::new(out, query, asked.limit, UDP_LIMIT);
+        let (mut code, mut target) = (Code::NoError, None);
+        match found {
+            Answer::Foreign => {}
+            Answer::NoData { apex } => soa(&mut writer, zone, &apex),
+            Answer::NxDomain { apex } => {
+                code = Code::NxDomain;
+                soa(&mut writer, zone, &apex);
+            }
             Answer::Records(mut records) => {
                 self.rotate(&mut records);
-                let answers = records.iter().map(|record| wire(record, asked, zone)).collect::<Result<_, _>>()?;
-                let reply = Reply { authoritative: true, answers, ..Reply::code(ResponseCode::NoError) };
-                match zone.leads_out(&records).filter(|_| kind != Kind::Cname) {
-                    Some(target) => Local::LeadsOut(reply, name(target)?),
-                    None => Local::Reply(reply),
+                for Record { owner, ttl, data } in &records {
+                    writer.answer(owner.as_deref(), number(data), *ttl, |writer| write(writer, zone, data));
                 }
+                target = zone.leads_out(&records).filter(|_| kind != Kind::Cname).map(str::to_owned);
             }
-        })
+        }
+        if writer.is_broken() {
+            return Local::Done(asked.plain(out, Code::ServFail, flags));
+        }
+        writer.finish(code, Flags { authoritative: true, ..flags });
+        target.map_or(Local::Done(code), Local::LeadsOut)
     }
 
     /// Each answer begins with another record; aliases stay in front of what they lead to.
     fn rotate(&self, records: &mut [Record]) {
         let aliases = records.iter().filter(|record| matches!(record.data, Data::Cname(_))).count();
-        let Some(rest) = records.get_mut(aliases..).filter(|rest| !rest.is_empty()) else { return };
+        let Some(rest) = records.get_mut(aliases..).filter(|rest| rest.len() > 1) else { return };
         let turn = self.turn.fetch_add(1, Ordering::Relaxed);
         rest.rotate_left(turn.checked_rem(rest.len()).unwrap_or(0));
     }
 
-    /// What the client may have; none for nothing at all.
-    async fn answer(&self, request: &Request) -> Option<Reply> {
-        let verdict = match request.protocol() {
-            Protocol::Udp => self.rules.limit.count(request.src().ip(), self.start.elapsed().as_secs()),
-            _ => Verdict::Answer,
+    async fn finish(&self, elsewhere: Elsewhere) -> Option<Vec<u8>> {
+        let Elsewhere { mut answer, target, kind, limit, begin } = elsewhere;
+        let found = self.rules.upstream.as_ref()?.ask(&target, kind).await;
+        self.metrics.passed_on(match found {
+            Ok(_) => "answered",
+            Err(Failure::Busy) => "refused",
+            Err(Failure::Silent) => "failed",
+        });
+        // The code is that of the end of the aliases (RFC 6604).
+        answer.metadata.response_code = match found {
+            Ok(Message { metadata, answers, authorities, .. }) => {
+                answer.answers.extend(answers);
+                answer.authorities = authorities;
+                metadata.response_code
+            }
+            Err(_) => ResponseCode::ServFail,
         };
-        match verdict {
-            Verdict::Answer => Some(self.reply(request).await),
-            Verdict::Truncate => {
-                self.metrics.limited("truncated");
-                Some(Reply { truncated: true, ..Reply::code(ResponseCode::NoError) })
+        self.metrics.answered(Code::of(answer.metadata.response_code), begin.elapsed());
+        let bytes = answer.to_vec().ok()?;
+        if bytes.len() <= limit { Some(bytes) } else { answer.truncate().to_vec().ok() }
+    }
+}
+
+impl Elsewhere {
+    /// Begins with the answer that is written so far; none if there is nothing to ask.
+    fn new(written: &[u8], target: Option<&str>, kind: Type, limit: usize) -> Option<Self> {
+        let answer = Message::from_vec(written).ok()?;
+        let target = match target {
+            Some(target) => {
+                let mut name = Name::from_ascii(target).ok()?;
+                name.set_fqdn(true);
+                name
             }
-            Verdict::Drop => {
-                self.metrics.limited("dropped");
-                None
-            }
-        }
-    }
-}
-
-/// Takes the answer instead of a socket.
-#[derive(Clone, Default)]
-struct Taken(Arc<Mutex<Option<Vec<u8>>>>);
-
-#[async_trait::async_trait]
-impl ResponseHandler for Taken {
-    async fn send_response<'a>(
-        &mut self,
-        response: MessageResponse<
-            '_,
-            'a,
-            impl Iterator<Item = &'a WireRecord> + Send + 'a,
-            impl Iterator<Item = &'a WireRecord> + Send + 'a,
-            impl Iterator<Item = &'a WireRecord> + Send + 'a,
-            impl Iterator<Item = &'a WireRecord> + Send + 'a,
-        >,
-    ) -> Result<ResponseInfo, NetError> {
-        let mut bytes = Vec::new();
-        let mut encoder = BinEncoder::new(&mut bytes);
-        encoder.set_max_size(response.edns().map_or(512, Edns::max_payload));
-        let info = response.destructive_emit(&mut encoder)?;
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(bytes);
-        Ok(info)
-    }
-}
-
-impl Handler {
-    /// The UDP answer to these bytes, if the server's library can read them: as over a socket, for tests and fuzzing.
-    pub async fn datagram(&self, bytes: Vec<u8>, client: SocketAddr) -> Option<Vec<u8>> {
-        let request = Request::from_bytes(bytes, client, Protocol::Udp).ok()?;
-        let taken = Taken::default();
-        self.handle_request::<_, TokioTime>(&request, taken.clone()).await;
-        taken.0.lock().unwrap_or_else(PoisonError::into_inner).take()
-    }
-}
-
-#[async_trait::async_trait]
-impl RequestHandler for Handler {
-    async fn handle_request<R: ResponseHandler, T: Time>(&self, request: &Request, mut handle: R) -> ResponseInfo {
-        let (inner, begin) = (&self.inner, Instant::now());
-        let kind = request.queries.queries().first().map_or(RecordType::ZERO, LowerQuery::query_type);
-        inner.metrics.asked(request.protocol(), request.src().ip(), kind);
-        let mut metadata = Metadata::response_from_request(&request.metadata);
-        let Some(reply) = inner.answer(request).await else {
-            return ResponseInfo::from(Header { metadata, counts: HeaderCounts::default() });
+            None => answer.queries.first()?.name().clone(),
         };
-        metadata.response_code = reply.code;
-        metadata.authoritative = reply.authoritative;
-        metadata.recursion_available = reply.recursion;
-        metadata.truncation = reply.truncated;
-        metadata.checking_disabled = false;
-        let mut edns = Edns::new();
-        edns.set_max_payload(request.max_payload().min(UDP_LIMIT));
-        let mut builder = MessageResponseBuilder::from_message_request(request);
-        if request.edns.is_some() {
-            builder.edns(&edns);
+        Some(Self { answer, target, kind: RecordType::from(kind.0), limit, begin: Instant::now() })
+    }
+}
+
+/// A message that gets an answer.
+struct Asked<'a> {
+    head: Head,
+    /// None if it cannot be understood.
+    query: Option<Query<'a>>,
+    /// Most octets of an answer.
+    limit: usize,
+}
+
+impl<'a> Asked<'a> {
+    fn read(bytes: &'a [u8], over: Transport) -> Option<Self> {
+        let (head, query) = match read(bytes) {
+            Read::Nothing => return None,
+            Read::Broken(head) => (head, None),
+            Read::Query(query) => (query.head, Some(query)),
+        };
+        let limit = match over {
+            Transport::Tcp => u16::MAX,
+            Transport::Udp => query.as_ref().map_or(0, Query::payload).min(UDP_LIMIT),
+        };
+        Some(Self { head, query, limit: limit.into() })
+    }
+
+    /// The question, if it is one that zones answer.
+    fn question(&self) -> Result<&Query<'a>, Code> {
+        if !self.head.is_query() {
+            return Err(Code::NotImp);
         }
-        let response = builder.build(metadata, &reply.answers, &reply.authority, &[], &[]);
-        let sent = handle.send_response(response).await;
-        inner.metrics.answered(reply.code, begin.elapsed());
-        match sent {
-            Ok(info) => info,
-            Err(error) => {
-                tracing::debug!("an answer to {} cannot be sent: {error}", request.src());
-                ResponseInfo::from(Header { metadata, counts: HeaderCounts::default() })
-            }
+        let query = self.query.as_ref().ok_or(Code::FormErr)?;
+        if query.is_of_future_version() {
+            return Err(Code::BadVers);
         }
+        if query.class != Class::IN || query.kind.is_refused() {
+            return Err(Code::Refused);
+        }
+        Ok(query)
+    }
+
+    /// Writes an answer without records.
+    fn plain(&self, out: &mut Vec<u8>, code: Code, flags: Flags) -> Code {
+        out.clear();
+        let writer = match &self.query {
+            Some(query) => Writer::new(out, query, self.limit, UDP_LIMIT),
+            None => Writer::of_head(out, self.head),
+        };
+        writer.finish(code, flags);
+        code
     }
 }
 
-struct Reply {
-    code: ResponseCode,
-    authoritative: bool,
-    /// The client may ask for other names too.
-    recursion: bool,
-    truncated: bool,
-    answers: Vec<WireRecord>,
-    authority: Vec<WireRecord>,
-}
-
-impl Reply {
-    fn code(code: ResponseCode) -> Self {
-        let (answers, authority) = (Vec::new(), Vec::new());
-        Self { code, authoritative: false, recursion: false, truncated: false, answers, authority }
-    }
-
-    /// What another server said.
-    fn of(message: Message) -> Self {
-        let Message { metadata, answers, authorities, .. } = message;
-        Self { answers, authority: authorities, ..Self::code(metadata.response_code) }
-    }
-
-    /// This alias, and what it leads to; the code is that of its end (RFC 6604).
-    fn then(mut self, target: Self) -> Self {
-        self.answers.extend(target.answers);
-        Self { code: target.code, authority: target.authority, ..self }
-    }
-
-    /// NODATA or NXDOMAIN: the SOA tells how long it holds (RFC 2308).
-    fn none(code: ResponseCode, zone: &Zone, apex: &str) -> Result<Self, ProtoError> {
-        let soa = Record { owner: None, ttl: zone.ttl(), data: Data::Soa };
-        let authority = vec![wire(&soa, &name(apex)?, zone)?];
-        Ok(Self { authoritative: true, authority, ..Self::code(code) })
-    }
-}
-
-fn kind(record: RecordType) -> Kind {
-    match record {
-        RecordType::A => Kind::A,
-        RecordType::AAAA => Kind::Aaaa,
-        RecordType::SRV => Kind::Srv,
-        RecordType::PTR => Kind::Ptr,
-        RecordType::CNAME => Kind::Cname,
-        RecordType::TXT => Kind::Txt,
-        RecordType::SOA => Kind::Soa,
-        RecordType::NS => Kind::Ns,
+const fn kind(asked: Type) -> Kind {
+    match asked {
+        Type::A => Kind::A,
+        Type::AAAA => Kind::Aaaa,
+        Type::SRV => Kind::Srv,
+        Type::PTR => Kind::Ptr,
+        Type::CNAME => Kind::Cname,
+        Type::TXT => Kind::Txt,
+        Type::SOA => Kind::Soa,
+        Type::NS => Kind::Ns,
         _ => Kind::Other,
     }
 }
 
-fn name(text: &str) -> Result<Name, ProtoError> {
-    let mut name = Name::from_ascii(text)?;
-    name.set_fqdn(true);
-    Ok(name)
+const fn number(data: &Data) -> Type {
+    match data {
+        Data::A(_) => Type::A,
+        Data::Aaaa(_) => Type::AAAA,
+        Data::Srv { .. } => Type::SRV,
+        Data::Ptr(_) => Type::PTR,
+        Data::Cname(_) => Type::CNAME,
+        Data::Txt(_) => Type::TXT,
+        Data::Soa => Type::SOA,
+        Data::Ns(_) => Type::NS,
+    }
 }
 
-/// The record under the name that was asked for, in the case it was asked in.
-fn wire(record: &Record, asked: &Name, zone: &Zone) -> Result<WireRecord, ProtoError> {
-    let owner = record.owner.as_deref().map_or_else(|| Ok(asked.clone()), name)?;
-    let data = match &record.data {
-        Data::A(address) => RData::A(A(*address)),
-        Data::Aaaa(address) => RData::AAAA(AAAA(*address)),
-        Data::Srv { port, target } => RData::SRV(SRV::new(0, 100, *port, name(target)?)),
-        Data::Ptr(target) => RData::PTR(PTR(name(target)?)),
-        Data::Cname(target) => RData::CNAME(CNAME(name(target)?)),
-        Data::Txt(text) => RData::TXT(TXT::new(vec![text.clone()])),
-        Data::Ns(target) => RData::NS(NS(name(target)?)),
-        Data::Soa => {
-            let (refresh, retry, expire) = SOA_TIMES;
-            let (server, mailbox) = (name(&zone.server())?, name(&zone.mailbox())?);
-            RData::SOA(SOA::new(server, mailbox, zone.serial(), refresh, retry, expire, zone.ttl()))
+fn write(writer: &mut Writer<'_>, zone: &Zone, data: &Data) {
+    match data {
+        Data::A(address) => writer.address((*address).into()),
+        Data::Aaaa(address) => writer.address((*address).into()),
+        Data::Srv { port, target } => {
+            // Priority and weight.
+            for word in [0, 100, *port] {
+                writer.word(word);
+            }
+            writer.whole_name(target);
         }
-    };
-    Ok(WireRecord::from_rdata(owner, record.ttl, data))
+        Data::Ptr(target) | Data::Cname(target) | Data::Ns(target) => writer.name(target),
+        Data::Txt(text) => writer.text(text),
+        Data::Soa => {
+            writer.name(&zone.server());
+            writer.name(&zone.mailbox());
+            let [refresh, retry, expire] = SOA_TIMES;
+            for value in [zone.serial(), refresh, retry, expire, zone.ttl()] {
+                writer.long(value);
+            }
+        }
+    }
+}
+
+/// NODATA or NXDOMAIN: the SOA tells how long it holds (RFC 2308).
+fn soa(writer: &mut Writer<'_>, zone: &Zone, apex: &str) {
+    writer.authority(apex, Type::SOA, zone.ttl(), |writer| write(writer, zone, &Data::Soa));
 }
 
 #[cfg(test)]

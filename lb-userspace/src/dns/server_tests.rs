@@ -8,9 +8,11 @@ use tokio::{
     time::timeout,
 };
 
+use hickory_proto::rr::{RData, Record as WireRecord, rdata};
+
 use super::*;
 use crate::{
-    dns::{Clients, listen, zone},
+    dns::{Clients, Server, listen, zone, zones::now},
     model::{Endpoint, EndpointSlice, IpFamily, Model, ObjectName},
 };
 
@@ -49,12 +51,12 @@ fn model(endpoints: u8) -> Model {
 }
 
 struct Running {
-    _server: hickory_server::Server<Handler>,
+    _server: Server,
     at: SocketAddr,
     zones: Arc<Zones>,
 }
 
-async fn start(endpoints: Option<u8>) -> Running {
+fn start(endpoints: Option<u8>) -> Running {
     let zones = Arc::new(Zones::default());
     if let Some(endpoints) = endpoints {
         let options = zone::Options::new("cluster.local".to_owned(), 5);
@@ -63,7 +65,7 @@ async fn start(endpoints: Option<u8>) -> Running {
     // A port that is free for TCP is most often free for UDP: try until one is.
     for _ in 0..20 {
         let free = std::net::TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("an address");
-        if let Ok(server) = listen(&[free], Handler::new(Arc::clone(&zones), Rules::default()), "--listen").await {
+        if let Ok(server) = listen(&[free], &Handler::new(Arc::clone(&zones), Rules::default()), "--listen") {
             return Running { _server: server, at: free, zones };
         }
     }
@@ -109,7 +111,7 @@ const NAME: &str = "db.shop.svc.cluster.local";
 
 #[tokio::test]
 async fn d14_no_answer_before_the_first_state_and_then_one() {
-    let server = start(None).await;
+    let server = start(None);
     assert_eq!(server.code(&question(NAME, A, IN)).await, 2, "SERVFAIL");
     server.zones.set(Zone::new(&model(1), zone::Options::new("cluster.local".to_owned(), 5)));
     assert_eq!(server.code(&question(NAME, A, IN)).await, 0);
@@ -117,7 +119,7 @@ async fn d14_no_answer_before_the_first_state_and_then_one() {
 
 #[tokio::test]
 async fn wrong_questions_get_the_code_of_the_rfcs() {
-    let server = start(Some(1)).await;
+    let server = start(Some(1));
     assert_eq!(server.code(&question("none.shop.svc.cluster.local", A, IN)).await, 3, "NXDOMAIN");
     for (kind, class) in [(ANY, IN), (AXFR, IN), (A, 3)] {
         assert_eq!(server.code(&question(NAME, kind, class)).await, 5, "REFUSED {kind} {class}");
@@ -145,7 +147,7 @@ async fn wrong_questions_get_the_code_of_the_rfcs() {
 
 #[tokio::test]
 async fn the_question_comes_back_in_its_case() {
-    let server = start(Some(1)).await;
+    let server = start(Some(1));
     let asked = question("dB.sHOP.svc.CLUSTER.local", A, IN);
     let answer = server.udp(&asked).await.expect("an answer");
     assert_eq!(answer[12..asked.len()], asked[12..]);
@@ -155,7 +157,7 @@ async fn the_question_comes_back_in_its_case() {
 
 #[tokio::test]
 async fn long_answers_are_cut_over_udp_and_whole_over_tcp() {
-    let server = start(Some(200)).await;
+    let server = start(Some(200));
     for (bytes, limit) in [(question(NAME, A, IN), 512), (with_edns(question(NAME, A, IN), 0, 65_000), 1232)] {
         let answer = server.udp(&bytes).await.expect("an answer");
         assert!(answer.len() <= limit, "{} octets", answer.len());
@@ -173,7 +175,7 @@ async fn long_answers_are_cut_over_udp_and_whole_over_tcp() {
 
 #[tokio::test]
 async fn answers_begin_with_another_record_each_time() {
-    let server = start(Some(2)).await;
+    let server = start(Some(2));
     let mut first = std::collections::BTreeSet::new();
     for _ in 0..2 {
         let answer = server.udp(&question(NAME, A, IN)).await.expect("an answer");
@@ -184,7 +186,7 @@ async fn answers_begin_with_another_record_each_time() {
 
 /// A server of everything else: every name has 192.0.2.53, but `long.` answers are cut over UDP.
 async fn elsewhere() -> SocketAddr {
-    use hickory_server::proto::op::MessageType;
+    use hickory_proto::op::MessageType;
     let (udp, tcp) = loop {
         let tcp = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
         if let Ok(udp) = UdpSocket::bind(tcp.local_addr().expect("an address")).await {
@@ -200,7 +202,7 @@ async fn elsewhere() -> SocketAddr {
         if name.to_ascii().starts_with("none.") {
             message.metadata.response_code = ResponseCode::NXDomain;
         } else if !message.metadata.truncation {
-            message.add_answer(WireRecord::from_rdata(name, 60, RData::A(super::A([192, 0, 2, 53].into()))));
+            message.add_answer(WireRecord::from_rdata(name, 60, RData::A(rdata::A([192, 0, 2, 53].into()))));
         }
         message.to_vec().expect("bytes")
     };
@@ -232,7 +234,7 @@ fn handler(model: &Model, rules: Rules, upstream: bool) -> Handler {
 }
 
 async fn ask(handler: &Handler, from: &str, bytes: Vec<u8>) -> Option<Message> {
-    let answer = handler.datagram(bytes, from.parse().expect("an address")).await?;
+    let answer = handler.datagram(&bytes, from.parse().expect("an address")).await?;
     Some(Message::from_vec(&answer).expect("a message"))
 }
 

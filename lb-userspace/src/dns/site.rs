@@ -13,7 +13,7 @@ use http::{Request, StatusCode};
 use hyper::body::Incoming;
 use prometheus_client::{encoding::text, registry::Registry};
 
-use super::server::{Handler, Zones};
+use super::{server::Handler, zones::Zones};
 use crate::{
     k8s::source::Calls,
     web::{Answer, Listening, answer, metrics, not_found},

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use hickory_server::proto::{
+use hickory_proto::{
     op::{Edns, Message, MessageType, Query},
     rr::{Name, RecordType},
 };

@@ -10,7 +10,7 @@ use tokio::{
 
 use super::{
     Fault, Shared,
-    store::{Gone, Selector},
+    store::{Gone, Selector, kind},
 };
 
 pub(super) async fn accept(listener: TcpListener, shared: Arc<Shared>) -> io::Result<()> {
@@ -69,6 +69,13 @@ fn place(path: &str) -> Option<Place> {
     }
     let mut rest = parts.map(str::to_owned);
     Some(Place { namespace, resource: first.to_owned(), name: rest.next(), part: rest.next() })
+}
+
+/// `v1` or `GROUP/VERSION`, as a list of the objects at `path` carries it.
+fn api_version(path: &str) -> String {
+    let mut parts = path.split('/').filter(|part| !part.is_empty());
+    let count = if parts.next() == Some("apis") { 2 } else { 1 };
+    parts.take(count).collect::<Vec<_>>().join("/")
 }
 
 async fn serve(mut stream: TcpStream, shared: &Shared) -> io::Result<()> {
@@ -132,7 +139,8 @@ async fn serve(mut stream: TcpStream, shared: &Shared) -> io::Result<()> {
         }
         if watching {
             let after = parameter("resourceVersion").and_then(|version| version.parse().ok()).unwrap_or(0);
-            return follow(&mut stream, shared, &resource, &selector, after).await;
+            let listed = parameter("sendInitialEvents") == Some("true");
+            return follow(&mut stream, shared, &resource, &selector, (!listed).then_some(after)).await;
         }
         let limit = parameter("limit").and_then(|limit| limit.parse().ok()).unwrap_or(usize::MAX);
         let page = shared.store().list(&resource, &selector, limit, parameter("continue"));
@@ -145,7 +153,8 @@ async fn serve(mut stream: TcpStream, shared: &Shared) -> io::Result<()> {
         let empty = fault == Fault::Empty && parameter("continue").is_none();
         let (items, version, next) = if empty { (Vec::new(), 1, String::new()) } else { (items, version, next) };
         let metadata = json!({"resourceVersion": version.to_string(), "continue": next});
-        let mut body = json!({"kind": "List", "metadata": metadata, "items": items}).to_string();
+        let (kind, version) = (format!("{}List", kind(&resource)), api_version(&request.path));
+        let mut body = json!({"kind": kind, "apiVersion": version, "metadata": metadata, "items": items}).to_string();
         if fault == Fault::Truncated {
             body.truncate(body.len() / 2);
         }
@@ -272,13 +281,13 @@ async fn answer(stream: &mut TcpStream, code: u16, headers: &str, body: &str) ->
     stream.write_all(format!("{head}{body}").as_bytes()).await
 }
 
-/// A watch, until it is cut.
+/// A watch, until it is cut: from a version on, or from all objects on and a bookmark behind them.
 async fn follow(
     stream: &mut TcpStream,
     shared: &Shared,
     resource: &str,
     selector: &Selector,
-    mut after: u64,
+    after: Option<u64>,
 ) -> io::Result<()> {
     let mut news = shared.news.subscribe();
     let (cuts, mut bookmarks) = {
@@ -286,6 +295,10 @@ async fn follow(
         (store.cuts(resource).0, store.bookmarks)
     };
     stream.write_all(b"HTTP/1.1 200 x\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n").await?;
+    let mut after = match after {
+        Some(version) => version,
+        None => begin(stream, shared, resource, selector).await?,
+    };
     loop {
         news.borrow_and_update();
         let (mut lines, version, cut) = {
@@ -341,4 +354,20 @@ async fn follow(
             read = stream.read(&mut ignored) => if read? == 0 { return Ok(()) },
         }
     }
+}
+
+/// All there is as events, and the bookmark that says so; its version.
+async fn begin(stream: &mut TcpStream, shared: &Shared, resource: &str, selector: &Selector) -> io::Result<u64> {
+    let listed = shared.store().list(resource, selector, usize::MAX, None);
+    // Only a page that goes on can be gone.
+    let Ok((items, version, _)) = listed else { return Ok(0) };
+    let added = items.into_iter().map(|object| json!({"type": "ADDED", "object": object}));
+    let metadata = json!({
+        "resourceVersion": version.to_string(), "annotations": {"k8s.io/initial-events-end": "true"},
+    });
+    let end = json!({"type": "BOOKMARK", "object": {"kind": kind(resource), "metadata": metadata}});
+    let mut text: String = added.map(|event| format!("{event}\n")).collect();
+    text.push_str(&format!("{end}\n"));
+    stream.write_all(format!("{:x}\r\n{text}\r\n", text.len()).as_bytes()).await?;
+    Ok(version)
 }

@@ -223,3 +223,16 @@ impl Store {
 fn resource(kind: &str) -> String {
     format!("{}s", kind.to_lowercase())
 }
+
+/// `services` to `Service`, as a list of them is called.
+pub(super) fn kind(resource: &str) -> &str {
+    match resource {
+        "services" => "Service",
+        "endpointslices" => "EndpointSlice",
+        "namespaces" => "Namespace",
+        "nodes" => "Node",
+        "pods" => "Pod",
+        "servicecidrs" => "ServiceCIDR",
+        other => other,
+    }
+}

@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use anyhow::{Context, ensure};
 
 /// The go.mod of each program says which version is meant.
-const MODULES: [(&str, &str); 5] = [
+const MODULES: [(&str, &str); 6] = [
+    ("coredns", include_str!("../../cluster/coredns/go.mod")),
     ("etcd", include_str!("../../cluster/etcd/go.mod")),
     ("kube-apiserver", include_str!("../../cluster/kube-apiserver/go.mod")),
     ("kube-controller-manager", include_str!("../../cluster/kube-controller-manager/go.mod")),

@@ -2,18 +2,21 @@
 
 use std::sync::{Arc, LazyLock};
 
+use futures_util::FutureExt as _;
+use hickory_proto::op::{Message, ResponseCode};
 use lb_userspace::{
     dns::{
+        Zones,
         limit::Limit,
-        server::{Handler, Rules, Zones},
+        server::{Handler, Rules},
         zone::{Options, Pods, Zone},
     },
     file_source,
 };
 
-/// Longest answer over UDP.
-const LONGEST: usize = 1232;
-/// Header, and the longest name with type and class.
+/// Longest answer over UDP, and the longest one to a client that does not speak EDNS.
+const LONGEST: [usize; 2] = [1232, 512];
+/// Octets of a header.
 const HEADER: usize = 12;
 
 static HANDLER: LazyLock<Handler> = LazyLock::new(|| {
@@ -28,26 +31,41 @@ static HANDLER: LazyLock<Handler> = LazyLock::new(|| {
     Handler::new(zones, Rules { limit: Limit::new(0, Vec::new()), ..Rules::default() })
 });
 
-/// Asks the name service. What is answered is a whole answer to that question, no longer than its client can take, and to
-/// `ANY` no longer than the question.
+/// Asks the name service. What is answered is a whole answer to that question, which comes back as it was written, no longer
+/// than its client can take; without records it is no longer than what was asked.
 pub fn dns(bytes: &[u8]) {
     let client = ([192, 0, 2, 1], 4096).into();
-    let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
-    let Some(answer) = runtime.block_on(HANDLER.datagram(bytes.to_vec(), client)) else { return };
-    assert!(answer.len() <= LONGEST, "{} octets", answer.len());
-    assert!(answer.len() >= HEADER && answer[..2] == bytes[..2], "another id");
-    assert!(answer[2] & 0x80 != 0, "no answer");
-    let code = answer[3] & 15;
-    let count = |at: usize| u16::from_be_bytes([answer[at], answer[at + 1]]);
-    let records = count(6) + count(8);
-    if !matches!(code, 0 | 3) {
-        assert_eq!(records, 0, "code {code} with records");
-        // The option record of the answer is as long as that of the question.
-        assert!(answer.len() <= bytes.len(), "{} octets for {}", answer.len(), bytes.len());
+    // Nobody else is asked, so there is nothing to wait for.
+    let Some(answer) = HANDLER.datagram(bytes, client).now_or_never().expect("an answer at once") else { return };
+    assert!(bytes.len() >= HEADER && bytes[2] & 0x80 == 0, "an answer to what is no question");
+    let count = |of: &[u8], at: usize| u16::from_be_bytes([of[at], of[at + 1]]);
+    let longest = LONGEST[usize::from(count(bytes, 10) == 0)];
+    assert!(answer.len() <= longest, "{} octets", answer.len());
+    assert!(answer[..2] == bytes[..2], "another id");
+    // The opcode and whether recursion is desired; of the rest nothing but whether it is authoritative or cut.
+    assert!(answer[2] & 0x80 != 0 && (answer[2] ^ bytes[2]) & 0x79 == 0, "flags {:08b}", answer[2]);
+    let message = Message::from_vec(&answer).expect("a message");
+    let code = message.metadata.response_code;
+    let records = message.answers.len() + message.authorities.len();
+    match message.queries.as_slice() {
+        [] => assert!(answer.len() == HEADER, "no question, and more than a header"),
+        [query] => {
+            // Labels with their lengths, the root, type and class.
+            let length = query.name().iter().map(|label| label.len() + 1).sum::<usize>() + 5;
+            assert_eq!(answer[HEADER..HEADER + length], bytes[HEADER..HEADER + length], "another question");
+        }
+        more => panic!("{} questions", more.len()),
     }
-    if code == 3 {
-        assert_eq!((count(6), count(8)), (0, 1), "no such name: the SOA alone");
+    if !matches!(code, ResponseCode::NoError | ResponseCode::NXDomain) {
+        assert_eq!(records, 0, "{code} with records");
     }
+    if records == 0 {
+        assert!(answer.len() <= bytes.len().max(HEADER), "{} octets for {}", answer.len(), bytes.len());
+    }
+    if code == ResponseCode::NXDomain {
+        assert_eq!((message.answers.len(), message.authorities.len()), (0, 1), "no such name: the SOA alone");
+    }
+    assert!(message.edns.is_none() || count(bytes, 10) > 0, "EDNS to a client that does not speak it");
 }
 
 const DOCUMENTS: &str = "

@@ -19,7 +19,7 @@ pub(crate) const INSTALLS: [(&str, &str); 4] = [
     ("deploy/install-controller.yaml", CONTROLLER),
 ];
 /// What stands in for another name service.
-const DNS: &str = "deploy/dns";
+pub(crate) const DNS: &str = "deploy/dns";
 /// What stands in for a cloud's load balancers.
 const CONTROLLER: &str = "deploy/controller";
 

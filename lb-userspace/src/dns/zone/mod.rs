@@ -8,6 +8,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 
+pub(super) use self::objects::Differences;
 use self::objects::Objects;
 pub use self::reverse::reverse;
 use crate::model::Model;
@@ -168,19 +169,32 @@ impl Zone {
         zone
     }
 
-    /// Makes it the zone of another state; whether anything changed. `now` is in seconds since 1970: the serial is at least
-    /// that, so that it grows over restarts too.
+    /// Makes it the zone of another state; whether anything changed. `now` is in seconds since 1970.
     pub fn follow(&mut self, model: &Model, now: u32) -> bool {
-        let changed = self.objects.follow(model, self.options.pods == Pods::Verified);
-        if changed || self.serial == 0 {
-            self.serial = now.max(self.serial.saturating_add(1));
-        }
+        let differences = self.differences(model);
+        let changed = !differences.is_empty();
+        self.apply(model, differences, now);
         changed
     }
 
-    /// The serial is at least this from here on.
-    pub(super) fn set_serial(&mut self, least: u32) {
-        self.serial = self.serial.max(least);
+    /// What another state has otherwise.
+    pub(super) fn differences(&self, model: &Model) -> Differences {
+        self.objects.differences(model, self.options.pods == Pods::Verified)
+    }
+
+    /// Makes it the zone of another state, of which these are the differences. The serial grows with each, and is at least
+    /// `now`, so that it grows over restarts too.
+    pub(super) fn apply(&mut self, model: &Model, differences: Differences, now: u32) {
+        if !differences.is_empty() || self.serial == 0 {
+            // 0 is that of no state.
+            self.serial = later(self.serial.wrapping_add(1).max(1), now);
+        }
+        self.objects.apply(model, differences);
+    }
+
+    /// Goes on from this serial.
+    pub(super) fn set_serial(&mut self, serial: u32) {
+        self.serial = serial.max(1);
     }
 
     /// Serial of the SOA: another state has a greater one.
@@ -207,6 +221,11 @@ impl Zone {
     pub fn mailbox(&self) -> String {
         format!("hostmaster.{}", self.options.zone)
     }
+}
+
+/// The later of two serials (RFC 1982): after the greatest comes the least again.
+pub(super) const fn later(one: u32, other: u32) -> u32 {
+    if other.wrapping_sub(one) < 1 << 31 { other } else { one }
 }
 
 #[cfg(test)]

@@ -84,6 +84,25 @@ impl Entry {
 type ByName = HashMap<String, Entry>;
 type ByAddress = HashMap<IpAddr, Vec<Arc<ObjectName>>>;
 
+/// Addresses of Pods, by namespace.
+type Addresses = HashMap<String, HashSet<IpAddr>>;
+
+/// What of the objects is not as a model has it.
+#[derive(Debug, Default)]
+pub(in crate::dns) struct Differences {
+    services: Vec<ObjectName>,
+    slices: Vec<ObjectName>,
+    namespaces: Option<HashSet<String>>,
+    pods: Option<Addresses>,
+}
+
+impl Differences {
+    /// Whether there are none.
+    pub(in crate::dns) const fn is_empty(&self) -> bool {
+        self.services.is_empty() && self.slices.is_empty() && self.namespaces.is_none() && self.pods.is_none()
+    }
+}
+
 /// The objects, by what is asked for.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Objects {
@@ -94,8 +113,7 @@ pub(super) struct Objects {
     slices: HashMap<ObjectName, String>,
     cluster_ips: ByAddress,
     endpoints: ByAddress,
-    /// Addresses of Pods, by namespace.
-    pods: HashMap<String, HashSet<IpAddr>>,
+    pods: Addresses,
 }
 
 impl Objects {
@@ -132,91 +150,63 @@ impl Objects {
         })
     }
 
-    /// Becomes what the model has; whether anything changed. What is as it was is only compared.
-    pub(super) fn follow(&mut self, model: &Model, pods: bool) -> bool {
-        let mut changed = self.forget(model);
-        for (name, service) in &model.services {
-            changed |= self.set_service(name, Some(service));
+    /// What is not as the model has it. It takes a look at everything, and nobody needs to wait for it.
+    pub(super) fn differences(&self, model: &Model, pods: bool) -> Differences {
+        let services = model.services.iter().filter(|(name, service)| !self.is_service(name, service));
+        let slices = model.slices.iter().filter(|(name, slice)| !self.is_slice(name, slice));
+        let entries = self.services.values().flat_map(HashMap::values).filter(|entry| entry.service.is_some());
+        let names = entries.map(|entry| entry.name.as_ref()).filter(|name| !model.services.contains_key(*name));
+        let gone = self.slices.keys().filter(|name| !model.slices.contains_key(*name));
+        let namespaces = self.namespaces.len() != model.namespaces.len()
+            || model.namespaces.iter().any(|name| !self.namespaces.contains(name));
+        Differences {
+            services: services.map(|(name, _)| name).chain(names).cloned().collect(),
+            slices: slices.map(|(name, _)| name).chain(gone).cloned().collect(),
+            namespaces: namespaces.then(|| model.namespaces.iter().cloned().collect()),
+            pods: pods.then(|| addresses(model)).filter(|pods| *pods != self.pods),
         }
-        for (name, slice) in &model.slices {
-            changed |= self.set_slice(name, Some(slice));
-        }
-        changed |= self.set_namespaces(model);
-        changed | (pods && self.set_pods(model))
     }
 
-    /// What the model does not have any more.
-    fn forget(&mut self, model: &Model) -> bool {
-        let slices: Vec<_> = self.slices.keys().filter(|name| !model.slices.contains_key(*name)).cloned().collect();
-        let entries = self.services.values().flat_map(HashMap::values).filter(|entry| entry.service.is_some());
-        let names = entries.map(|entry| &entry.name).filter(|name| !model.services.contains_key(name.as_ref()));
-        let services: Vec<_> = names.cloned().collect();
+    /// Becomes what the model has, of which these are the differences.
+    pub(super) fn apply(&mut self, model: &Model, differences: Differences) {
+        let Differences { services, slices, namespaces, pods } = differences;
         for name in &slices {
-            self.set_slice(name, None);
+            self.set_slice(name, model.slices.get(name));
         }
         for name in &services {
-            self.set_service(name, None);
+            self.set_service(name, model.services.get(name));
         }
-        !slices.is_empty() || !services.is_empty()
+        self.namespaces = namespaces.unwrap_or_else(|| std::mem::take(&mut self.namespaces));
+        self.pods = pods.unwrap_or_else(|| std::mem::take(&mut self.pods));
     }
 
-    pub(super) fn set_namespaces(&mut self, model: &Model) -> bool {
-        let same = self.namespaces.len() == model.namespaces.len()
-            && model.namespaces.iter().all(|name| self.namespaces.contains(name));
-        if !same {
-            self.namespaces = model.namespaces.iter().cloned().collect();
-        }
-        !same
+    fn is_service(&self, name: &ObjectName, service: &model::Service) -> bool {
+        let entry = self.entry(&name.namespace, &name.name);
+        entry.and_then(|entry| entry.service.as_ref()).is_some_and(|is| is.is(service))
     }
 
-    /// The datapath's view of Pods does not count: an address is a Pod's until it has ended.
-    pub(super) fn set_pods(&mut self, model: &Model) -> bool {
-        let mut pods: HashMap<String, HashSet<IpAddr>> = HashMap::new();
-        for (name, pod) in model.pods.iter().filter(|(_, pod)| !pod.finished) {
-            pods.entry(name.namespace.clone()).or_default().extend(pod.ips.iter().copied());
-        }
-        let changed = self.pods != pods;
-        self.pods = pods;
-        changed
+    fn is_slice(&self, name: &ObjectName, slice: &EndpointSlice) -> bool {
+        self.slices.get(name).is_some_and(|service| {
+            let entry = self.entry(&name.namespace, service).filter(|_| **service == *slice.service);
+            entry.and_then(|entry| entry.slices.get(&name.name)).is_some_and(|is| is.is(slice))
+        })
     }
 
-    /// A Service as it is now, or none; whether anything changed.
-    pub(super) fn set_service(&mut self, name: &ObjectName, service: Option<&model::Service>) -> bool {
-        if let Some(service) = service
-            && self
-                .entry(&name.namespace, &name.name)
-                .and_then(|entry| entry.service.as_ref())
-                .is_some_and(|is| is.is(service))
-        {
-            return false;
-        }
-        let new = service.map(Service::of);
+    /// A Service as it is now, or none.
+    fn set_service(&mut self, name: &ObjectName, service: Option<&model::Service>) {
         let entry = of(&mut self.services, name);
-        let old = std::mem::replace(&mut entry.service, new);
+        let old = std::mem::replace(&mut entry.service, service.map(Service::of));
         for address in old.iter().flat_map(Service::addresses) {
             take(&mut self.cluster_ips, *address, &entry.name);
         }
         for address in entry.service.iter().flat_map(Service::addresses) {
-            self.cluster_ips.entry(*address).or_default().push(Arc::clone(&entry.name));
+            self.cluster_ips.entry(*address).or_insert_with(|| Vec::with_capacity(1)).push(Arc::clone(&entry.name));
         }
-        let changed = old != entry.service;
         self.drop_if_empty(name);
-        changed
     }
 
-    /// A slice as it is now, or none; whether anything changed.
-    pub(super) fn set_slice(&mut self, name: &ObjectName, slice: Option<&EndpointSlice>) -> bool {
-        let before = self.slices.get(name);
-        if let (Some(before), Some(slice)) = (before, slice)
-            && *before == slice.service
-            && self
-                .entry(&name.namespace, before)
-                .and_then(|entry| entry.slices.get(&name.name))
-                .is_some_and(|is| is.is(slice))
-        {
-            return false;
-        }
-        let mut changed = false;
+    /// A slice as it is now, or none.
+    fn set_slice(&mut self, name: &ObjectName, slice: Option<&EndpointSlice>) {
         if let Some(service) = self.slices.remove(name) {
             let service = ObjectName { namespace: name.namespace.clone(), name: service };
             let entry = of(&mut self.services, &service);
@@ -224,9 +214,8 @@ impl Objects {
                 take(&mut self.endpoints, host.address, &entry.name);
             }
             self.drop_if_empty(&service);
-            changed = true;
         }
-        let Some(slice) = slice else { return changed };
+        let Some(slice) = slice else { return };
         let service = ObjectName { namespace: name.namespace.clone(), name: slice.service.clone() };
         let entry = of(&mut self.services, &service);
         let new = Slice::of(slice);
@@ -235,7 +224,6 @@ impl Objects {
         }
         entry.slices.insert(name.name.clone(), new);
         self.slices.insert(name.clone(), service.name);
-        true
     }
 
     fn drop_if_empty(&mut self, name: &ObjectName) {
@@ -247,6 +235,15 @@ impl Objects {
             self.services.remove(&name.namespace);
         }
     }
+}
+
+/// The datapath's view of Pods does not count: an address is a Pod's until it has ended.
+fn addresses(model: &Model) -> Addresses {
+    let mut addresses = Addresses::new();
+    for (name, pod) in model.pods.iter().filter(|(_, pod)| !pod.finished) {
+        addresses.entry(name.namespace.clone()).or_default().extend(pod.ips.iter().copied());
+    }
+    addresses
 }
 
 fn of<'a>(services: &'a mut HashMap<String, ByName>, name: &ObjectName) -> &'a mut Entry {
@@ -308,10 +305,11 @@ impl Service {
     }
 }
 
-/// D11: an address is no name to refer to.
+/// D11: an address is no name to refer to, and neither is what no name server could answer.
 fn alias(service: &model::Service) -> Option<&str> {
     let target = service.external_name.as_deref()?.trim_end_matches('.');
-    (!target.is_empty() && target.parse::<IpAddr>().is_err()).then_some(target)
+    let is_name = target.len() <= 253 && target.split('.').all(is_label);
+    (is_name && target.parse::<IpAddr>().is_err()).then_some(target)
 }
 
 impl Slice {
@@ -351,6 +349,11 @@ impl Slice {
     }
 }
 
+/// As the API allows it: a label.
 fn hostname(endpoint: &model::Endpoint) -> Option<&str> {
-    endpoint.hostname.as_deref().filter(|name| !name.is_empty())
+    endpoint.hostname.as_deref().filter(|name| is_label(name))
+}
+
+fn is_label(text: &str) -> bool {
+    (1..=63).contains(&text.len()) && !text.contains('.')
 }

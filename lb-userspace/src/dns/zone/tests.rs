@@ -254,6 +254,21 @@ fn the_serial_grows_with_changes_and_only_then() {
     assert!(zone.follow(&model, 5) && zone.serial() == 1001);
 }
 
+#[test]
+fn after_the_greatest_serial_comes_a_small_one_and_none_is_zero() {
+    let mut model = model();
+    let mut zone = Zone::new(&model, options());
+    for (serial, now, next) in
+        [(u32::MAX, 5, 5), (u32::MAX, 4_000_000_000, 1), (4_294_967_290, 4_294_967_295, 4_294_967_295), (9, 9, 10)]
+    {
+        zone.set_serial(serial);
+        if !model.namespaces.remove("other") {
+            model.namespaces.insert("other".to_owned());
+        }
+        assert!(zone.follow(&model, now) && zone.serial() == next, "{serial} at {now}: {}", zone.serial());
+    }
+}
+
 mod following {
     use std::net::IpAddr;
 

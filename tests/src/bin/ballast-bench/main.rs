@@ -1,6 +1,7 @@
-//! `cargo xtask bench packet | control`: measurements, beside a peer or a floor in one run.
+//! `cargo xtask bench packet | control | dns`: measurements, beside a peer or a floor in one run.
 
 mod control;
+mod dns;
 mod frames;
 mod packet;
 mod programs;
@@ -23,12 +24,15 @@ enum What {
     Packet(packet::Packet),
     /// From the API server to the first correct packet, memory and idle CPU, beside kube-proxy
     Control(control::Control),
+    /// Answers a second, their time, start-up and memory of `ballast dns`, beside CoreDNS
+    Dns(dns::Dns),
 }
 
 fn main() -> ExitCode {
     let done = match Options::parse().what {
         What::Packet(options) => packet::packet(&options),
         What::Control(options) => control::control(&options),
+        What::Dns(options) => dns::dns(&options),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -7,7 +7,7 @@
 mod cluster;
 mod peer;
 mod probe;
-mod process;
+pub(crate) mod process;
 mod report;
 
 use std::{

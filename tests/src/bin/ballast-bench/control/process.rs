@@ -6,19 +6,19 @@ use anyhow::Context as _;
 
 /// CPU time so far, and memory now.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Usage {
+pub(crate) struct Usage {
     /// In user and kernel mode.
-    pub(super) cpu: Duration,
+    pub(crate) cpu: Duration,
     /// Bytes of anonymous memory, which is the process's own.
-    pub(super) anonymous: u64,
+    pub(crate) anonymous: u64,
     /// Bytes of all resident memory, that of its file included.
-    pub(super) resident: u64,
+    pub(crate) resident: u64,
     /// Bytes of the BPF maps it holds.
-    pub(super) maps: u64,
+    pub(crate) maps: u64,
 }
 
 impl Usage {
-    pub(super) fn of(pid: u32) -> anyhow::Result<Self> {
+    pub(crate) fn of(pid: u32) -> anyhow::Result<Self> {
         let read = |name: &str| {
             let path = format!("/proc/{pid}/{name}");
             fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))
