@@ -38,7 +38,7 @@ pub(super) fn env(env: &Env, output: Output) -> anyhow::Result<ExitCode> {
 }
 
 /// `ballast exec`: this process becomes the command.
-pub(super) fn exec(exec: Exec) -> anyhow::Result<ExitCode> {
+pub(super) fn exec(exec: &Exec) -> anyhow::Result<ExitCode> {
     let service_env = service_env(&exec.env)?;
     // The caller's variables are what a container's spec would set: they win here too.
     let value = |name: &OsStr| {

@@ -32,8 +32,12 @@ pub(super) struct Controller {
     /// BallastConfiguration with the addressPools; it is read again when it changes
     #[arg(long, value_name = "FILE", required_unless_present = "config_map", conflicts_with = "config_map")]
     config: Option<PathBuf>,
-    /// ConfigMap that holds one, under config.yaml or its only key
-    #[arg(long, value_name = "NAMESPACE/NAME", value_parser = object)]
+    #[arg(
+        long,
+        value_name = "NAMESPACE/NAME",
+        value_parser = object,
+        help = "ConfigMap that holds one, under config.yaml or its only key"
+    )]
     config_map: Option<(String, String)>,
     /// Whether several replicas agree by a Lease on one that writes
     #[arg(long, value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set)]
@@ -138,7 +142,7 @@ mod tests {
     fn durations_are_written_as_for_kubernetes() {
         assert_eq!(duration("15s"), Ok(Duration::from_secs(15)));
         assert_eq!(duration("500ms"), Ok(Duration::from_millis(500)));
-        assert_eq!(duration("2m"), Ok(Duration::from_secs(120)));
+        assert_eq!(duration("2m"), Ok(Duration::from_mins(2)));
         for bad in ["", "s", "15", "15h", "-1s", "1.5s"] {
             assert!(duration(bad).is_err(), "{bad}");
         }

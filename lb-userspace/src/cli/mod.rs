@@ -104,7 +104,7 @@ async fn execute(Cli { command, mut global }: Cli) -> anyhow::Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Command::Env(options) => clients::env(&options, output),
-        Command::Exec(options) => clients::exec(options),
+        Command::Exec(options) => clients::exec(&options),
         Command::Resolv(options) => clients::resolv(options),
         Command::Completion { shell } => {
             say(&args::completion(shell))?;

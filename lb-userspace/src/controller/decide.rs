@@ -177,8 +177,8 @@ mod tests {
         }
     }
 
-    fn said(is_true: bool, reason: &str, message: &str) -> Option<BalancerCondition> {
-        Some(BalancerCondition { is_true, reason: reason.to_owned(), message: message.to_owned() })
+    fn said(is_true: bool, reason: &str, message: &str) -> BalancerCondition {
+        BalancerCondition { is_true, reason: reason.to_owned(), message: message.to_owned() }
     }
 
     fn of_class(class: &str) -> Balancer {
@@ -214,7 +214,7 @@ mod tests {
         let decision = decide(&model, &home(), &Underway::new());
         let written = &decision.writes[&fixture::name("a")];
         assert_eq!(ips(written), Some(vec!["198.51.100.1".to_owned()]));
-        assert_eq!(written.condition, said(true, "Assigned", "198.51.100.1 of pool home"));
+        assert_eq!(written.condition, Some(said(true, "Assigned", "198.51.100.1 of pool home")));
         assert_eq!((decision.assigned, decision.in_use["home"], decision.writes.len()), (2, 2, 2));
         apply(&mut model, &decision);
         assert_eq!(decide(&model, &home(), &Underway::new()).writes, BTreeMap::new());
@@ -247,14 +247,20 @@ mod tests {
                 "a",
                 service(
                     &["198.51.100.1"],
-                    Balancer { condition: said(true, "Assigned", "198.51.100.1 of pool home"), ..Balancer::default() },
+                    Balancer {
+                        condition: Some(said(true, "Assigned", "198.51.100.1 of pool home")),
+                        ..Balancer::default()
+                    },
                 ),
             ),
             (
                 "b",
                 service(
                     &["198.51.100.2"],
-                    Balancer { condition: said(true, "Assigned", "198.51.100.2 of pool home"), ..Balancer::default() },
+                    Balancer {
+                        condition: Some(said(true, "Assigned", "198.51.100.2 of pool home")),
+                        ..Balancer::default()
+                    },
                 ),
             ),
             ("c", service(&[], Balancer::default())),
@@ -272,13 +278,16 @@ mod tests {
         assert!(decide(&model, &home(), &Underway::new()).writes.is_empty());
         model.services.remove(&fixture::name("a"));
         let decision = decide(&model, &home(), &Underway::new());
-        assert_eq!(decision.writes[&fixture::name("c")].condition, said(true, "Assigned", "198.51.100.1 of pool home"));
+        assert_eq!(
+            decision.writes[&fixture::name("c")].condition,
+            Some(said(true, "Assigned", "198.51.100.1 of pool home"))
+        );
     }
 
     #[test]
     fn a_foreign_class_is_never_touched() {
         let foreign = || of_class("metallb.io/lb");
-        let said_once = Balancer { condition: said(true, "Assigned", "x"), ..foreign() };
+        let said_once = Balancer { condition: Some(said(true, "Assigned", "x")), ..foreign() };
         let hostname = Balancer { other_ingress: true, ..foreign() };
         let model = model(vec![
             ("a", service(&["198.51.100.1"], foreign())),
@@ -311,8 +320,8 @@ mod tests {
 
     #[test]
     fn what_was_ours_goes_with_the_type() {
-        let ours = Balancer { condition: said(true, "Assigned", "x"), ..Balancer::default() };
-        let pending = Balancer { condition: said(false, "AddressPoolsExhausted", "x"), ..Balancer::default() };
+        let ours = Balancer { condition: Some(said(true, "Assigned", "x")), ..Balancer::default() };
+        let pending = Balancer { condition: Some(said(false, "AddressPoolsExhausted", "x")), ..Balancer::default() };
         let changed =
             |ips: &[&str], balancer| Service { service_type: ServiceType::NodePort, ..service(ips, balancer) };
         let model = model(vec![

@@ -191,7 +191,7 @@ impl Campaign {
                 tracing::warn!("{identity} lost Lease {name} to {other}: it writes nothing any more");
             }
             (false, false, Some(other)) if holder != self.shown.holder() => {
-                tracing::info!("{other} holds Lease {name}")
+                tracing::info!("{other} holds Lease {name}");
             }
             _ => {}
         }

@@ -78,15 +78,12 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let identity = options.lease.as_ref().map_or_else(|| "controller".to_owned(), |lease| lease.identity.clone());
     let (end, ended) = watch::channel(false);
-    let (leadership, campaign, _alone) = match options.lease {
-        Some(lease) => {
-            let (campaign, leadership) = Campaign::new(api.clone(), lease);
-            (leadership, Some(tokio::spawn(campaign.run(ended))), None)
-        }
-        None => {
-            let (leadership, alone) = Leadership::alone();
-            (leadership, None, Some(alone))
-        }
+    let (leadership, campaign, _alone) = if let Some(lease) = options.lease {
+        let (campaign, leadership) = Campaign::new(api.clone(), lease);
+        (leadership, Some(tokio::spawn(campaign.run(ended))), None)
+    } else {
+        let (leadership, alone) = Leadership::alone();
+        (leadership, None, Some(alone))
     };
     let site = Site::new(api.calls(), leadership.clone());
     let _pages = site.listen(options.health, options.metrics);

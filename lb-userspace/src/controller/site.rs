@@ -31,6 +31,7 @@ pub(super) struct Site {
 
 /// What the controller tells of itself.
 #[derive(Clone, Debug, Default)]
+#[expect(clippy::struct_excessive_bools, reason = "each is told by itself")]
 pub(super) struct Shown {
     pub(super) ending: bool,
     /// The Services have all been listed; of a leader.

@@ -55,14 +55,10 @@ fn label_bytes(text: &str) -> bool {
         && !text.ends_with('-')
 }
 
-/// RFC 1123 label.
+/// RFC 1123 label: what a namespace may be called, and a Service, which may begin with a digit (`RelaxedServiceNameValidation`
+/// of Kubernetes 1.34).
 pub(crate) fn is_label(text: &str) -> bool {
     !text.is_empty() && text.len() <= 63 && label_bytes(text)
-}
-
-/// RFC 1035 label: what a Service may be called.
-pub(crate) fn is_service_name(text: &str) -> bool {
-    is_label(text) && text.starts_with(|first: char| first.is_ascii_lowercase())
 }
 
 /// RFC 1123 subdomain.
@@ -91,7 +87,7 @@ mod tests {
 
     #[test]
     fn names_as_the_api_server_takes_them() {
-        assert!(is_service_name("my-service") && !is_service_name("1web") && !is_service_name("Web"));
+        assert!(is_label("my-service") && is_label("1web") && !is_label("Web") && !is_label("-web"));
         assert!(is_port_name("http") && !is_port_name("80") && !is_port_name("a--b"));
         assert!(is_subdomain("a.b-c.d") && !is_subdomain("a..b"));
     }

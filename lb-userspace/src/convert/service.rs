@@ -10,7 +10,7 @@ use ipnet::IpNet;
 
 use super::{
     Origin,
-    addresses::{is_label, is_port_name, is_service_name, is_subdomain, port, protocol, usable_address},
+    addresses::{is_label, is_port_name, is_subdomain, port, protocol, usable_address},
     families,
     issue::Issue,
 };
@@ -49,11 +49,11 @@ impl Draft {
 pub(crate) fn service(raw: &k8s::Service, origin: Origin<'_>) -> Result<(Draft, Vec<Issue>), Issue> {
     let spec = &raw.spec;
     let mut issues = Vec::new();
-    if !is_service_name(&raw.metadata.name) {
+    if !is_label(&raw.metadata.name) {
         return Err(Issue::error(
             "metadata.name",
             format!("{:?} is no Service name", raw.metadata.name),
-            "use at most 63 lower-case letters, digits and -, beginning with a letter",
+            "use at most 63 lower-case letters, digits and -, with no - at either end",
         ));
     }
     let service_type = match spec.service_type.as_deref() {

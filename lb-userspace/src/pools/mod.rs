@@ -169,4 +169,6 @@ impl Pools {
 #[cfg(test)]
 mod properties;
 #[cfg(test)]
+mod ranges;
+#[cfg(test)]
 mod tests;

@@ -76,8 +76,9 @@ pub(crate) struct Options {
     /// Which tests, by their full names
     #[arg(long, value_name = "RE", default_value = r"\[sig-network\] Services")]
     focus: String,
-    /// Which of them not: without a pod of kube-proxy and of the API server [Disruptive] ones skip themselves
-    #[arg(long, value_name = "RE", default_value = r"\[Disruptive\]")]
+    /// Which of them not: without a pod of kube-proxy and of the API server [Disruptive] ones skip themselves, and those
+    /// of the nameserver ConfigMap write `CoreDNS`'s own configuration
+    #[arg(long, value_name = "RE", default_value = r"\[Disruptive\]|DNS configMap nameserver")]
     skip: String,
     /// Nodes, each with a kubelet
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=9))]
@@ -88,7 +89,7 @@ pub(crate) struct Options {
     /// Install the flavour `least` instead of `privileged`
     #[arg(long)]
     least: bool,
-    /// Who serves the cluster's DNS
+    /// Who serves the cluster's names
     #[arg(long, value_enum, default_value_t = Dns::Coredns)]
     dns: Dns,
     /// Leave the cluster up afterwards; `cargo xtask e2e --down` ends it

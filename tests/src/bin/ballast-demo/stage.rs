@@ -27,6 +27,10 @@ use crate::{
 /// The file of the name service's documents.
 const NAMES: &str = "demo-kube-dns.yaml";
 
+/// Where load balancers get addresses that their documents do not write; the client's router leads there.
+const POOLS: &str =
+    "addressPools: [{name: demo, addresses: [203.0.113.10-203.0.113.99, 'fd00:203:0:113::11-fd00:203:0:113::99']}]\n";
+
 /// The running cluster; everything goes when it is dropped.
 pub(crate) struct Stage {
     // Agents before the world: they end while their namespaces still exist.
@@ -258,7 +262,7 @@ fn start(world: &World, node: &Node) -> anyhow::Result<Agent> {
     for address in [[127, 0, 0, 1].into()].into_iter().chain(node.ips()) {
         source.extend(["--dns-listen".into(), SocketAddr::new(address, 53).to_string().into()]);
     }
-    Agent::start_on(world, node, &Setup::tcx(true), source)
+    Agent::start_on(world, node, &Setup { more: POOLS.to_owned(), ..Setup::tcx(true) }, source)
 }
 
 /// A command of `ballast` that reads the documents, for the world's folder.
