@@ -162,7 +162,7 @@ impl Query<'_> {
         self.edns.is_some_and(|edns| edns.version > 0)
     }
 
-    /// Writes the name in lower case, without a dot at its end. What no name of ours can have is written as numbers.
+    /// Writes the name as it came, without a dot at its end. What no name of ours can have is written as numbers.
     pub(in crate::dns) fn name(&self, text: &mut String) {
         text.clear();
         let mut rest = self.question;
@@ -174,7 +174,7 @@ impl Query<'_> {
             for byte in label {
                 match byte {
                     b'.' | b'\\' | 0..=b' ' | 127.. => drop(write!(text, "\\{byte:03}")),
-                    _ => text.push(char::from(byte.to_ascii_lowercase())),
+                    _ => text.push(char::from(*byte)),
                 }
             }
             rest = next;
