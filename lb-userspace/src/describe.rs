@@ -8,7 +8,7 @@ use std::{
 use crate::{
     desired::{BackendAddr, Desired, ServiceKey},
     model::{EndpointSlice, IpFamily, Model, ObjectName, Service, ServiceType, TrafficPolicy},
-    report::{EndpointRow, FrontendRow, PortRow, ServiceDetail, ServiceRow},
+    report::{EndpointRow, FrontendRow, PortRow, Problem, ServiceDetail, ServiceRow},
     topology::{self, EndpointState},
 };
 
@@ -63,8 +63,14 @@ pub fn service_detail(
             bytes: numbers.bytes,
         }));
     }
-    let affinity = service.affinity_seconds.map(|seconds| format!("ClientIP, {seconds} s"));
     let object = format!("Service {name}");
+    let refused = service.balancer.as_ref().and_then(|balancer| balancer.condition.as_ref());
+    let refused = refused.filter(|condition| !condition.is_true).map(|condition| Problem {
+        object: object.clone(),
+        cause: condition.message.clone(),
+        fix: "see the controller's Events".to_owned(),
+    });
+    let affinity = service.affinity_seconds.map(|seconds| format!("ClientIP, {seconds} s"));
     Some(ServiceDetail {
         row: row(name, service, slices, desired),
         labels: Some(service.labels.clone()),
@@ -76,7 +82,7 @@ pub fn service_detail(
         health_check_node_port: service.health_check_port().map(Into::into),
         frontends,
         endpoints: endpoints(name, service, slices, node, numbers),
-        problems: desired.problems.iter().filter(|problem| problem.object == object).cloned().collect(),
+        problems: desired.problems.iter().filter(|problem| problem.object == object).cloned().chain(refused).collect(),
     })
 }
 

@@ -1,7 +1,7 @@
 //! From a model to the maps: compute, number, plan, apply. No clock and no network; the agent feeds it.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeSet,
     fs, io,
     net::IpAddr,
     path::{Path, PathBuf},
@@ -10,10 +10,10 @@ use std::{
 use lb_common::settings::Setting;
 
 use crate::{
-    desired::{self, Desired, NodeContext},
+    desired::{self, Desired, Endpoints, NodeContext},
     ids::Ids,
-    image::{self, Capacity, Image, NextHopInfo},
-    model::Model,
+    image::{self, Capacity, Image, NextHops},
+    model::{Model, ObjectName, Touched},
     plan::{self, ApplyError},
     report::Problem,
     store::MapStore,
@@ -26,10 +26,34 @@ pub struct Engine {
     mirror: Image,
     ids_file: PathBuf,
     adopted: bool,
+    /// What [`Self::desired`] was computed of, beside the model.
+    node: NodeContext,
+    /// The settings of a sync of everything, which only syncs of changed Services followed; none: the next sync has to be
+    /// about everything.
+    base: Option<Vec<(Setting, u64)>>,
+    /// Services with other backends than the tables have.
+    changed: BTreeSet<ObjectName>,
     /// What the maps should hold.
     pub desired: Desired,
     /// What did not fit.
     pub refused: Vec<Problem>,
+}
+
+/// Backends whose next hops are needed for a sync.
+#[must_use]
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Backends {
+    /// Their addresses.
+    pub addrs: BTreeSet<IpAddr>,
+    /// These are all there are; else those of the Services that changed.
+    pub whole: bool,
+}
+
+impl Backends {
+    /// These are all there are.
+    pub const fn all(addrs: BTreeSet<IpAddr>) -> Self {
+        Self { addrs, whole: true }
+    }
 }
 
 /// A sync did not get through.
@@ -55,7 +79,17 @@ impl Engine {
         let mirror = plan::read_mirror(store)?;
         let ids_file = ids_file(state_dir);
         let (ids, problem) = load_ids(&ids_file)?;
-        let engine = Self { ids, mirror, ids_file, adopted: false, desired: Desired::default(), refused: Vec::new() };
+        let engine = Self {
+            ids,
+            mirror,
+            ids_file,
+            adopted: false,
+            node: NodeContext::default(),
+            base: None,
+            changed: BTreeSet::new(),
+            desired: Desired::default(),
+            refused: Vec::new(),
+        };
         Ok((engine, problem))
     }
 
@@ -74,17 +108,93 @@ impl Engine {
         &self.ids
     }
 
-    /// Computes what should be there; returns the backends whose next hops are needed to build it.
-    pub fn compute(&mut self, model: &Model, node: &NodeContext) -> BTreeSet<IpAddr> {
+    /// Computes what should be there, of which `touched` may be another one than last time; returns the backends whose
+    /// next hops are needed to build it.
+    pub fn compute(&mut self, model: &Model, node: &NodeContext, touched: &Touched) -> Backends {
+        if let Touched::Endpoints(names) = touched
+            && self.base.is_some()
+            && self.node == *node
+            && let Some(endpoints) = desired::endpoints(&self.desired, model, node, names)
+        {
+            return self.change(endpoints);
+        }
+        self.base = None;
+        self.node = node.clone();
         self.desired = desired::desired(model, node);
-        self.desired.services.values().flat_map(|service| &service.backends).map(|backend| backend.addr).collect()
+        self.backends()
+    }
+
+    /// All backends that were computed.
+    pub fn backends(&self) -> Backends {
+        let backends = self.desired.services.values().flat_map(|service| &service.backends);
+        Backends::all(backends.map(|backend| backend.addr).collect())
+    }
+
+    /// Next hops are other ones than they were at the last sync: the next one is about everything.
+    pub fn forget_next_hops(&mut self) {
+        self.base = None;
+    }
+
+    fn change(&mut self, endpoints: Endpoints) -> Backends {
+        let Endpoints { services, health_checks } = endpoints;
+        for (key, new) in services {
+            if self.desired.services.get(&key) != Some(&new) {
+                self.changed.insert(key.service.clone());
+                self.desired.services.insert(key, new);
+            }
+        }
+        self.desired.health_checks.extend(health_checks);
+        let ports = self.changed.iter().flat_map(|name| self.desired.of_service(name));
+        let backends = ports.flat_map(|(_, service)| &service.backends);
+        Backends { addrs: backends.map(|backend| backend.addr).collect(), whole: false }
     }
 
     /// Makes the maps what was computed; returns the number of writes. An unchanged state takes none.
     pub fn sync(
         &mut self,
         store: &mut dyn MapStore,
-        next_hops: &BTreeMap<IpAddr, NextHopInfo>,
+        next_hops: &dyn NextHops,
+        settings: &[(Setting, u64)],
+    ) -> Result<usize, SyncError> {
+        // Until this is through, nothing is known of the tables as a whole.
+        let base = self.base.take().filter(|base| base == settings);
+        let done = base.and_then(|_| self.sync_changed(store, next_hops));
+        let writes = match done {
+            Some(done) => done?,
+            None => self.sync_all(store, next_hops, settings)?,
+        };
+        self.changed.clear();
+        // Where something was refused, any change may make room for it.
+        self.base = self.refused.is_empty().then(|| settings.to_vec());
+        Ok(writes)
+    }
+
+    /// Makes the entries of the changed Services what was computed. `None`: nothing was written, for everything has to be
+    /// looked at.
+    fn sync_changed(&mut self, store: &mut dyn MapStore, next_hops: &dyn NextHops) -> Option<Result<usize, SyncError>> {
+        if self.changed.is_empty() {
+            return Some(Ok(0));
+        }
+        let saved = self.ids.next_hops();
+        let capacity = Capacity::of(store);
+        let built = image::build_some(&self.desired, &self.changed, &mut self.ids, next_hops, &capacity)?;
+        let plan = plan::diff_some(&built.entries, &built.cleared, &self.mirror);
+        let mut write = || {
+            // Of what is saved nothing else can have changed.
+            if self.ids.next_hops() != saved {
+                self.save()?;
+            }
+            let writes = plan::apply(&plan, store, &mut self.mirror)?.writes;
+            self.ids.commit();
+            Ok(writes)
+        };
+        Some(write())
+    }
+
+    fn sync_all(
+        &mut self,
+        store: &mut dyn MapStore,
+        next_hops: &dyn NextHops,
         settings: &[(Setting, u64)],
     ) -> Result<usize, SyncError> {
         if !self.adopted {
@@ -121,7 +231,7 @@ impl Engine {
     pub fn reroute(
         &mut self,
         store: &mut dyn MapStore,
-        next_hops: &BTreeMap<IpAddr, NextHopInfo>,
+        next_hops: &dyn NextHops,
         settings: &[(Setting, u64)],
     ) -> Result<usize, SyncError> {
         let rerouted = image::reroute::reroute(&self.mirror, next_hops, settings, &Capacity::of(store));

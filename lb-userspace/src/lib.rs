@@ -4,7 +4,7 @@
 //! file_source -> model -> topology -> desired -> image --+
 //!                         mirror of the BPF maps --------+-> plan -> apply -> BPF maps
 //! ```
-//! `model`, `topology`, `desired`, `ids`, `image`, `plan`, `verify` and `orphans` are pure: no clock, no log, no I/O. `bpf` is the only
+//! `model`, `topology`, `desired`, `ids`, `image`, `plan`, `pools`, `verify` and `orphans` are pure: no clock, no log, no I/O. `bpf` is the only
 //! module that knows aya, `k8s` the only one that knows Kubernetes' wire types, `net` the only one that speaks netlink.
 
 pub mod agent;
@@ -13,6 +13,7 @@ pub mod check;
 pub mod cli;
 pub mod config;
 pub mod control;
+pub mod controller;
 mod convert;
 pub mod describe;
 pub mod desired;
@@ -35,6 +36,7 @@ pub mod numbers;
 pub mod offline;
 mod orphans;
 pub mod plan;
+pub mod pools;
 pub mod report;
 pub mod resolv;
 mod rights;

@@ -10,10 +10,22 @@ pub const NAMESERVER: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 96, 0, 10));
 /// The cluster's zone unless another is given.
 pub const ZONE: &str = "cluster.local";
 
-/// The cluster IP of Service `kube-system/kube-dns`: of its primary family. `None` without the Service or its address.
-pub fn nameserver(model: &Model) -> Option<IpAddr> {
+/// Why the documents name no name service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Missing {
+    /// There is no such Service.
+    #[error("the documents have no Service kube-system/kube-dns")]
+    Service,
+    /// It is headless, an alias, or nothing was allocated to it.
+    #[error("Service kube-system/kube-dns has no cluster IP")]
+    Address,
+}
+
+/// The cluster IP of Service `kube-system/kube-dns`: of its primary family.
+pub fn nameserver(model: &Model) -> Result<IpAddr, Missing> {
     let name = ObjectName { namespace: "kube-system".to_owned(), name: "kube-dns".to_owned() };
-    model.services.get(&name)?.cluster_ips.first().copied()
+    let service = model.services.get(&name).ok_or(Missing::Service)?;
+    service.cluster_ips.first().copied().ok_or(Missing::Address)
 }
 
 /// The file for a pod in `namespace`. `zone` has no dot at its end.
@@ -39,6 +51,6 @@ mod tests {
 
     #[test]
     fn without_the_service_there_is_no_address() {
-        assert_eq!(nameserver(&Model::default()), None);
+        assert_eq!(nameserver(&Model::default()), Err(Missing::Service));
     }
 }

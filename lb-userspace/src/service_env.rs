@@ -4,12 +4,15 @@
 //! `getServiceEnvVarMap` in `pkg/kubelet/kubelet_pods.go`. Pure: a snapshot of the model goes in, and what comes out stays as it
 //! is for the life of the process that gets it (E9).
 
+mod expand;
+
 use std::{
     collections::BTreeMap,
     ffi::OsStr,
     net::{IpAddr, SocketAddr},
 };
 
+pub use self::expand::expand;
 use crate::model::{Model, ObjectName, Service, ServiceType};
 
 /// Namespace and name of the Service that every container hears of (E2).
@@ -87,8 +90,8 @@ fn in_scope<'a>(model: &'a Model, namespace: &str, links: bool) -> BTreeMap<&'a 
     services
 }
 
-/// E4.
-fn variable_name(name: &str) -> String {
+/// What the variables of a Service, or of a port's name, have of it (E4).
+pub fn variable_name(name: &str) -> String {
     name.to_ascii_uppercase().replace('-', "_")
 }
 

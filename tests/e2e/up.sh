@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Brings up a cluster without kube-proxy: a control plane and nodes with kubelets, each a machine of its own as far as
 # network, processes, mounts, cgroups and host name go, and Ballast as its DaemonSet.
-# usage: up.sh NODES INSTALL.YAML PAUSE_IMAGE COREDNS_IMAGE
+# usage: up.sh NODES INSTALL.YAML PAUSE_IMAGE DNS.YAML DNS_DEPLOYMENT
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
-nodes=${1:?} install=${2:?} pause=${3:?} coredns=${4:?}
+nodes=${1:?} install=${2:?} pause=${3:?} dns=${4:?} dns_deployment=${5:?}
 mkdir -p "$RUN" "$LOG"
 rm -f "$LOG"/*.log
 "$HERE/pki.sh" "$nodes"
@@ -199,6 +199,6 @@ say "$nodes nodes ready after $((SECONDS - t0)) s"
 kubectl -n kube-system rollout status daemonset/ballast --timeout=180s >/dev/null
 say "Ballast ready after $((SECONDS - t0)) s"
 daemon cp balancer python3 "$HERE/balancer.py" --kubeconfig "$PKI/admin.kubeconfig" --prefix "$LB_NET"
-sed "s|@COREDNS@|$coredns|; s|@DNS@|$DNS_SERVICE_IP|" "$HERE/coredns.yaml" | kubectl apply -f - >/dev/null
-kubectl -n kube-system rollout status deployment/coredns --timeout=180s >/dev/null
+sed "s|@DNS@|$DNS_SERVICE_IP|" "$dns" | kubectl apply -f - >/dev/null
+kubectl -n kube-system rollout status "deployment/$dns_deployment" --timeout=180s >/dev/null
 say "cluster up after $((SECONDS - t0)) s"

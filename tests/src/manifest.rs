@@ -35,6 +35,11 @@ impl Manifest {
         Self::read("dns", include_str!("../../deploy/install-dns.yaml"))
     }
 
+    /// What gives load balancer addresses.
+    pub fn controller() -> anyhow::Result<Self> {
+        Self::read("controller", include_str!("../../deploy/install-controller.yaml"))
+    }
+
     fn read(flavour: &'static str, text: &str) -> anyhow::Result<Self> {
         let documents: Vec<Value> = serde_saphyr::from_multiple(text).context("not YAML")?;
         Ok(Self { flavour, documents: documents.into_iter().filter(|document| !document.is_null()).collect() })

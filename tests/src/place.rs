@@ -38,12 +38,18 @@ impl Place {
         self.namespace.command(program, Some(&self.procs))
     }
 
-    /// What a command prints here that finds `resolv_conf` as its `/etc/resolv.conf`: names are resolved as in a container.
-    pub fn resolving(&self, resolv_conf: &Path, words: &[&str]) -> anyhow::Result<String> {
+    /// A command that runs here and finds `resolv_conf` as its `/etc/resolv.conf`: names are resolved as in a container.
+    pub fn resolver(&self, resolv_conf: &Path, words: &[&str]) -> anyhow::Result<Command> {
         let mut command = self.command("unshare")?;
         // The mount is seen by this command alone, and gone with it.
         command.args(["--mount", "sh", "-c", r#"mount --bind "$0" /etc/resolv.conf && exec "$@""#]);
-        let output = command.arg(resolv_conf).args(words).output().context("cannot run unshare")?;
+        command.arg(resolv_conf).args(words);
+        Ok(command)
+    }
+
+    /// What a command prints here that finds `resolv_conf` as its `/etc/resolv.conf`.
+    pub fn resolving(&self, resolv_conf: &Path, words: &[&str]) -> anyhow::Result<String> {
+        let output = self.resolver(resolv_conf, words)?.output().context("cannot run unshare")?;
         let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
         if !output.status.success() {
             bail!("{} at {}: {}: {stdout}{stderr}", words.join(" "), self.name, output.status);

@@ -197,11 +197,20 @@ impl Echo {
         Self::start_on(place, tcp, udp, &[])
     }
 
+    /// The same, whose greeting over TCP is an HTTP page: curl gets it, and so do the clients of [`crate::client`].
+    pub fn start_page(place: &Place, tcp: &[u16], udp: &[u16]) -> anyhow::Result<Self> {
+        Self::spawn(place, tcp, udp, &[], &["--page"])
+    }
+
     /// The same, but only on these addresses of the place. Where it has several, datagrams are answered by the one that
     /// was asked.
     pub fn start_on(place: &Place, tcp: &[u16], udp: &[u16], addresses: &[IpAddr]) -> anyhow::Result<Self> {
+        Self::spawn(place, tcp, udp, addresses, &[])
+    }
+
+    fn spawn(place: &Place, tcp: &[u16], udp: &[u16], addresses: &[IpAddr], options: &[&str]) -> anyhow::Result<Self> {
         let mut command = place.command(binary("ballast-peer")?)?;
-        command.args(["server", "--name", place.name()]);
+        command.args(["server", "--name", place.name()]).args(options);
         for port in tcp {
             command.arg("--tcp").arg(port.to_string());
         }

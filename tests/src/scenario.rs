@@ -18,6 +18,7 @@ use lb_userspace::{
     ids::Ids,
     image::{Capacity, Image, NextHopInfo, Table, build, dump},
     plan,
+    pools::{AddressPool, PoolError},
     store::testing::FakeStore,
 };
 use serde::Deserialize;
@@ -40,6 +41,9 @@ pub struct Scenario {
     /// First words of the lines that are compared.
     #[serde(default = "default_show")]
     pub show: BTreeSet<String>,
+    /// addressPools of the configuration.
+    #[serde(default)]
+    pub pools: Vec<AddressPool>,
     /// Documents of every step.
     #[serde(default)]
     pub always: String,
@@ -109,6 +113,8 @@ pub struct ScenarioStep {
     /// Documents beside `always`.
     #[serde(default)]
     pub objects: String,
+    /// addressPools from here instead, in this step.
+    pub pools: Option<Vec<AddressPool>>,
     /// The agent restarts before it: `saved` with its ids, `lost` without them.
     pub restart: Option<Restart>,
     /// Number of writes it takes, where that is the point.
@@ -181,7 +187,7 @@ impl Run<'_> {
             self.ids.adopt(&self.mirror, &desired);
         }
         let routes = self.scenario.routes.iter();
-        let next_hops = routes
+        let next_hops: BTreeMap<IpAddr, NextHopInfo> = routes
             .map(|(addr, Route { ifindex, prefsrc, local })| {
                 (*addr, NextHopInfo { ifindex: *ifindex, prefsrc: *prefsrc, local: *local })
             })
@@ -223,6 +229,8 @@ impl Run<'_> {
         let mut options = file_source::Options::new(documents);
         options.allocations = Some(self.folder.join("allocations.json"));
         options.write_allocations = true;
+        let pools = step.pools.as_ref().unwrap_or(&self.scenario.pools).clone();
+        options.pools = pools.try_into().map_err(|error: PoolError| anyhow!("{}: {}", error.field, error.cause))?;
         let loaded = file_source::load(&options)?;
         let node = &self.scenario.node;
         let context = NodeContext {

@@ -10,7 +10,10 @@ fn at<'a>(value: &'a Value, path: &str) -> &'a Value {
 }
 
 fn rules(manifest: &Manifest) -> Vec<(String, String, String)> {
-    let role = manifest.one("ClusterRole").expect("a role");
+    rules_of(manifest.one("ClusterRole").expect("a role"))
+}
+
+fn rules_of(role: &Value) -> Vec<(String, String, String)> {
     let words = |rule: &Value, field: &str| -> Vec<String> {
         let items = rule[field].as_array().unwrap_or_else(|| panic!("a rule without {field}: {rule}"));
         items.iter().map(|item| item.as_str().expect("a word").to_owned()).collect()
@@ -199,6 +202,73 @@ fn the_name_service_is_behind_kube_dns_and_starts_as_it_says() {
         .args(&words[1..])
         .args(["--kubeconfig", "/nonexistent", "--listen", "127.0.0.1:0"])
         .env_remove("KUBECONFIG");
+    let output = command.output().expect("run");
+    let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.code() == Some(1) && told.contains("/nonexistent"), "{told}");
+}
+
+#[test]
+fn the_controller_writes_statuses_events_and_its_own_lease() {
+    let controller = Manifest::controller().expect("a manifest");
+    let words = |rules: Vec<(String, String, String)>| -> Vec<String> {
+        rules
+            .into_iter()
+            .map(|(group, resource, verb)| format!("{verb} {resource} {group}").trim().to_owned())
+            .collect()
+    };
+    let mut found = words(rules(&controller));
+    found.sort();
+    let wanted = [
+        "create events",
+        "create events events.k8s.io",
+        "get services",
+        "list namespaces",
+        "list services",
+        "patch events",
+        "patch events events.k8s.io",
+        "patch services/status",
+        "watch namespaces",
+        "watch services",
+    ];
+    assert_eq!(found, wanted);
+    let role = controller.one("Role").expect("a role");
+    assert_eq!(at(role, "/metadata/namespace"), "kube-system");
+    let mut found = words(rules_of(role));
+    found.sort();
+    let lease = |verb: &str| format!("{verb} leases coordination.k8s.io");
+    assert_eq!(found, [lease("create"), "get configmaps".to_owned(), lease("get"), lease("update")]);
+    // Of what exists it may touch those alone.
+    for rule in at(role, "/rules").as_array().expect("rules") {
+        let named = at(rule, "/resourceNames");
+        match at(rule, "/verbs/0").as_str() {
+            Some("create") => assert_eq!(named, &Value::Null),
+            _ => {
+                assert!(named == &json!(["ballast-controller"]) || named == &json!(["ballast-address-pools"]), "{rule}")
+            }
+        }
+    }
+    for kind in ["ClusterRoleBinding", "RoleBinding"] {
+        let subjects = json!([{"kind": "ServiceAccount", "name": "ballast-controller", "namespace": "kube-system"}]);
+        assert_eq!(at(controller.one(kind).expect("a binding"), "/subjects"), &subjects);
+    }
+    // An update of the installation must not take the pools away.
+    assert!(controller.one("ConfigMap").is_err());
+    let (pod, container) = (controller.pod().expect("a pod"), controller.container().expect("a container"));
+    assert_eq!(at(pod, "/serviceAccountName"), "ballast-controller");
+    assert_eq!(at(pod, "/hostNetwork"), &Value::Null);
+    let context = at(container, "/securityContext");
+    assert_eq!(at(context, "/capabilities"), &json!({"drop": ["ALL"]}));
+    for (field, value) in
+        [("runAsNonRoot", true), ("readOnlyRootFilesystem", true), ("allowPrivilegeEscalation", false)]
+    {
+        assert_eq!(context[field], value, "{field}");
+    }
+    assert!(controller.host_mounts().expect("mounts").is_empty());
+    assert_eq!(at(container, "/image"), at(Manifest::least().expect("another").container().expect("its"), "/image"));
+    // The command line is understood: it ends for want of a cluster, not for a word of it.
+    let words = controller.command().expect("a command");
+    let mut command = std::process::Command::new(lb_tests::binary("ballast").expect("ballast"));
+    command.args(&words[1..]).args(["--kubeconfig", "/nonexistent"]).env_remove("KUBECONFIG");
     let output = command.output().expect("run");
     let told = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.code() == Some(1) && told.contains("/nonexistent"), "{told}");

@@ -14,7 +14,7 @@ use lb_userspace::{
     engine::Engine,
     file_source,
     image::{Capacity, Image, NextHopInfo, Table},
-    model::Model,
+    model::{Model, Touched},
     report::Problem,
     store::testing::FakeStore,
 };
@@ -80,7 +80,7 @@ impl Node {
     fn sync(&mut self, documents: &[String]) -> &[Problem] {
         let cidrs = ["10.96.0.0/16", "fd00:10:96::/112"].map(|cidr| cidr.parse().expect("a prefix"));
         let node = NodeContext { name: "node1".to_owned(), service_cidrs: cidrs.into(), ..NodeContext::default() };
-        let backends = self.engine.compute(&model(documents), &node);
+        let backends = self.engine.compute(&model(documents), &node, &Touched::All).addrs;
         // Each backend by a device of its own: the table of next hops fills as well.
         let hops: BTreeMap<IpAddr, NextHopInfo> = backends
             .into_iter()

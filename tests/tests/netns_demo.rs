@@ -1,6 +1,6 @@
 //! The demo as its user runs it, and the user's second document applied over the first.
 
-use std::{fs, net::SocketAddr, path::Path, process::Command, time::Duration};
+use std::{fs, net::SocketAddr, os::unix::fs::PermissionsExt as _, path::Path, process::Command, time::Duration};
 
 use lb_tests::{Agent, Echo, Process, Setup, World, binary, client::Call, needs_root, traces, wait_until};
 use rustix::process::Signal;
@@ -75,6 +75,111 @@ fn every_row_of_the_demo_passes() {
     assert!(!errors.contains('\u{1b}'), "plain lines where nobody watches: {errors:?}");
 }
 
+/// The sheet of commands: its titles, and below each the first line of every row.
+fn ways(table: &str) -> Vec<(&str, Vec<&str>)> {
+    let (_, sheet) = table.split_once("\nHow clients find a Service").expect("the sheet");
+    let mut ways: Vec<(&str, Vec<&str>)> = Vec::new();
+    for line in sheet.lines().take_while(|line| !line.is_empty()) {
+        match ways.last_mut() {
+            Some((_, rows)) if line.starts_with("  ") => {
+                // What a command says is further to the right.
+                if !line.starts_with("    ") {
+                    rows.push(line.trim_start());
+                }
+            }
+            _ => ways.push((line, Vec::new())),
+        }
+    }
+    ways
+}
+
+#[test]
+fn every_way_to_a_service_is_shown_with_its_command() {
+    needs_root!();
+    let (code, table, errors) = outcome(demo().arg("--once"));
+    assert_eq!(code, Some(0), "{table}\n{errors}");
+    let ways = ways(&table);
+    let pod = |command: &str| format!("ok my-app-1 $ {command}");
+    let exec = pod("ballast exec default -f manifests --allocations allocations.json -- \\");
+    let dig = ["dig +short +search A my-service-headless", "dig +short +search AAAA my-service-headless-dual"].map(pod);
+    let curl = |to: &str| format!("ok client $ curl -sS -m 5 {to}");
+    let away = |what: &str| vec![format!("the document of Pod default/my-app-2 {what}")];
+    let expected = [
+        (
+            "; commands of pods run with this resolver file",
+            vec![
+                "RESULT FROM COMMAND AND ITS OUTPUT".to_owned(),
+                pod("ballast resolv default -f manifests --allocations allocations.json"),
+            ],
+        ),
+        ("virtual IP", vec!["ok my-app-1 $ curl -sS -m 5 10.96.".to_owned(), pod("curl -sS -m 5 [fd00:10:96::")]),
+        (
+            "name, in the same namespace",
+            [
+                "curl -sS -m 5 -4 my-service:80",
+                "curl -sS -m 5 -6 my-service-dual:80",
+                "getent ahostsv4 my-service",
+                "getent ahostsv6 my-service-dual",
+            ]
+            .map(pod)
+            .to_vec(),
+        ),
+        (
+            "name.namespace, from another one",
+            [
+                "ballast resolv other -f manifests",
+                "curl -sS -m 5 -4 my-service.default:80",
+                "curl -sS -m 5 -6 my-service-dual.default:80",
+            ]
+            .map(|command| format!("ok other/visitor $ {command}"))
+            .to_vec(),
+        ),
+        ("environment variables", vec![exec.clone(), exec]),
+        (
+            "headless Service: its A and AAAA records are its pods",
+            [dig.to_vec(), away("is taken away"), dig.to_vec(), away("is back"), dig.to_vec()].concat(),
+        ),
+        ("nodePort of node1", vec![curl("192.168.1.2:30080"), curl("[fd00:192:168:1::2]:30081")]),
+        ("nodePort of node2", vec![curl("192.168.2.2:30080"), curl("[fd00:192:168:2::2]:30081")]),
+        ("EXTERNAL-IP", vec![curl("203.0.113.10:3000"), curl("[fd00:203:0:113::11]:3000")]),
+        ("balancer in front of the nodes", vec!["not yet here the router".to_owned()]),
+    ];
+    let words = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert_eq!(ways.iter().map(|(title, _)| *title).collect::<Vec<_>>(), expected.each_ref().map(|(title, _)| *title));
+    for ((title, rows), (_, expected)) in ways.iter().zip(&expected) {
+        let same = rows.len() == expected.len()
+            && rows.iter().zip(expected).all(|(row, expected)| words(row).starts_with(expected.as_str()));
+        assert!(same, "{title}: {rows:#?} instead of {expected:#?}");
+    }
+    let (_, sheet) = table.split_once("How clients find").expect("the sheet");
+    assert!(sheet.lines().all(|line| line.len() <= 100 && line.trim_end() == line), "{sheet}");
+    assert!(!table.contains('\u{1b}'), "plain text where nobody watches");
+    // What a row is for: without the Pod only one address is left, and then both are there again.
+    let answers = |text: &str| text.lines().map(str::trim).filter(|line| line.starts_with("10.244.")).count();
+    let (_, after) = sheet.split_once("is taken away\n").expect("the change");
+    let (between, after) = after.split_once("is back\n").expect("the change");
+    assert_eq!((answers(between), answers(after.split("nodePort").next().expect("rows"))), (1, 2), "{sheet}");
+}
+
+#[test]
+fn a_command_that_fails_makes_the_exit_code() {
+    needs_root!();
+    let folder = tempfile::tempdir().expect("a folder");
+    let programs = tempfile::tempdir().expect("a folder");
+    let curl = programs.path().join("curl");
+    fs::write(&curl, "#!/bin/sh\necho python-1\nexit 7\n").expect("written");
+    fs::set_permissions(&curl, fs::Permissions::from_mode(0o755)).expect("a program");
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let path = std::env::join_paths([programs.path().to_owned()].into_iter().chain(std::env::split_paths(&path)));
+    let (code, table, errors) = outcome(small_demo(folder.path()).arg("--once").env("PATH", path.expect("a PATH")));
+    assert_eq!(code, Some(1), "{table}\n{errors}");
+    let ways = ways(&table);
+    let rows = |title: &str| ways.iter().find(|(known, _)| *known == title).map(|(_, rows)| rows.clone());
+    assert!(rows("virtual IP").is_some_and(|rows| rows[0].starts_with("FAILED")), "{table}");
+    assert!(table.contains("it ended with exit status: 7"), "{table}");
+    assert!(rows("EXTERNAL-IP").is_some_and(|rows| rows.iter().all(|row| row.starts_with("not tried"))), "{table}");
+}
+
 #[test]
 fn every_row_passes_on_other_networks() {
     needs_root!();
@@ -83,6 +188,7 @@ fn every_row_passes_on_other_networks() {
         let (code, table, errors) = outcome(demo().args(["--once", "--network", network]));
         assert_eq!(code, Some(0), "{table}\n{errors}");
         assert!(table.contains(" access paths, 0 failed"), "{table}");
+        assert!(ways(&table).iter().all(|(_, rows)| rows.iter().all(|row| !row.starts_with("not tried"))), "{table}");
         let rows = rows(&table, "service-python");
         let row = rows.iter().find(|row| row.get(3) == Some(&"192.168.1.2:30080")).expect("the nodePort of node1");
         let sources: Vec<&str> = row.last().expect("sources").split(',').collect();

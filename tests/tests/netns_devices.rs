@@ -17,7 +17,7 @@ use lb_userspace::{
     net::{
         Netlink, events,
         host_device::{self, HostDevice, Way},
-        netns_cookie, reserved_ports,
+        netns_cookie, next_hops, reserved_ports,
         roles::{self, XdpMode},
     },
 };
@@ -171,10 +171,17 @@ fn next_hops_tell_device_source_and_what_is_local() {
     let (hops, index) = inside(node, async move |netlink| {
         let links = netlink.links().await.expect("links");
         let index: BTreeMap<String, u32> = links.into_iter().map(|link| (link.name, link.ifindex)).collect();
-        let many = netlink.next_hops(&asked_of).await.expect("routes");
+        let many = next_hops(&asked_of).await.expect("routes");
         for addr in &asked_of {
-            assert_eq!(netlink.next_hop(*addr).await.expect("a route"), many.get(addr).copied(), "{addr}");
+            let one = next_hops(&[*addr].into()).await.expect("a route");
+            assert_eq!(one.get(addr), many.get(addr), "{addr}");
         }
+        // More than are asked for together, some without a way in between.
+        let thousand: BTreeSet<IpAddr> = (0..1000_u16)
+            .map(|it| [10, 200, it.to_be_bytes()[0], it.to_be_bytes()[1]].into())
+            .chain(unreachable)
+            .collect();
+        assert_eq!(next_hops(&thousand).await.expect("routes").len(), 1000);
         (many.into_iter().map(|(addr, way)| (addr, way.info)).collect::<BTreeMap<_, _>>(), index)
     });
     let mut expected = BTreeMap::new();

@@ -2,60 +2,25 @@
 //! and the kube-dns Service at its cluster IP.
 
 use std::{
-    io::{Read as _, Write as _},
-    net::{IpAddr, SocketAddr, TcpListener, UdpSocket},
+    net::{IpAddr, SocketAddr, UdpSocket},
     path::PathBuf,
     process::Command,
-    thread,
     time::{Duration, Instant},
 };
 
 use lb_tests::{
-    Agent, Place, Pod, Setup, World,
+    Agent, Pod, Setup, World,
     api_server::{ApiServer, Fault},
     binary,
     kube::{PodSpec, Service},
     needs_root, wait_until,
+    web::Named,
 };
 use serde_json::{Value, json};
 
 const PORT: u16 = 8080;
 const DNS: [&str; 2] = ["10.96.0.10", "fd00:10:96::a"];
 const ZONE: &str = "svc.cluster.local";
-
-/// Answers every HTTP request with its name.
-struct Named {
-    listener: TcpListener,
-    thread: Option<thread::JoinHandle<()>>,
-}
-
-impl Named {
-    fn start(place: &Place) -> Self {
-        let any = SocketAddr::new("::".parse().expect("an address"), PORT);
-        let listener = place.namespace().run(|| TcpListener::bind(any)).expect("a namespace").expect("a listener");
-        let (accepting, name) = (listener.try_clone().expect("a socket"), place.name().to_owned());
-        let thread = thread::spawn(move || {
-            while let Ok((mut stream, _)) = accepting.accept() {
-                let answer = format!("HTTP/1.0 200 OK\r\nContent-Length: {}\r\n\r\n{name}", name.len());
-                // A client that went away again is its own matter.
-                drop(stream.read(&mut [0; 4096]).and_then(|_| stream.write_all(answer.as_bytes())));
-            }
-        });
-        Self { listener, thread: Some(thread) }
-    }
-}
-
-impl Drop for Named {
-    fn drop(&mut self) {
-        // The thread's wait for a client ends with an error.
-        if rustix::net::shutdown(&self.listener, rustix::net::Shutdown::Both).is_ok()
-            && let Some(thread) = self.thread.take()
-            && thread.join().is_err()
-        {
-            eprintln!("a server panicked");
-        }
-    }
-}
 
 struct Names {
     _agents: Vec<Agent>,
@@ -77,7 +42,7 @@ impl Names {
             .apply_service(&Service::new("db", "app", "web").port(80, PORT, None).fields(json!({"clusterIP": "None"})))
             .expect("a headless Service");
         world.apply_documents("other.yaml", &other(world.node(1).pod(0))).expect("the other namespace");
-        let servers = world.pods().map(|pod| Named::start(pod.place())).collect();
+        let servers = world.pods().map(|pod| Named::start(pod.place(), PORT).expect("a server")).collect();
         let allocations = world.directory().join("allocations.json");
         let start = |node| {
             let manifests = world.manifests();

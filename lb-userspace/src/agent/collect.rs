@@ -9,7 +9,7 @@ use super::Agent;
 use crate::{
     bpf::{FlowFamily, Maps},
     gc::{Clock, Collector, Survey},
-    model::IpFamily,
+    model::{IpFamily, Touched},
     report::Problem,
 };
 
@@ -149,7 +149,7 @@ impl Agent {
         };
         let clock = Clock { now, ticks_per_second: self.clock_ticks, timeouts: self.options.config.timeouts };
         if self.takeover.ends(clock) {
-            self.program().await;
+            self.program(&Touched::All).await;
         }
         let maps = &self.datapath.maps;
         let ahead = self.clock_ticks.saturating_mul(u32::try_from(AT_LEAST.as_secs()).unwrap_or(u32::MAX));

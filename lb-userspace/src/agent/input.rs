@@ -9,7 +9,7 @@ use crate::{
     convert::Severity,
     file_source::{self, Finding, LoadError, Watch},
     k8s::source::{self, Access, Calls, Recorder, Selectors, Timing},
-    model::{Changes, Model},
+    model::{Changes, Model, Touched},
     report::{Problem, WatchStatus},
 };
 
@@ -83,16 +83,16 @@ impl Input {
         Ok(Self { from, first: true })
     }
 
-    /// Waits for news; whether the model is another one now. Nothing is lost when it is dropped before its end.
-    pub(super) async fn next(&mut self, model: &mut Model) -> anyhow::Result<bool> {
+    /// Waits for news; what of the model is another one now. Nothing is lost when it is dropped before its end.
+    pub(super) async fn next(&mut self, model: &mut Model) -> anyhow::Result<Touched> {
         match &mut self.from {
             From::Documents(documents) => documents.next(model).await,
             From::Cluster(cluster) => {
-                let changed = cluster.source.changed(model).await;
+                let touched = cluster.source.changed(model).await;
                 if cluster.source.is_complete() {
                     cluster.snapshot = None;
                 }
-                Ok(changed)
+                Ok(touched)
             }
         }
     }
@@ -234,14 +234,16 @@ impl Documents {
         Ok(documents)
     }
 
-    async fn next(&mut self, model: &mut Model) -> anyhow::Result<bool> {
+    async fn next(&mut self, model: &mut Model) -> anyhow::Result<Touched> {
         loop {
             tokio::select! {
                 Some(()) = self.ticks.recv() => self.loader.start(),
                 loaded = self.loader.finished() => match loaded? {
                     Ok(loaded) => {
+                        let touched = Touched::between(model, &loaded.model);
                         self.take(loaded, model);
-                        return Ok(true);
+                        // Whoever writes the same once more wants it looked at.
+                        return Ok(if touched == Touched::NOTHING { Touched::All } else { touched });
                     }
                     Err(error) => self.unreadable(&error),
                 },

@@ -45,7 +45,7 @@ use crate::{
     gc::Clock,
     lock::InstanceLock,
     logs, memory,
-    model::Model,
+    model::{Model, Touched},
     net,
     report::{HookStatus, Problem},
     rights,
@@ -98,6 +98,15 @@ pub struct CleanupOptions {
     pub proc_sys_net: PathBuf,
     /// Only say what would be removed.
     pub dry_run: bool,
+}
+
+/// Which ways to backends are asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ask {
+    /// Those to new backends.
+    New,
+    /// All: they may lead elsewhere now.
+    All,
 }
 
 /// A running agent.
@@ -163,16 +172,19 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
             () = watchdog.tick() => manager.tell(Notice::Alive),
-            changed = agent.input.next(&mut agent.model), if !resting => if changed? {
-                let begin = Instant::now();
-                agent.source_changed().await;
-                rest_until = Instant::now() + begin.elapsed().clamp(SHORTEST_REST, LONGEST_REST);
-            },
+            touched = agent.input.next(&mut agent.model), if !resting => {
+                let touched = touched?;
+                if touched != Touched::NOTHING {
+                    let begin = Instant::now();
+                    agent.source_changed(&touched).await;
+                    rest_until = Instant::now() + begin.elapsed().clamp(SHORTEST_REST, LONGEST_REST);
+                }
+            }
             () = sleep_until(rest_until), if resting => {}
             () = agent.snapshots.due() => agent.snapshots.start(&agent.model),
-            Some(_) = events.recv() => agent.network_changed().await,
+            Some(_) = events.recv() => agent.network_changed(true).await,
             _ = list.tick() => {
-                agent.network_changed().await;
+                agent.network_changed(false).await;
                 agent.input.retry();
                 agent.tell_events();
                 logs::tell_suppressed();
@@ -250,13 +262,13 @@ impl Agent {
         };
         agent.network.list(&agent.options).await;
         if agent.input.is_ready() {
-            agent.source_changed().await;
+            agent.source_changed(&Touched::All).await;
         } else if agent.engine.is_filled() {
             tracing::info!("forwarding goes on as an earlier agent left it, until the cluster's objects are here");
             agent.attach();
             agent.show_snapshot();
             // The network may be another one than it was.
-            agent.program().await;
+            agent.program(&Touched::All).await;
         } else {
             agent.take_snapshot().await;
         }
@@ -268,7 +280,8 @@ impl Agent {
         if let (Some(snapshot), _) = snapshot::read(&snapshot::file(&self.options.state_dir), &self.options.node) {
             self.model = snapshot.model;
             let node = self.node();
-            self.engine.compute(&self.model, &node);
+            // Nothing is programmed of it.
+            let _backends = self.engine.compute(&self.model, &node, &Touched::All);
         }
     }
 
@@ -286,17 +299,17 @@ impl Agent {
             );
             self.model = snapshot.model;
             self.input.set_snapshot(snapshot.at_seconds);
-            self.source_changed().await;
+            self.source_changed(&Touched::All).await;
         }
     }
 
     /// The source has another state, which is whole.
-    async fn source_changed(&mut self) {
+    async fn source_changed(&mut self, touched: &Touched) {
         // First: it takes no time beside the tables, and headless names do not need them.
         if let Some(dns) = &mut self.dns {
             dns.set(&self.model);
         }
-        self.program().await;
+        self.program(touched).await;
         self.tell_events();
         if self.input.is_of_cluster() {
             self.snapshots.mark();
@@ -305,7 +318,9 @@ impl Agent {
             // Tables before hooks: the first packet a program sees finds everything.
             self.attach();
         }
-        memory::give_back();
+        if *touched == Touched::All {
+            memory::give_back();
+        }
     }
 
     /// Says once that everything is in place.
@@ -322,19 +337,28 @@ impl Agent {
         self.attached = true;
     }
 
-    /// Links, addresses or routes may have changed.
-    async fn network_changed(&mut self) {
+    /// Links, addresses or routes may have changed; `heard`: the kernel says so.
+    async fn network_changed(&mut self, heard: bool) {
         self.network.list(&self.options).await;
         // A new interface first: what it carries until then passes untranslated, and the tables are there already.
         if self.attached {
             self.network.attach(&mut self.datapath);
         }
-        self.program().await;
+        let doubtful = heard || !self.network.is_resolved();
+        let ways = if doubtful || self.network.have_ways_changed().await { Ask::All } else { Ask::New };
+        self.program_by(&Touched::NOTHING, ways).await;
+        if self.input.is_ready() && ways == Ask::New {
+            self.network.route(&self.engine.desired).await;
+        }
     }
 
-    /// Makes the maps and routes what source and network ask for. Until the source is whole, what an earlier agent left
-    /// follows the network alone.
-    async fn program(&mut self) {
+    /// Makes the maps and routes what source and network ask for, where no more than `touched` is another one.
+    async fn program(&mut self, touched: &Touched) {
+        self.program_by(touched, Ask::New).await;
+    }
+
+    /// The same by these ways to backends. Until the source is whole, what an earlier agent left follows the network alone.
+    async fn program_by(&mut self, touched: &Touched, ways: Ask) {
         if !self.input.is_ready() {
             if self.attached {
                 self.reroute().await;
@@ -346,14 +370,20 @@ impl Agent {
         let own = self.model.nodes.get(&self.options.node);
         self.web.health.set_eligible(own.is_none_or(|node| !node.going));
         let node = self.node();
-        let backends = self.engine.compute(&self.model, &node);
-        self.network.resolve(&backends).await;
+        let mut backends = self.engine.compute(&self.model, &node, touched);
+        if ways == Ask::All {
+            backends = self.engine.backends();
+        }
+        let ways_changed = self.network.resolve(&backends).await;
+        if ways_changed && backends.whole {
+            self.engine.forget_next_hops();
+        }
         match self.sync_verified() {
             Ok(writes) => {
                 self.sync_error = None;
                 self.serve_probes(&node.node_port_addrs);
                 if self.verification.problem().is_none() {
-                    self.web.synced(begin, &self.model, self.input.changes());
+                    self.web.synced(begin, &self.model, touched, self.input.changes());
                 }
                 if writes > 0 {
                     tracing::debug!("{writes} map writes; {} frontends", self.frontends());
@@ -362,7 +392,9 @@ impl Agent {
             }
             Err(error) => self.not_synced(&error),
         }
-        self.network.route(&self.engine.desired).await;
+        if backends.whole || ways_changed {
+            self.network.route(&self.engine.desired).await;
+        }
     }
 
     /// What load balancers are told follows the tables. A Service that has no room in them has no endpoints here.

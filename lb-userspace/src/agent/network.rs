@@ -1,9 +1,12 @@
 //! The network as the agent sees it: devices with their hooks, next hops, and the routes into `ballast0`.
 
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, BTreeSet},
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    ops::Bound,
+    sync::Arc,
 };
 
 use ipnet::IpNet;
@@ -14,10 +17,11 @@ use crate::{
     bpf::{Attached, Datapath},
     config::DetectLocal,
     desired::{Desired, Detector, FrontendKind},
-    image::{NextHopInfo, octets::Octets as _},
+    engine::Backends,
+    image::octets::Octets as _,
     model::Node,
     net::{
-        self, Address, Netlink, NextHop, bridges,
+        self, Address, Netlink, NextHop, Ways, WaysTo, bridges,
         host_device::{self, HostDevice, Way},
         neighbours,
         node_ports::Own,
@@ -26,6 +30,9 @@ use crate::{
     },
     report::{DeviceStatus, Problem},
 };
+
+/// Ways that are asked for again at a time.
+const CHECKED: usize = 1024;
 
 /// The network of this node.
 pub(super) struct Network {
@@ -39,13 +46,20 @@ pub(super) struct Network {
     /// What is attached, by interface index; an error is told and tried again.
     attached: BTreeMap<u32, Result<Attached, String>>,
     /// To the backends.
-    ways: BTreeMap<IpAddr, NextHop>,
+    ways: WaysTo,
+    /// The last of them that was asked for again.
+    checked: Option<IpAddr>,
     /// By interface index.
     mtus: BTreeMap<u32, u32>,
     /// By origin, so that each listing replaces its own.
     problems: BTreeMap<&'static str, Vec<Problem>>,
     /// What may not be as meant, though nothing of ours is missing.
     warnings: Vec<Problem>,
+}
+
+/// Ways as they are compared: what an ICMP error taught comes and goes.
+fn lasting(ways: &WaysTo) -> impl Iterator<Item = (IpAddr, NextHop)> {
+    ways.iter().map(|(addr, way)| (*addr, way.lasting()))
 }
 
 /// Makes `ballast0`, or takes over the one that is there.
@@ -85,7 +99,8 @@ impl Network {
             detected: Vec::new(),
             devices: Vec::new(),
             attached: BTreeMap::new(),
-            ways: BTreeMap::new(),
+            ways: WaysTo::new(),
+            checked: None,
             mtus: BTreeMap::new(),
             problems,
             warnings: Vec::new(),
@@ -191,12 +206,35 @@ impl Network {
         self.attached.retain(|ifindex, _| wanted.contains(ifindex));
     }
 
-    /// Finds the ways to all backends.
-    pub(super) async fn resolve(&mut self, backends: &BTreeSet<IpAddr>) {
-        match self.netlink.next_hops(backends).await {
-            Ok(ways) => {
+    /// Asks for ways that are known, some more with each call; whether one of them is another one now.
+    pub(super) async fn have_ways_changed(&mut self) -> bool {
+        let from = self.checked.map_or(Bound::Unbounded, Bound::Excluded);
+        let some = self.ways.range((from, Bound::Unbounded)).take(CHECKED);
+        let some: WaysTo = some.map(|(addr, way)| (*addr, Arc::clone(way))).collect();
+        self.checked = some.keys().next_back().copied().filter(|_| some.len() == CHECKED);
+        let asked = net::next_hops(&some.keys().copied().collect()).await;
+        asked.is_ok_and(|found| !lasting(&found).eq(lasting(&some)))
+    }
+
+    /// Finds the ways to backends: to all, if these are all, whose ways may be other ones now, else to those that are new;
+    /// whether any way is another one now. Ways to backends that are gone are forgotten with the next listing.
+    pub(super) async fn resolve(&mut self, backends: &Backends) -> bool {
+        let asked = if backends.whole {
+            Cow::Borrowed(&backends.addrs)
+        } else {
+            Cow::Owned(backends.addrs.iter().copied().filter(|addr| !self.ways.contains_key(addr)).collect())
+        };
+        match net::next_hops(&asked).await {
+            Ok(ways) if backends.whole => {
+                let changed = !lasting(&self.ways).eq(lasting(&ways));
                 self.ways = ways;
                 self.problems.remove("hops");
+                changed
+            }
+            Ok(ways) => {
+                let changed = !ways.is_empty();
+                self.ways.extend(ways);
+                changed
             }
             Err(error) => {
                 tracing::warn!("cannot resolve the ways to the backends: {error}; the last ones stay");
@@ -208,6 +246,7 @@ impl Network {
                         fix: "nothing: it is tried again with the next change".to_owned(),
                     }],
                 );
+                false
             }
         }
     }
@@ -252,7 +291,7 @@ impl Network {
         let of_family = |addr: &IpAddr| addr.is_ipv4() == net.addr().is_ipv4();
         let ways = self.ways.iter().filter(|(addr, way)| of_family(addr) && !way.info.local);
         let device = |ifindex: u32| self.mtus.get(&ifindex).copied();
-        let mtu = |way: &NextHop| NextHop { learned_mtu: None, ..*way }.mtu(device(way.info.ifindex));
+        let mtu = |way: &NextHop| way.lasting().mtu(device(way.info.ifindex));
         let uplinks = self.devices.iter().filter(|device| device.role == Role::Uplink);
         let smallest = ways.filter_map(|(_, way)| mtu(way)).min();
         let smallest = smallest.or_else(|| uplinks.filter_map(|uplink| device(uplink.ifindex)).min());
@@ -315,9 +354,9 @@ impl Network {
         })
     }
 
-    /// What the tables hold of the ways to the backends.
-    pub(super) fn next_hops(&self) -> BTreeMap<IpAddr, NextHopInfo> {
-        self.ways.iter().map(|(addr, way)| (*addr, way.info)).collect()
+    /// The ways to the backends.
+    pub(super) const fn ways(&self) -> Ways<'_> {
+        Ways(&self.ways)
     }
 
     pub(super) fn host_device(&self) -> Option<HostDevice> {

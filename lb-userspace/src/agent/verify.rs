@@ -2,7 +2,6 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
     time::{Duration, SystemTime},
 };
 
@@ -11,14 +10,15 @@ use tokio::time::Instant;
 
 use super::Agent;
 use crate::{
-    engine::{Engine, SyncError},
-    image::{NextHopInfo, Table, reroute},
+    engine::{Backends, Engine, SyncError},
+    image::{NextHops, Table, reroute},
     report::{Problem, VerifyStatus},
     store::MapStore,
     verify::{self, Noting, Ops, Place, Verifier, VerifyError},
 };
 
-/// Between two rounds: a walk over the largest tables takes four minutes, one over a few thousand entries one round.
+/// Between two rounds: a walk over what is programmed takes four minutes for the largest tables, one round for a
+/// few thousand entries; one over all room of the arrays a quarter of an hour.
 const PERIOD: Duration = Duration::from_secs(1);
 /// For how long status tells of drift that was mended.
 const TELL: Duration = Duration::from_mins(30);
@@ -126,8 +126,7 @@ impl Verification {
 }
 
 /// [`Engine::sync`] or [`Engine::reroute`].
-type Write =
-    fn(&mut Engine, &mut dyn MapStore, &BTreeMap<IpAddr, NextHopInfo>, &[(Setting, u64)]) -> Result<usize, SyncError>;
+type Write = fn(&mut Engine, &mut dyn MapStore, &dyn NextHops, &[(Setting, u64)]) -> Result<usize, SyncError>;
 
 impl Agent {
     /// Writes what was computed, and reads it back; the number of writes.
@@ -140,7 +139,7 @@ impl Agent {
     pub(super) async fn reroute(&mut self) {
         let mirror = self.engine.mirror();
         let (backends, served) = (reroute::backends(mirror), reroute::served(mirror));
-        self.network.resolve(&backends).await;
+        self.network.resolve(&Backends::all(backends)).await;
         if !self.network.is_resolved() {
             // Not knowing the ways is no reason to take those away that are there.
             return;
@@ -169,9 +168,9 @@ impl Agent {
     }
 
     fn write_verified(&mut self, write: Write) -> Result<usize, SyncError> {
-        let (hops, settings) = (self.network.next_hops(), self.settings());
+        let settings = self.settings();
         let mut noting = Noting::new(&mut self.datapath.maps, &mut self.verification.ops);
-        let writes = write(&mut self.engine, &mut noting, &hops, &settings)?;
+        let writes = write(&mut self.engine, &mut noting, &self.network.ways(), &settings)?;
         if let Err(error) = noting.confirm(self.engine.mirror()) {
             self.verification.failed(error);
         }

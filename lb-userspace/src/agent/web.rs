@@ -20,7 +20,7 @@ use super::{Agent, RunOptions, SourceOptions};
 use crate::{
     config::{Bind, HEALTHZ_PORT, METRICS_PORT},
     convert::Severity,
-    model::{Changes, EndpointSlice, IpFamily, Model, ObjectName},
+    model::{Changes, EndpointSlice, IpFamily, Model, ObjectName, Touched},
     numbers,
     report::Problem,
     web::{
@@ -107,20 +107,25 @@ impl Web {
         self.metrics.queued();
     }
 
-    /// A sync that began at `begin` made the maps what they should be.
-    pub(super) fn synced(&mut self, begin: Instant, model: &Model, changes: Changes) {
+    /// A sync that began at `begin` made the maps what they should be, after no more than `touched` had changed.
+    pub(super) fn synced(&mut self, begin: Instant, model: &Model, touched: &Touched, changes: Changes) {
         self.health.updated();
         self.applied = changes;
         let now = micros();
-        let (started, known) = (self.started, std::mem::take(&mut self.triggers));
         let mut programmed = Vec::new();
-        for (name, slice) in &model.slices {
-            let Some(trigger) = slice.triggered.filter(|trigger| *trigger >= started) else { continue };
-            if known.get(name) != Some(&trigger) {
+        let mut tell = |(name, slice): (&ObjectName, &EndpointSlice)| {
+            let Some(trigger) = slice.triggered.filter(|trigger| *trigger >= self.started) else { return };
+            if self.triggers.insert(name.clone(), trigger) != Some(trigger) {
                 let age = Duration::from_micros(u64::try_from(now - trigger).unwrap_or(0));
                 programmed.push((slice.family, age));
             }
-            self.triggers.insert(name.clone(), trigger);
+        };
+        match touched {
+            Touched::Endpoints(names) => names.iter().flat_map(|name| model.slices_of(name)).for_each(tell),
+            Touched::All => {
+                model.slices.iter().for_each(&mut tell);
+                self.triggers.retain(|name, _| model.slices.contains_key(name));
+            }
         }
         let full = !std::mem::replace(&mut self.synced, true);
         self.metrics.synced(full, begin.elapsed(), &programmed);

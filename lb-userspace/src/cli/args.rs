@@ -7,6 +7,7 @@ use ipnet::IpNet;
 
 use super::{
     client_args::{Env, Exec, Resolv, Shell},
+    controller_args::Controller,
     dns_args::{Dns, RunDns},
 };
 use crate::{
@@ -52,6 +53,8 @@ pub(super) enum Command {
     Run(Box<Run>),
     /// Answer DNS queries for the names of Services and endpoints. Needs neither root nor a node
     Dns(Box<Dns>),
+    /// Give Services of type LoadBalancer addresses of configured pools, in a cluster that has nobody who does
+    Controller(Box<Controller>),
     /// Show the agent's devices, tables, counters and problems
     Status,
     /// Show Services
@@ -248,6 +251,7 @@ impl Cli {
             Command::Cleanup { .. } => "cleanup",
             Command::Exec(_) => "exec",
             Command::Dns(_) => "dns",
+            Command::Controller(_) => "controller",
             Command::Resolv(_) => "resolv",
             Command::Completion { .. } => "completion",
             Command::Status
@@ -282,7 +286,7 @@ pub(super) fn missing(text: &str) -> ! {
     Cli::command().error(ErrorKind::MissingRequiredArgument, text).exit()
 }
 
-fn object(text: &str) -> Result<(String, String), String> {
+pub(super) fn object(text: &str) -> Result<(String, String), String> {
     match text.split_once('/') {
         Some((namespace, name)) if !namespace.is_empty() && !name.is_empty() && !name.contains('/') => {
             Ok((namespace.to_owned(), name.to_owned()))

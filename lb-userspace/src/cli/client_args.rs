@@ -51,7 +51,7 @@ pub(super) struct Env {
 pub(super) struct Exec {
     #[command(flatten)]
     pub(super) env: Env,
-    /// The command and its arguments
+    /// The command and its arguments, in which $(NAME) is replaced by the variable's value, and $$ by $, as in a pod
     #[arg(value_name = "COMMAND", required = true, last = true)]
     pub(super) command: Vec<OsString>,
 }

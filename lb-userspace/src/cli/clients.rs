@@ -1,6 +1,12 @@
 //! What a client needs to find Services: `env`, `exec`, `resolv`. Neither root nor a node is needed.
 
-use std::{io, os::unix::process::CommandExt as _, path::Path, process::ExitCode};
+use std::{
+    ffi::{OsStr, OsString},
+    io,
+    os::unix::process::CommandExt as _,
+    path::Path,
+    process::ExitCode,
+};
 
 use super::{
     Output,
@@ -11,7 +17,7 @@ use crate::{
     file_source::{self, Options, Severity},
     model::Model,
     resolv,
-    service_env::ServiceEnv,
+    service_env::{ServiceEnv, expand},
 };
 
 /// As shells and `env` have it: the command is there, but cannot be started.
@@ -34,7 +40,12 @@ pub(super) fn env(env: &Env, output: Output) -> anyhow::Result<ExitCode> {
 /// `ballast exec`: this process becomes the command.
 pub(super) fn exec(exec: Exec) -> anyhow::Result<ExitCode> {
     let service_env = service_env(&exec.env)?;
-    let mut words = exec.command.into_iter();
+    // The caller's variables are what a container's spec would set: they win here too.
+    let value = |name: &OsStr| {
+        let generated = || name.to_str().and_then(|name| service_env.variables.get(name)).map(OsString::from);
+        std::env::var_os(name).or_else(generated)
+    };
+    let mut words = exec.command.iter().map(|word| expand(word, value));
     let Some(program) = words.next() else { anyhow::bail!("no command; write it after --") };
     let mut command = std::process::Command::new(&program);
     command.args(words).envs(service_env.absent(|name| std::env::var_os(name).is_some()));
@@ -47,8 +58,17 @@ pub(super) fn exec(exec: Exec) -> anyhow::Result<ExitCode> {
 pub(super) fn resolv(resolv: Resolv) -> anyhow::Result<ExitCode> {
     let Resolv { namespace, file, reading, zone, mut nameserver } = resolv;
     if nameserver.is_empty() {
-        let model = file.map(|path| read(&path, &reading)).transpose()?;
-        nameserver.push(model.as_ref().and_then(resolv::nameserver).unwrap_or(resolv::NAMESERVER));
+        let found = match &file {
+            Some(path) => {
+                let found = resolv::nameserver(&read(path, &reading)?);
+                if let Err(why) = found {
+                    eprintln!("{why}: {} is taken (give --nameserver IP for another one)", resolv::NAMESERVER);
+                }
+                found.ok()
+            }
+            None => None,
+        };
+        nameserver.push(found.unwrap_or(resolv::NAMESERVER));
     }
     say(&resolv::file(&namespace, &zone, &nameserver))?;
     Ok(ExitCode::SUCCESS)

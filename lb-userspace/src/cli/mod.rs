@@ -3,6 +3,7 @@
 mod args;
 mod client_args;
 mod clients;
+mod controller_args;
 mod dns_args;
 mod render;
 
@@ -19,13 +20,14 @@ use crate::{
     check::{self, CheckOptions, Level},
     config::{self, Loaded},
     control::{self, AskError, Request, Response},
-    dns, file_source,
+    controller, dns, file_source,
     k8s::source::{Access, AccessError},
     listing::{self, Filter, Tables},
     logs, memory,
     model::ObjectName,
     net,
     offline::{self, Places},
+    report::Problem,
 };
 
 /// Degraded.
@@ -59,6 +61,11 @@ async fn execute(Cli { command, mut global }: Cli) -> anyhow::Result<ExitCode> {
         Command::Dns(arguments) => {
             logs::start(logs::Options::default());
             Box::pin(dns::run(arguments.options(&global.state_dir)?)).await?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Controller(arguments) => {
+            logs::start(logs::Options::default());
+            Box::pin(controller::run(arguments.options(&global.state_dir)?)).await?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Status => show(&global, output, &Request::Status).await,
@@ -117,10 +124,17 @@ fn object((namespace, name): (String, String)) -> ObjectName {
 }
 
 fn options(run: Run, global: Global) -> anyhow::Result<RunOptions> {
-    let Loaded { mut config, notes } = match &run.config {
+    let Loaded { mut config, mut notes } = match &run.config {
         None => Loaded::default(),
         Some(path) => config::load(path)?,
     };
+    if run.file.is_none() && !config.address_pools.is_empty() {
+        notes.push(Problem {
+            object: "addressPools".to_owned(),
+            cause: "an agent of a cluster gives no addresses".to_owned(),
+            fix: "give them to `ballast controller`".to_owned(),
+        });
+    }
     config.logging.format = run.log_format.unwrap_or(config.logging.format);
     config.logging.verbosity = run.verbosity.unwrap_or(config.logging.verbosity);
     logs::start(config.logging);
@@ -154,6 +168,7 @@ fn options(run: Run, global: Global) -> anyhow::Result<RunOptions> {
         }
         SourceOptions::Documents(file_source::Options {
             allocations: run.allocations,
+            pools: config.address_pools.clone(),
             write_allocations: true,
             ..options
         })

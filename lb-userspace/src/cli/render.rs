@@ -53,6 +53,14 @@ fn line(text: &mut String, content: &str) {
     text.push('\n');
 }
 
+/// As kubectl has it: a load balancer without an address waits for one.
+fn external_ips(row: &ServiceRow) -> String {
+    if row.load_balancer_ips.is_empty() && row.service_type == "LoadBalancer" {
+        return "<pending>".to_owned();
+    }
+    list(row.load_balancer_ips.iter().map(ToString::to_string))
+}
+
 /// `ballast service list`.
 pub(super) fn services(rows: &[ServiceRow], wide: bool) -> String {
     if rows.is_empty() {
@@ -64,7 +72,7 @@ pub(super) fn services(rows: &[ServiceRow], wide: bool) -> String {
             row.name.clone(),
             row.service_type.clone(),
             list(row.cluster_ips.iter().cloned()),
-            list(row.load_balancer_ips.iter().map(ToString::to_string)),
+            external_ips(row),
             list(row.ports.iter().map(|port| match port.node_port {
                 Some(node_port) => format!("{}:{node_port}/{}", port.port, port.protocol),
                 None => format!("{}/{}", port.port, port.protocol),
@@ -199,7 +207,7 @@ pub(super) fn detail(detail: &ServiceDetail) -> String {
         ("Type", row.service_type.clone()),
         ("IP Families", list(detail.ip_families.iter().cloned())),
         ("IPs", list(row.cluster_ips.iter().cloned())),
-        ("LoadBalancer IPs", list(row.load_balancer_ips.iter().map(ToString::to_string))),
+        ("LoadBalancer IPs", external_ips(row)),
         ("External Traffic Policy", detail.external_traffic_policy.clone()),
         ("Internal Traffic Policy", detail.internal_traffic_policy.clone()),
         ("Session Affinity", detail.session_affinity.clone()),

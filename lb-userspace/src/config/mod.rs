@@ -23,6 +23,7 @@ use crate::{
         node_ports::NodePortAddresses,
         roles::{InterfaceRule, XdpMode},
     },
+    pools::Pools,
     report::Problem,
     suggest::closest,
 };
@@ -106,6 +107,8 @@ pub struct Config {
     pub localhost_node_ports: bool,
     /// What the agent makes of its `/proc/self/oom_score_adj`.
     pub oom_score_adj: Option<i16>,
+    /// Where Services of type LoadBalancer get their addresses; of documents alone, for in a cluster the controller gives them.
+    pub address_pools: Pools,
     /// What is logged, and how.
     pub logging: logs::Options,
 }
@@ -132,6 +135,7 @@ impl Default for Config {
             bind_hard_fail: false,
             localhost_node_ports: true,
             oom_score_adj: None,
+            address_pools: Pools::default(),
             logging: logs::Options::default(),
         }
     }

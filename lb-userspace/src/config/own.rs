@@ -11,16 +11,37 @@ use crate::{
     desired::ExternalIps,
     file_source::document::Document,
     net::roles::{InterfaceRule, XdpMode},
+    pools::{AddressPool, PoolError},
 };
 
 pub(super) const VERSION: &str = "ballast.dev/v1alpha1";
 pub(super) const KIND: &str = "BallastConfiguration";
 
-const FIELDS: [&str; 9] =
-    ["apiVersion", "kind", "xdp", "socketHooks", "interfaces", "maps", "snatPorts", "takeoverSeconds", "externalIPs"];
+const FIELDS: [&str; 10] = [
+    "apiVersion",
+    "kind",
+    "xdp",
+    "socketHooks",
+    "interfaces",
+    "maps",
+    "snatPorts",
+    "takeoverSeconds",
+    "externalIPs",
+    "addressPools",
+];
 const EXTERNAL_FIELDS: [&str; 2] = ["enabled", "allowedCIDRs"];
 
 const MAP_FIELDS: [&str; 5] = ["services", "frontends", "backends", "rings", "conntrack"];
+const POOL_FIELDS: [&str; 8] = [
+    "name",
+    "addresses",
+    "avoidBuggyIPs",
+    "autoAssign",
+    "priority",
+    "namespaces",
+    "namespaceSelector",
+    "serviceSelector",
+];
 const RULE_FIELDS: [&str; 3] = ["match", "role", "xdp"];
 
 /// More is no cluster anybody has, and would take the node's memory at start.
@@ -42,6 +63,8 @@ struct Own {
     takeover_seconds: Option<u32>,
     #[serde(rename = "externalIPs")]
     external_ips: Option<External>,
+    #[serde(default)]
+    address_pools: Vec<AddressPool>,
 }
 
 #[derive(Deserialize)]
@@ -74,6 +97,10 @@ pub(super) fn read(document: &Document, loaded: &mut Loaded) -> Result<(), Confi
     for (index, rule) in rules.enumerate() {
         check_names(document, &format!("interfaces[{index}]"), rule, "interfaces", &RULE_FIELDS)?;
     }
+    let pools = document.value.get("addressPools").and_then(Value::as_array).into_iter().flatten();
+    for (index, pool) in pools.enumerate() {
+        check_names(document, &format!("addressPools[{index}]"), pool, "addressPools", &POOL_FIELDS)?;
+    }
     let own: Own = serde_path_to_error::deserialize(&*document.value).map_err(|error| {
         let path = error.path().to_string();
         wrong(document, &path, &error.inner().to_string(), "correct it")
@@ -99,6 +126,10 @@ pub(super) fn read(document: &Document, loaded: &mut Loaded) -> Result<(), Confi
         rings: size("rings", own.maps.rings, default.rings, MOST_ENTRIES)?,
         conntrack: size("conntrack", own.maps.conntrack, default.conntrack, MOST_ENTRIES)?,
     };
+    config.address_pools = own
+        .address_pools
+        .try_into()
+        .map_err(|PoolError { field, cause, fix }| wrong(document, &field, &cause, &fix))?;
     if let Some(external) = own.external_ips {
         config.external_ips = external_ips(document, external)?;
     }

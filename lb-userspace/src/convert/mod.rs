@@ -12,7 +12,7 @@ use ipnet::IpNet;
 
 pub use self::issue::Severity;
 pub(crate) use self::{
-    addresses::is_label,
+    addresses::{is_label, is_subdomain},
     issue::Issue,
     objects::{mirrored, node, pod, service_cidr, slice},
     service::{Draft, service},

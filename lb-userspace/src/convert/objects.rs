@@ -144,7 +144,8 @@ pub(crate) fn slice(raw: &k8s::EndpointSlice) -> Result<(Option<EndpointSlice>, 
             port: port(&format!("ports[{index}].port"), Some(number))?,
         });
     }
-    let mut endpoints = Vec::new();
+    // There may be a hundred thousand: not one more than needed.
+    let mut endpoints = Vec::with_capacity(raw.endpoints.len());
     for (index, raw) in raw.endpoints.iter().enumerate() {
         let field = format!("endpoints[{index}].addresses[0]");
         // 2.1.4: only the first address is used.

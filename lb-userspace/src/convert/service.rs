@@ -15,8 +15,10 @@ use super::{
     issue::Issue,
 };
 use crate::{
-    k8s::{self, IntOrString, LABEL_PROXY_NAME},
-    model::{IpFamily, Protocol, Service, ServicePort, ServiceType, TargetPort, TrafficPolicy},
+    k8s::{self, CONDITION_ADDRESSES, IntOrString, LABEL_PROXY_NAME},
+    model::{
+        Balancer, BalancerCondition, IpFamily, Protocol, Service, ServicePort, ServiceType, TargetPort, TrafficPolicy,
+    },
 };
 
 /// A Service whose written addresses are in place and whose missing ones are still to be allocated.
@@ -118,6 +120,7 @@ pub(crate) fn service(raw: &k8s::Service, origin: Origin<'_>) -> Result<(Draft, 
         labels: raw.metadata.labels.clone(),
         annotations: raw.metadata.annotations.clone(),
         foreign_proxy: raw.metadata.labels.contains_key(LABEL_PROXY_NAME),
+        balancer: balancer(raw),
     };
     let service = Service { health_check_node_port: health_check_node_port(spec, &service)?, ..service };
     let draft = Draft { service, allocate_node_ports: spec.allocate_load_balancer_node_ports.unwrap_or(true) };
@@ -273,6 +276,28 @@ fn source_ranges(spec: &k8s::ServiceSpec, service_type: ServiceType) -> Result<V
         })
     };
     spec.load_balancer_source_ranges.iter().enumerate().map(parse).collect()
+}
+
+/// Nothing for the Services that say nothing, which are most.
+fn balancer(raw: &k8s::Service) -> Option<Box<Balancer>> {
+    let written = |text: &Option<String>| text.clone().filter(|text| !text.is_empty());
+    let conditions = &raw.status.conditions;
+    let condition = conditions.iter().find(|condition| condition.condition_type == CONDITION_ADDRESSES);
+    let is_other = |entry: &k8s::LoadBalancerIngress| {
+        entry.ip.as_deref().unwrap_or_default().is_empty() || entry.ip_mode.as_deref() == Some("Proxy")
+    };
+    let found = Balancer {
+        class: written(&raw.spec.load_balancer_class),
+        ip: written(&raw.spec.load_balancer_ip),
+        both_families: raw.spec.ip_family_policy.as_deref() == Some("RequireDualStack"),
+        other_ingress: raw.status.load_balancer.ingress.iter().any(is_other),
+        condition: condition.map(|condition| BalancerCondition {
+            is_true: condition.status == "True",
+            reason: condition.reason.clone(),
+            message: condition.message.clone(),
+        }),
+    };
+    (found != Balancer::default()).then(|| Box::new(found))
 }
 
 /// Ingress entries without ip or with ipMode Proxy are left alone (semantics.md 2.1.3); a bad one loses only itself.

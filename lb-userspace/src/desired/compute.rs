@@ -36,26 +36,65 @@ pub fn desired(model: &Model, node: &NodeContext) -> Desired {
         Detector::Ranges(ranges) => ranges.clone(),
     };
     let ours: Vec<Ours<'_>> = model.services.iter().filter_map(|(name, service)| Ours::of(name, service)).collect();
-    let internal_ips = model.nodes.get(&node.name).map(|own| &*own.internal_ips);
-    let own = Own { name: &node.name, internal_ips, bind_address: node.bind_address }.addresses();
-    let mut compute = Compute {
-        node,
-        own: if own.is_empty() { node.local_addrs.clone() } else { own.into_iter().collect() },
-        claims: BTreeMap::new(),
-        out: Desired {
-            // An address of this node is never owned: its other ports belong to the node's own processes.
-            vips: ours.iter().flat_map(Ours::vips).filter(|vip| !node.local_addrs.contains(vip)).collect(),
-            service_cidrs: node.service_cidrs.clone(),
-            local_pod_cidrs,
-            detected,
-            ..Desired::default()
-        },
-    };
+    // An address of this node is never owned: its other ports belong to the node's own processes.
+    let vips = ours.iter().flat_map(Ours::vips).filter(|vip| !node.local_addrs.contains(vip)).collect();
+    let mut compute = Compute::new(model, node, &vips, &detected);
     for service in ours {
         let of_service = slices.get(&(&*service.name.namespace, &*service.name.name));
         compute.add(&service, of_service.map_or(&[], Vec::as_slice));
     }
-    compute.out
+    let Part { services, health_checks, problems, warnings } = compute.out;
+    let service_cidrs = node.service_cidrs.clone();
+    Desired { services, vips, service_cidrs, local_pod_cidrs, detected, health_checks, problems, warnings }
+}
+
+/// Computes the Services of these `names` anew, none of which has changed itself: slices of theirs have. Every name is one
+/// of `desired`'s, computed of the same Services and node. `None` where that is not enough to tell: everything has to be
+/// computed then.
+pub fn endpoints(
+    desired: &Desired,
+    model: &Model,
+    node: &NodeContext,
+    names: &BTreeSet<ObjectName>,
+) -> Option<Endpoints> {
+    let mut compute = Compute::new(model, node, &desired.vips, &desired.detected);
+    for ours in names.iter().filter_map(|name| Ours::of(name, model.services.get(name)?)) {
+        let slices: Vec<&EndpointSlice> = model.slices_of(ours.name).map(|(_, slice)| slice).collect();
+        compute.add(&ours, &slices);
+        // What is told of a Service stands among what is told of all; and it may tell of another one's addresses.
+        let told = |problems: &[Problem]| {
+            let object = format!("Service {}", ours.name);
+            problems.iter().filter(|problem| problem.object == object).cloned().collect::<Vec<_>>()
+        };
+        let same = told(&compute.out.problems) == told(&desired.problems)
+            && told(&compute.out.warnings) == told(&desired.warnings);
+        if !same {
+            return None;
+        }
+    }
+    let Part { services, health_checks, .. } = compute.out;
+    let is_new = |key: &ServiceKey| !desired.services.contains_key(key);
+    let differs = |(key, new): (&ServiceKey, &DesiredService)| {
+        let (frontends, sources, affinity) = (&new.frontends, &new.sources, new.affinity);
+        desired
+            .services
+            .get(key)
+            .is_none_or(|old| (&old.frontends, &old.sources, old.affinity) != (frontends, sources, affinity))
+    };
+    if services.keys().any(is_new) || services.iter().any(differs) {
+        return None;
+    }
+    Some(Endpoints { services, health_checks })
+}
+
+/// Services with other endpoints.
+#[must_use]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Endpoints {
+    /// All ports of these Services.
+    pub services: BTreeMap<ServiceKey, DesiredService>,
+    /// Of those of them that balancers probe.
+    pub health_checks: BTreeMap<ObjectName, HealthCheck>,
 }
 
 /// A Service that has a datapath, with its cluster IP of each family.
@@ -111,11 +150,31 @@ struct Compute<'a> {
     node: &'a NodeContext,
     /// Addresses of this node, those its Node object tells where it does.
     own: BTreeSet<IpAddr>,
+    /// [`Desired::vips`]
+    vips: &'a BTreeSet<IpAddr>,
+    /// [`Desired::detected`]
+    detected: &'a [IpNet],
     claims: BTreeMap<(IpAddr, NonZeroU16, Protocol), &'a ObjectName>,
-    out: Desired,
+    out: Part,
+}
+
+/// What Services add to [`Desired`].
+#[derive(Default)]
+struct Part {
+    services: BTreeMap<ServiceKey, DesiredService>,
+    health_checks: BTreeMap<ObjectName, HealthCheck>,
+    problems: Vec<Problem>,
+    warnings: Vec<Problem>,
 }
 
 impl<'a> Compute<'a> {
+    fn new(model: &Model, node: &'a NodeContext, vips: &'a BTreeSet<IpAddr>, detected: &'a [IpNet]) -> Self {
+        let internal_ips = model.nodes.get(&node.name).map(|own| &*own.internal_ips);
+        let own = Own { name: &node.name, internal_ips, bind_address: node.bind_address }.addresses();
+        let own = if own.is_empty() { node.local_addrs.clone() } else { own.into_iter().collect() };
+        Self { node, own, vips, detected, claims: BTreeMap::new(), out: Part::default() }
+    }
+
     fn add(&mut self, ours: &Ours<'a>, slices: &[&EndpointSlice]) {
         self.warn_of_externals(ours);
         self.warn_of_open_family(ours);
@@ -200,7 +259,7 @@ impl<'a> Compute<'a> {
         family: IpFamily,
         cluster_ip: IpAddr,
     ) -> (Vec<DesiredFrontend>, Vec<Rules>) {
-        let has_detector = self.out.detected.iter().any(|cidr| IpFamily::of(&cidr.addr()) == family);
+        let has_detector = self.detected.iter().any(|cidr| IpFamily::of(&cidr.addr()) == family);
         let internal = Rules::internal(ours.service.internal_policy, has_detector, self.node.masquerade_all);
         let external = Rules::external(ours.service.external_policy);
         let mut wanted = vec![(cluster_ip, port.port, FrontendKind::ClusterIp, internal)];
@@ -208,7 +267,7 @@ impl<'a> Compute<'a> {
         if let Some(node_port) = port.node_port.filter(|_| has_node_port) {
             let addrs = self.node.node_port_addrs.iter().filter(|addr| {
                 // semantics.md 2.9.2: never an address that is somebody's VIP.
-                IpFamily::of(addr) == family && !self.out.vips.contains(addr)
+                IpFamily::of(addr) == family && !self.vips.contains(addr)
             });
             wanted.extend(addrs.map(|addr| (*addr, node_port, FrontendKind::NodePort, external)));
         }

@@ -43,6 +43,7 @@ pub(crate) fn service() -> Service {
         labels: [].into(),
         annotations: [].into(),
         foreign_proxy: false,
+        balancer: None,
     }
 }
 

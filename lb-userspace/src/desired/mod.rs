@@ -28,7 +28,7 @@ pub(crate) mod fixture;
 #[cfg(test)]
 mod tests;
 
-pub use self::compute::desired;
+pub use self::compute::{Endpoints, desired, endpoints};
 pub(crate) use self::rules::Rules;
 
 /// One service port of one family: what gets a `ServiceId`.
@@ -51,6 +51,11 @@ pub struct BackendAddr {
     pub addr: IpAddr,
     /// Port.
     pub port: NonZeroU16,
+}
+
+impl BackendAddr {
+    /// The first one in their order.
+    pub(crate) const FIRST: Self = Self { addr: IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED), port: NonZeroU16::MIN };
 }
 
 impl fmt::Display for BackendAddr {
@@ -160,6 +165,19 @@ pub struct Desired {
     pub problems: Vec<Problem>,
     /// What may not be as meant in a Service, though it is programmed as asked.
     pub warnings: Vec<Problem>,
+}
+
+impl Desired {
+    /// The ports of a Service.
+    pub fn of_service(&self, name: &ObjectName) -> impl Iterator<Item = (&ServiceKey, &DesiredService)> {
+        let first = ServiceKey {
+            service: name.clone(),
+            port_name: String::new(),
+            protocol: Protocol::Tcp,
+            family: IpFamily::V4,
+        };
+        self.services.range(first..).take_while(|(key, _)| key.service == *name)
+    }
 }
 
 /// Which externalIPs are served. Whoever may write a Service can write them, and takes the address's traffic on every node

@@ -16,7 +16,7 @@ use crate::{
     file_source::{self, Finding, Source},
     k8s::source::{self, Access, Calls, Timing},
     memory,
-    model::Model,
+    model::{Model, Touched},
     report::Problem,
 };
 
@@ -75,9 +75,9 @@ async fn follow_cluster(
     let mut model = Model::default();
     tracing::info!("the names are those of {}", source.words());
     loop {
-        let changed = source.changed(&mut model).await;
+        let touched = source.changed(&mut model).await;
         tell(&source);
-        if !changed || !source.is_complete() {
+        if touched == Touched::NOTHING || !source.is_complete() {
             continue;
         }
         if !zones.follow(&model) {

@@ -15,6 +15,8 @@ use siphasher::sip::SipHasher13;
 use super::{
     Options,
     allocation_file::{NodePortRecord, Record, Records},
+    balancers,
+    intake::Objects,
 };
 use crate::{
     convert::{Draft, Issue},
@@ -37,13 +39,14 @@ pub(super) struct Allocated {
 
 /// `present` holds every Service that has a document, also a refused one; `complete` says whether the others are gone.
 pub(super) fn allocate(
-    drafts: &BTreeMap<ObjectName, Draft>,
     last_good: &BTreeMap<ObjectName, Draft>,
     records: &Records,
     present: &BTreeSet<ObjectName>,
     complete: bool,
+    objects: &Objects,
     options: &Options,
 ) -> Allocated {
+    let drafts = &objects.services;
     let mut claims = Claims::default();
     let mut out = Allocated::default();
     for (name, record) in records {
@@ -83,6 +86,7 @@ pub(super) fn allocate(
             Err(issue) => out.issues.push((name.clone(), issue)),
         }
     }
+    balancers::give(&mut out, records, &claims, objects, options);
     out.records.retain(|_, record| *record != Record::default());
     out
 }
@@ -115,7 +119,7 @@ fn wanted(draft: &Draft, record: &Record) -> Record {
         load_balancer_ips: record
             .load_balancer_ips
             .iter()
-            .filter(|ip| service.load_balancer_ips.contains(ip))
+            .filter(|ip| balancers::asks(draft) || service.load_balancer_ips.contains(ip))
             .copied()
             .collect(),
         health_check_node_port: record.health_check_node_port.filter(|old| {
@@ -140,13 +144,18 @@ fn record_of(service: &Service) -> Record {
 }
 
 #[derive(Debug, Default)]
-struct Claims {
+pub(super) struct Claims {
     ips: BTreeMap<IpAddr, ObjectName>,
     node_ports: BTreeMap<(Protocol, NonZeroU16), ObjectName>,
     balancers: BTreeMap<(IpAddr, Protocol, NonZeroU16), ObjectName>,
 }
 
 impl Claims {
+    /// The Service whose cluster IP this is.
+    pub(super) fn owner_of(&self, ip: IpAddr) -> Option<&ObjectName> {
+        self.ips.get(&ip)
+    }
+
     fn seed(&mut self, name: &ObjectName, record: &Record, draft: Option<&Draft>) {
         for ip in &record.cluster_ips {
             self.ips.insert(*ip, name.clone());

@@ -26,6 +26,8 @@ pub(super) struct Objects {
     pub(super) pods: BTreeMap<ObjectName, Pod>,
     pub(super) nodes: BTreeMap<String, Node>,
     pub(super) namespaces: BTreeSet<String>,
+    /// Of those that have labels.
+    pub(super) namespace_labels: BTreeMap<String, BTreeMap<String, String>>,
     /// Services that have a slice document, valid or not.
     pub(super) with_slices: BTreeSet<ObjectName>,
     /// Every Service that has a document, with that document.
@@ -204,7 +206,12 @@ impl Objects {
             }
             _ => {
                 let namespace = checked.and_then(|()| typed::<k8s::Namespace>(document))?;
-                self.namespaces.insert(namespace.metadata.name);
+                let k8s::ObjectMeta { name, labels, .. } = namespace.metadata;
+                self.namespace_labels.remove(&name);
+                if !labels.is_empty() {
+                    self.namespace_labels.insert(name.clone(), labels);
+                }
+                self.namespaces.insert(name);
                 Ok(Vec::new())
             }
         }

@@ -7,6 +7,7 @@
 
 mod allocate;
 mod allocation_file;
+mod balancers;
 pub(crate) mod document;
 mod finding;
 mod generate;
@@ -34,7 +35,7 @@ pub use self::{
     watch::{Watch, watch},
 };
 pub use crate::convert::Severity;
-use crate::model::Model;
+use crate::{model::Model, pools::Pools};
 
 /// What to read and what to allocate from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,6 +48,8 @@ pub struct Options {
     pub node_port_range: RangeInclusive<u16>,
     /// The allocation file; by default one for each real path, under `/var/lib/ballast/allocations`.
     pub allocations: Option<PathBuf>,
+    /// Where Services of type LoadBalancer get addresses that have none; for whoever allocates.
+    pub pools: Pools,
     /// Allocate and write: `run` does, every other command only reads.
     pub write_allocations: bool,
 }
@@ -61,6 +64,7 @@ impl Options {
             service_cidrs: vec![v4.into(), v6.into()],
             node_port_range: 30_000..=32_767,
             allocations: None,
+            pools: Pools::default(),
             write_allocations: false,
         }
     }
@@ -176,7 +180,7 @@ impl Source {
         let complete = readable && !objects.nameless;
         let present: BTreeSet<_> = objects.service_documents.keys().cloned().collect();
         let last = &self.last.services;
-        let allocated = allocate::allocate(&objects.services, last, &records, &present, complete, &self.options);
+        let allocated = allocate::allocate(last, &records, &present, complete, &objects, &self.options);
         if let Some(lock) = &lock
             && allocated.records != records
         {
@@ -200,6 +204,7 @@ impl Source {
             nodes: objects.nodes.clone(),
             pods: objects.pods.clone(),
             namespaces: objects.namespaces.clone(),
+            namespace_labels: objects.namespace_labels.clone(),
             service_cidrs: BTreeMap::new(),
         };
         generate::add_slices(&mut model, &objects.with_slices, &objects.endpoints);

@@ -1,6 +1,7 @@
 //! The source as its users see it: files in, a model and findings out.
 
 mod allocation;
+mod balancers;
 mod same_name;
 
 use std::{collections::BTreeSet, fs, num::NonZeroU16, path::Path, thread};

@@ -4,7 +4,8 @@
 //! build (image) -> assign, sweep -> plan -> save -> apply -> commit -> save
 //! ```
 //! Saving before applying makes the file never older than the maps; [`Ids::adopt`] settles what a crash leaves between.
-//! Rings are not saved: the maps hold all there is to know about them.
+//! Rings and backends are not saved: the maps hold all there is to know about them. So a change of endpoints, the one that
+//! comes most often, changes nothing in the file.
 
 mod adopt;
 mod rings;
@@ -13,7 +14,7 @@ mod slots;
 #[cfg(test)]
 mod tests;
 
-use std::net::IpAddr;
+use std::{collections::BTreeMap, net::IpAddr};
 
 use serde::{Deserialize, Serialize};
 
@@ -111,7 +112,9 @@ pub enum LoadError {
     },
 }
 
-const FORMAT: &str = "ballast-ids/1";
+const FORMAT: &str = "ballast-ids/2";
+/// The format that had the numbers of backends too, which the maps tell as well.
+const WITH_BACKENDS: &str = "ballast-ids/1";
 
 #[derive(Serialize, Deserialize)]
 struct Header {
@@ -130,7 +133,9 @@ struct Saved {
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct SavedFamily {
-    backends: SavedSlots<BackendKey>,
+    /// Not written: each entry in use names its owner, each other one keeps its generation.
+    #[serde(default, skip_serializing)]
+    backends: Option<SavedSlots<BackendKey>>,
     records: SavedSlots<RecordKey>,
     next_hops: SavedSlots<NextHopKey>,
 }
@@ -148,12 +153,12 @@ impl FamilyIds {
     }
 
     fn save(&self) -> SavedFamily {
-        SavedFamily { backends: self.backends.save(), records: self.records.save(), next_hops: self.next_hops.save() }
+        SavedFamily { backends: None, records: self.records.save(), next_hops: self.next_hops.save() }
     }
 
     fn load(saved: SavedFamily) -> Result<Self, LoadError> {
         Ok(Self {
-            backends: load_slots("backends", saved.backends)?,
+            backends: saved.backends.map_or_else(|| Ok(Slots::default()), |saved| load_slots("backends", saved))?,
             records: load_slots("records", saved.records)?,
             next_hops: load_slots("next hops", saved.next_hops)?,
         })
@@ -225,6 +230,29 @@ impl Ids {
         rings.sweep(|service| kept.contains(&service));
     }
 
+    /// Ends a build of some service ports, whose numbers stay: backends of theirs that it did not use lose their numbers,
+    /// which it returns by family.
+    pub(crate) fn sweep_some(&mut self, services: &BTreeMap<u32, IpFamily>) -> Vec<(IpFamily, u32)> {
+        let mut lost = Vec::new();
+        for (&service, &family) in services {
+            let first = |service| BackendKey { service, at: BackendAddr::FIRST };
+            let range = first(service)..first(service.saturating_add(1));
+            lost.extend(self.family_mut(family).backends.sweep_some(range).into_iter().map(|id| (family, id)));
+        }
+        self.services.settle();
+        for family in [&mut self.v4, &mut self.v6] {
+            family.backends.settle();
+            family.records.settle();
+            family.next_hops.settle();
+        }
+        lost
+    }
+
+    /// The numbers of next hops, of both families.
+    pub(crate) fn next_hops(&self) -> [Slots<NextHopKey>; 2] {
+        [&self.v4, &self.v6].map(|family| family.next_hops.clone())
+    }
+
     /// To be called after the plan of the last build was applied whole: the numbers it stopped using become free. `true`
     /// if there were any; a build that refused something for want of room is then worth repeating.
     pub fn commit(&mut self) -> bool {
@@ -245,7 +273,7 @@ impl Ids {
     pub fn from_json(json: &[u8]) -> Result<Self, LoadError> {
         let malformed = |error: serde_json::Error| LoadError::Malformed(error.to_string());
         let header: Header = serde_json::from_slice(json).map_err(malformed)?;
-        if header.format != FORMAT {
+        if header.format != FORMAT && header.format != WITH_BACKENDS {
             return Err(LoadError::Foreign { found: header.format });
         }
         let saved: Saved = serde_json::from_slice(json).map_err(malformed)?;

@@ -96,6 +96,11 @@ impl Rings {
         }
     }
 
+    /// The slots that the kernel may still read though nobody holds them.
+    pub(crate) fn retiring_slots(&self) -> impl Iterator<Item = u32> {
+        self.retiring.iter().flat_map(|(offset, length)| *offset..offset.saturating_add(*length))
+    }
+
     /// The plan was applied: nothing reads the retiring ranges any more. Tells whether there were any.
     pub(super) fn commit(&mut self) -> bool {
         let retiring = std::mem::take(&mut self.retiring);

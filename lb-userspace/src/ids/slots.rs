@@ -173,6 +173,25 @@ impl<K: Ord + Clone> Slots<K> {
         }
     }
 
+    /// Ends a build of some owners: of those in `range` the ones without a mark lose their numbers, which it returns. To be
+    /// called for each range that was built, and then [`Self::settle`].
+    pub(crate) fn sweep_some(&mut self, range: std::ops::Range<K>) -> Vec<u32> {
+        let lost = self.owned.range(range).filter(|(_, id)| !self.marked.contains(id));
+        let lost: Vec<(K, u32)> = lost.map(|(key, id)| (key.clone(), *id)).collect();
+        for (key, id) in &lost {
+            self.owned.remove(key);
+            self.bump(*id);
+            self.retiring.insert(*id);
+        }
+        lost.into_iter().map(|(_, id)| id).collect()
+    }
+
+    /// A build of some owners is over: all others keep their numbers.
+    pub(crate) fn settle(&mut self) {
+        self.taken.clear();
+        self.marked.clear();
+    }
+
     /// The plan was applied: nothing in the kernel uses the retiring numbers any more. Tells whether there were any.
     pub(super) fn commit(&mut self) -> bool {
         let freed = !self.retiring.is_empty();

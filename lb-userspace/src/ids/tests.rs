@@ -56,8 +56,13 @@ fn what_is_not_a_saved_state_is_a_clear_error() {
         assert!(matches!(error, LoadError::Malformed(_)), "{bad}: {error}");
         assert!(error.to_string().ends_with("delete the file, and the ids are recovered from the maps"));
     }
-    let foreign = Ids::from_json(json.replace("ballast-ids/1", "ballast-ids/9").as_bytes());
+    let foreign = Ids::from_json(json.replace("ballast-ids/2", "ballast-ids/9").as_bytes());
     assert_eq!(foreign, Err(LoadError::Foreign { found: "ballast-ids/9".into() }));
+    // As an agent wrote it that saved the numbers of backends as well.
+    let backends = "{\"owned\":[],\"generations\":[],\"retiring\":[],\"free\":[]}";
+    let older = json.replace("ballast-ids/2", "ballast-ids/1");
+    let older = older.replace("\"records\":", &format!("\"backends\":{backends},\"records\":"));
+    assert_eq!(Ids::from_json(older.as_bytes()), Ok(Ids::default()), "{older}");
     let (model, node) = two();
     let mut ids = Ids::default();
     image(&desired(&model, &node), &mut ids);

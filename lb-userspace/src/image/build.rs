@@ -16,7 +16,7 @@ use lb_common::{
     settings::Setting,
     tuple::L4Addr,
 };
-use zerocopy::native_endian::U32;
+use zerocopy::{IntoBytes as _, native_endian::U32};
 
 use super::{
     Image, Table,
@@ -32,7 +32,7 @@ use crate::{
 };
 
 /// The way to an address.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct NextHopInfo {
     /// The device.
     pub ifindex: u32,
@@ -40,6 +40,18 @@ pub struct NextHopInfo {
     pub prefsrc: Option<IpAddr>,
     /// The address belongs to this node.
     pub local: bool,
+}
+
+/// Where the ways to backends are known.
+pub trait NextHops {
+    /// The way to an address; none: there is none, or it is not known.
+    fn next_hop(&self, addr: IpAddr) -> Option<NextHopInfo>;
+}
+
+impl NextHops for BTreeMap<IpAddr, NextHopInfo> {
+    fn next_hop(&self, addr: IpAddr) -> Option<NextHopInfo> {
+        self.get(&addr).copied()
+    }
 }
 
 /// What [`build`] made.
@@ -59,7 +71,7 @@ pub struct Built {
 pub fn build(
     desired: &Desired,
     ids: &mut Ids,
-    next_hops: &BTreeMap<IpAddr, NextHopInfo>,
+    next_hops: &dyn NextHops,
     settings: &[(Setting, u64)],
     capacity: &Capacity,
 ) -> Built {
@@ -87,6 +99,46 @@ pub fn build(
     builder.finish()
 }
 
+/// What [`build_some`] made.
+#[must_use]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct BuiltSome {
+    /// Entries as they should be.
+    pub entries: Image,
+    /// Keys of those that should not be there, unless they are among the entries.
+    pub cleared: BTreeSet<(Table, Box<[u8]>)>,
+}
+
+/// The same for these Services alone, whose backends and rings are other ones than in the last [`build`]; their frontends
+/// are not, and neither is anything else. `None` where that is not enough: something does not fit, and what does has to be
+/// told from everything.
+pub fn build_some(
+    desired: &Desired,
+    names: &BTreeSet<ObjectName>,
+    ids: &mut Ids,
+    next_hops: &dyn NextHops,
+    capacity: &Capacity,
+) -> Option<BuiltSome> {
+    let mut built_ports = BTreeMap::new();
+    let mut builder = Builder { ids, next_hops, capacity, built: Built::default() };
+    for name in names {
+        let ports: Vec<_> = desired.of_service(name).collect();
+        builder.service(&ports, &desired.vips).ok()?;
+        let numbered = ports.iter().filter_map(|(key, _)| Some((builder.ids.services.get(key)?, key.family)));
+        built_ports.extend(numbered);
+    }
+    for (family, id) in builder.ids.sweep_some(&built_ports) {
+        match family {
+            IpFamily::V4 => builder.vacant_backend::<[u8; 4]>(id),
+            IpFamily::V6 => builder.vacant_backend::<[u8; 16]>(id),
+        }
+    }
+    let cleared = builder.ids.rings.retiring_slots();
+    let cleared = cleared.map(|slot| (Table::Rings, U32::new(slot).as_bytes().into())).collect();
+    let Built { image: entries, refused } = builder.built;
+    refused.is_empty().then_some(BuiltSome { entries, cleared })
+}
+
 /// A table without room.
 struct Full {
     table: Table,
@@ -112,7 +164,7 @@ impl Full {
 
 struct Builder<'a> {
     ids: &'a mut Ids,
-    next_hops: &'a BTreeMap<IpAddr, NextHopInfo>,
+    next_hops: &'a dyn NextHops,
     capacity: &'a Capacity,
     built: Built,
 }
@@ -376,7 +428,9 @@ impl Builder<'_> {
 
     /// A backend without a next hop is served without masquerading, so a full table is not a reason to refuse.
     fn next_hop<A: Octets>(&mut self, addr: IpAddr) -> NextHopId {
-        let Some(info) = self.next_hops.get(&addr).filter(|info| info.ifindex != 0) else { return NextHopId::new(0) };
+        let Some(info) = self.next_hops.next_hop(addr).filter(|info| info.ifindex != 0) else {
+            return NextHopId::new(0);
+        };
         let max_entries = self.capacity.get(A::NEXT_HOPS);
         let hops = &mut self.ids.family_mut(A::FAMILY).next_hops;
         let prefsrc = info.prefsrc.and_then(A::from_ip);
@@ -417,23 +471,28 @@ impl Builder<'_> {
     /// is gone, and no number ever repeats in a slot.
     fn vacate<A: Octets>(&mut self) {
         let ids = self.ids.family(A::FAMILY);
-        for (id, generation) in ids.backends.vacant() {
-            let empty = Backend::<A> {
-                address: L4Addr::NONE,
-                sets: Sets::NONE,
-                reserved: 0,
-                service: ServiceId::new(0),
-                generation: U32::new(generation),
-                next_hop: NextHopId(U32::ZERO),
-                next_hop_generation: U32::ZERO,
-            };
-            self.built.image.insert(A::BACKENDS, &U32::new(id), &empty);
+        for id in ids.backends.vacant().map(|(id, _)| id).collect::<Vec<_>>() {
+            self.vacant_backend::<A>(id);
         }
+        let ids = self.ids.family(A::FAMILY);
         for (id, generation) in ids.next_hops.vacant() {
             let (zero, generation) = (U32::ZERO, U32::new(generation));
             let empty = NextHop { ifindex: zero, generation, flags: zero, prefsrc: A::UNSPECIFIED };
             self.built.image.insert(A::NEXT_HOPS, &U32::new(id), &empty);
         }
+    }
+
+    fn vacant_backend<A: Octets>(&mut self, id: u32) {
+        let empty = Backend::<A> {
+            address: L4Addr::NONE,
+            sets: Sets::NONE,
+            reserved: 0,
+            service: ServiceId::new(0),
+            generation: U32::new(self.ids.family(A::FAMILY).backends.generation(id)),
+            next_hop: NextHopId(U32::ZERO),
+            next_hop_generation: U32::ZERO,
+        };
+        self.built.image.insert(A::BACKENDS, &U32::new(id), &empty);
     }
 }
 

@@ -2,14 +2,17 @@
 //!
 //! A mirror of the kernel's tables, the tables that should be, and a scenario's expected dump are all this type.
 
-use std::{collections::BTreeMap, ops::Bound};
+use std::{cmp::Ordering, collections::BTreeMap, ops::Bound};
 
 use lb_common::family::Abi;
+
+use self::pages::Pages;
 
 mod build;
 mod capacity;
 mod dump;
 pub(crate) mod octets;
+mod pages;
 mod programmed;
 pub mod reroute;
 mod ring_order;
@@ -18,7 +21,7 @@ mod ring_order;
 mod tests;
 
 pub use self::{
-    build::{Built, NextHopInfo, build},
+    build::{Built, BuiltSome, NextHopInfo, NextHops, build, build_some},
     capacity::Capacity,
     dump::dump,
     programmed::{Programmed, ProgrammedBackend, ProgrammedFrontend, prefixes, programmed},
@@ -112,6 +115,15 @@ impl Table {
         }
     }
 
+    /// The order of two keys of it: indices of arrays by number, others by their bytes.
+    pub fn order(self, one: &[u8], other: &[u8]) -> Ordering {
+        let index = |key: &[u8]| key.try_into().map(u32::from_ne_bytes);
+        match (index(one), index(other)) {
+            (Ok(one), Ok(other)) if self.is_array() => one.cmp(&other),
+            _ => one.cmp(other),
+        }
+    }
+
     /// Whether it is a BPF array: keys are u32 indices in host byte order, nothing is ever deleted, an absent entry is
     /// all zeroes.
     pub const fn is_array(self) -> bool {
@@ -132,56 +144,79 @@ impl Table {
 /// The contents of all tables. For arrays only the entries that are not all zeroes are present.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Image {
+    /// Hashes and tries.
     tables: BTreeMap<Table, BTreeMap<Box<[u8]>, Box<[u8]>>>,
+    arrays: BTreeMap<Table, Pages>,
 }
 
 impl Image {
     /// Sets an entry; an all-zero value in an array removes it.
     pub fn insert<K: Abi, V: Abi>(&mut self, table: Table, key: &K, value: &V) {
-        self.insert_bytes(table, key.as_bytes().into(), value.as_bytes().into());
+        if table.is_array() {
+            self.set(table, key.as_bytes(), value.as_bytes());
+        } else {
+            self.insert_bytes(table, key.as_bytes().into(), value.as_bytes().into());
+        }
     }
 
     /// Sets an entry given as bytes.
     pub fn insert_bytes(&mut self, table: Table, key: Box<[u8]>, value: Box<[u8]>) {
-        if table.is_array() && value.iter().all(|byte| *byte == 0) {
-            self.remove_bytes(table, &key);
+        if table.is_array() {
+            self.set(table, &key, &value);
         } else {
             self.tables.entry(table).or_default().insert(key, value);
         }
     }
 
+    fn set(&mut self, array: Table, key: &[u8], value: &[u8]) {
+        let pages = self.arrays.entry(array).or_default();
+        pages.insert(key, value);
+        // An empty table and an absent one are the same image.
+        if pages.len() == 0 {
+            self.arrays.remove(&array);
+        }
+    }
+
     /// Removes an entry.
     pub fn remove_bytes(&mut self, table: Table, key: &[u8]) {
+        if table.is_array() {
+            return self.set(table, key, &[]);
+        }
         if let Some(entries) = self.tables.get_mut(&table) {
             entries.remove(key);
-            // An empty table and an absent one are the same image.
             if entries.is_empty() {
                 self.tables.remove(&table);
             }
         }
     }
 
-    /// Entries of a table in key order.
+    /// Entries of a table in the order of [`Table::order`].
     pub fn table(&self, table: Table) -> impl Iterator<Item = (&[u8], &[u8])> {
-        self.tables.get(&table).into_iter().flatten().map(|(key, value)| (&**key, &**value))
+        self.table_after(table, None)
     }
 
-    /// Entries of a table in key order, from the first one behind `key` on.
+    /// Entries of a table in the order of [`Table::order`], from the first one behind `key` on.
     pub fn table_after(&self, table: Table, key: Option<&[u8]>) -> impl Iterator<Item = (&[u8], &[u8])> {
         let from = key.map_or(Bound::Unbounded, Bound::Excluded);
         let entries = self.tables.get(&table).into_iter();
-        entries
+        let entries = entries
             .flat_map(move |table| table.range::<[u8], _>((from, Bound::Unbounded)))
-            .map(|(key, value)| (&**key, &**value))
+            .map(|(key, value)| (&**key, &**value));
+        // A table is in one of the two.
+        entries.chain(self.arrays.get(&table).into_iter().flat_map(move |pages| pages.after(key)))
     }
 
     /// The value of a key.
     pub fn get(&self, table: Table, key: &[u8]) -> Option<&[u8]> {
+        if table.is_array() {
+            return self.arrays.get(&table)?.get(key);
+        }
         self.tables.get(&table)?.get(key).map(|value| &**value)
     }
 
     /// Number of entries.
     pub fn len(&self, table: Table) -> usize {
-        self.tables.get(&table).map_or(0, BTreeMap::len)
+        let hash = self.tables.get(&table).map_or(0, BTreeMap::len);
+        self.arrays.get(&table).map_or(hash, Pages::len)
     }
 }

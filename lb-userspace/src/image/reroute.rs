@@ -15,7 +15,7 @@ use lb_common::{
 use zerocopy::native_endian::U32;
 
 use super::{
-    Capacity, Image, NextHopInfo, Table,
+    Capacity, Image, NextHopInfo, NextHops, Table,
     octets::{Octets, array, decode},
 };
 use crate::desired::Desired;
@@ -41,12 +41,7 @@ pub fn served(image: &Image) -> Desired {
 }
 
 /// The same tables with these ways and settings. A backend whose way is not known has none.
-pub fn reroute(
-    image: &Image,
-    next_hops: &BTreeMap<IpAddr, NextHopInfo>,
-    settings: &[(Setting, u64)],
-    capacity: &Capacity,
-) -> Image {
+pub fn reroute(image: &Image, next_hops: &dyn NextHops, settings: &[(Setting, u64)], capacity: &Capacity) -> Image {
     let mut rerouted = image.clone();
     for (setting, value) in settings {
         rerouted.insert(Table::Settings, &U32::new(*setting as u32), value);
@@ -56,12 +51,12 @@ pub fn reroute(
     rerouted
 }
 
-fn family<A: Octets>(image: &mut Image, next_hops: &BTreeMap<IpAddr, NextHopInfo>, capacity: &Capacity) {
+fn family<A: Octets>(image: &mut Image, next_hops: &dyn NextHops, capacity: &Capacity) {
     let mut hops: BTreeMap<u32, NextHop<A>> = array(image, A::NEXT_HOPS).collect();
     let backends: Vec<(u32, Backend<A>)> = array(image, A::BACKENDS).collect();
     for (id, backend) in backends.into_iter().filter(|(_, backend)| backend.service.get() != 0) {
-        let info = next_hops.get(&backend.address.addr.to_ip()).filter(|info| info.ifindex != 0);
-        let next_hop = info.and_then(|info| hop(image, &mut hops, info, capacity.get(A::NEXT_HOPS))).unwrap_or(0);
+        let info = next_hops.next_hop(backend.address.addr.to_ip()).filter(|info| info.ifindex != 0);
+        let next_hop = info.and_then(|info| hop(image, &mut hops, &info, capacity.get(A::NEXT_HOPS))).unwrap_or(0);
         if backend.next_hop.get() != next_hop {
             let moved = Backend { next_hop: NextHopId::new(next_hop), ..backend };
             image.insert(A::BACKENDS, &U32::new(id), &moved);

@@ -25,8 +25,8 @@ pub use self::{
     node::{Namespace, Node, NodeAddress, NodeSpec, NodeStatus, Taint},
     pod::{Condition, Container, ContainerPort, Pod, PodIp, PodSpec, PodStatus},
     service::{
-        ClientIpConfig, IntOrString, LoadBalancerIngress, LoadBalancerStatus, Service, ServicePort, ServiceSpec,
-        ServiceStatus, SessionAffinityConfig,
+        ClientIpConfig, IntOrString, LoadBalancerIngress, LoadBalancerStatus, Service, ServiceCondition, ServicePort,
+        ServiceSpec, ServiceStatus, SessionAffinityConfig,
     },
 };
 
@@ -40,6 +40,9 @@ pub const LABEL_SKIP_MIRROR: &str = "endpointslice.kubernetes.io/skip-mirror";
 pub const LABEL_HEADLESS: &str = "service.kubernetes.io/headless";
 /// Taint of a Node that the autoscaler is about to remove (semantics.md 2.6.5).
 pub const TAINT_TO_BE_DELETED: &str = "ToBeDeletedByClusterAutoscaler";
+/// Condition in status.conditions of a Service: whether it has its load balancer addresses, which are then ours, or why
+/// not.
+pub const CONDITION_ADDRESSES: &str = "ballast.dev/LoadBalancerAddresses";
 /// Annotation of an `EndpointSlice`: when what led to its last change happened.
 pub const ANNOTATION_TRIGGER: &str = "endpoints.kubernetes.io/last-change-trigger-time";
 /// Annotation of Endpoints that are a leader lock, never mirrored.

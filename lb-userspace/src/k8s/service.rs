@@ -59,6 +59,11 @@ pub struct ServiceSpec {
     /// loadBalancerSourceRanges.
     #[serde(deserialize_with = "null::is_left_out")]
     pub load_balancer_source_ranges: Vec<String>,
+    /// loadBalancerClass.
+    pub load_balancer_class: Option<String>,
+    /// loadBalancerIP.
+    #[serde(rename = "loadBalancerIP")]
+    pub load_balancer_ip: Option<String>,
     /// allocateLoadBalancerNodePorts.
     pub allocate_load_balancer_node_ports: Option<bool>,
     /// sessionAffinity.
@@ -130,6 +135,27 @@ pub struct ServiceStatus {
     /// loadBalancer.
     #[serde(deserialize_with = "null::is_left_out")]
     pub load_balancer: LoadBalancerStatus,
+    /// conditions.
+    #[serde(deserialize_with = "null::is_left_out")]
+    pub conditions: Vec<ServiceCondition>,
+}
+
+/// status.conditions.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct ServiceCondition {
+    /// type.
+    #[serde(rename = "type", deserialize_with = "null::is_left_out")]
+    pub condition_type: String,
+    /// status.
+    #[serde(deserialize_with = "null::is_left_out")]
+    pub status: String,
+    /// reason.
+    #[serde(deserialize_with = "null::is_left_out")]
+    pub reason: String,
+    /// message.
+    #[serde(deserialize_with = "null::is_left_out")]
+    pub message: String,
 }
 
 /// status.loadBalancer.

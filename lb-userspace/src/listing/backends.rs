@@ -18,7 +18,7 @@ use crate::{
         octets::{Octets, array},
     },
     model::{IpFamily, ObjectName},
-    net::{self, Link, Netlink, NextHop, neighbours::Neighbours},
+    net::{self, Link, Netlink, WaysTo, neighbours::Neighbours},
     plan,
     report::{BackendRow, NextHopRow},
 };
@@ -82,7 +82,7 @@ fn slots<A: Octets>(image: &Image) -> BTreeMap<u32, Slot> {
 #[derive(Default)]
 struct Surroundings {
     links: BTreeMap<u32, Link>,
-    ways: BTreeMap<IpAddr, NextHop>,
+    ways: WaysTo,
     neighbours: Neighbours,
 }
 
@@ -95,7 +95,7 @@ impl Surroundings {
         let asked = async {
             let netlink = Netlink::open()?;
             let links = netlink.links().await?.into_iter().map(|link| (link.ifindex, link)).collect();
-            let ways = netlink.next_hops(addrs).await?;
+            let ways = net::next_hops(addrs).await?;
             Ok::<_, io::Error>(Self { links, ways, neighbours: netlink.neighbours().await? })
         };
         asked.await.unwrap_or_else(|error| {

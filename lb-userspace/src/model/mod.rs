@@ -33,6 +33,42 @@ fn differing<K: Ord, V: PartialEq>(old: &BTreeMap<K, V>, new: &BTreeMap<K, V>) -
     (changed + gone) as u64
 }
 
+/// What of a model is another one than it was, for whoever follows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Touched {
+    /// Endpoint slices of these Services alone; of none: nothing.
+    Endpoints(BTreeSet<ObjectName>),
+    /// Anything.
+    All,
+}
+
+impl Touched {
+    /// Nothing.
+    pub const NOTHING: Self = Self::Endpoints(BTreeSet::new());
+
+    /// What makes `new` of `old`.
+    pub fn between(old: &Model, new: &Model) -> Self {
+        let Model { services, slices, nodes, pods, namespaces, namespace_labels, service_cidrs } = new;
+        let names = (&old.namespaces, &old.namespace_labels);
+        let others = (&old.services, &old.nodes, &old.pods, names, &old.service_cidrs);
+        if others != (services, nodes, pods, (namespaces, namespace_labels), service_cidrs) {
+            return Self::All;
+        }
+        let names = old.slices.keys().chain(slices.keys()).filter(|name| old.slices.get(*name) != slices.get(*name));
+        let of = |model: &Model, name: &ObjectName| model.slices.get(name).map(|slice| slice.of(name));
+        Self::Endpoints(names.flat_map(|name| [of(old, name), of(new, name)]).flatten().collect())
+    }
+
+    /// This as well.
+    pub fn add(&mut self, other: Self) {
+        match (&mut *self, other) {
+            (Self::Endpoints(names), Self::Endpoints(more)) => names.extend(more),
+            (Self::All, _) => {}
+            (_, Self::All) => *self = Self::All,
+        }
+    }
+}
+
 /// Everything the source knows. The value is complete: what is not in it does not exist.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Model {
@@ -46,8 +82,19 @@ pub struct Model {
     pub pods: BTreeMap<ObjectName, Pod>,
     /// Namespaces that have a document or any object.
     pub namespaces: BTreeSet<String>,
+    /// Labels of the namespaces that have some.
+    pub namespace_labels: BTreeMap<String, BTreeMap<String, String>>,
     /// Ranges of the cluster's `ServiceCIDR` objects, by name.
     pub service_cidrs: BTreeMap<String, Vec<IpNet>>,
+}
+
+impl Model {
+    /// The slices of a Service.
+    pub fn slices_of(&self, service: &ObjectName) -> impl Iterator<Item = (&ObjectName, &EndpointSlice)> {
+        let begin = ObjectName { namespace: service.namespace.clone(), name: String::new() };
+        let of_namespace = self.slices.range(begin..).take_while(|(name, _)| name.namespace == service.namespace);
+        of_namespace.filter(|(_, slice)| slice.service == service.name)
+    }
 }
 
 /// `namespace/name`.
@@ -191,6 +238,35 @@ pub struct Service {
     pub annotations: BTreeMap<String, String>,
     /// The service-proxy-name label is set: not ours (semantics.md 2.1.2).
     pub foreign_proxy: bool,
+    /// What it says about its load balancer addresses; none if nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub balancer: Option<Box<Balancer>>,
+}
+
+/// What of a Service only those read who give load balancer addresses.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Balancer {
+    /// loadBalancerClass.
+    pub class: Option<String>,
+    /// loadBalancerIP, as it is written.
+    pub ip: Option<String>,
+    /// ipFamilyPolicy `RequireDualStack`.
+    pub both_families: bool,
+    /// Ingress entries that are no address of ours to give: host names, and addresses with ipMode Proxy.
+    pub other_ingress: bool,
+    /// Our condition in status.conditions.
+    pub condition: Option<BalancerCondition>,
+}
+
+/// What we said last about a Service's addresses, in its status.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BalancerCondition {
+    /// `True`: the ingress is ours.
+    pub is_true: bool,
+    /// reason.
+    pub reason: String,
+    /// message.
+    pub message: String,
 }
 
 impl Service {
@@ -251,6 +327,13 @@ pub struct EndpointSlice {
     pub endpoints: Vec<Endpoint>,
     /// When what led to its last change happened, as the endpoint controller tells it; microseconds since 1970.
     pub triggered: Option<i64>,
+}
+
+impl EndpointSlice {
+    /// The Service of the slice of this name.
+    pub fn of(&self, name: &ObjectName) -> ObjectName {
+        ObjectName { namespace: name.namespace.clone(), name: self.service.clone() }
+    }
 }
 
 /// A port of a slice.

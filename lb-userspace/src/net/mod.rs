@@ -23,7 +23,7 @@ use std::{
 pub use self::{
     netlink::{Address, Link, Netlink},
     netns::netns_cookie,
-    next_hops::NextHop,
+    next_hops::{NextHop, Ways, WaysTo, next_hops},
 };
 
 /// Magic number of cgroup2 in `statfs(2)`.

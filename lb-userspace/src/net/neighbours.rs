@@ -11,7 +11,7 @@ use netlink_packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, Neig
 
 use super::{
     netlink::{Netlink, failed_to},
-    next_hops::NextHop,
+    next_hops::WaysTo,
 };
 use crate::report::Problem;
 
@@ -73,11 +73,7 @@ fn neighbour(message: &NeighbourMessage) -> Option<((u32, IpAddr), Neighbour)> {
 }
 
 /// Next hops that do not answer, with how many backends are behind each.
-pub fn warnings(
-    ways: &BTreeMap<IpAddr, NextHop>,
-    neighbours: &Neighbours,
-    device: impl Fn(u32) -> String,
-) -> Vec<Problem> {
+pub fn warnings(ways: &WaysTo, neighbours: &Neighbours, device: impl Fn(u32) -> String) -> Vec<Problem> {
     let mut behind: BTreeMap<(u32, IpAddr), BTreeSet<IpAddr>> = BTreeMap::new();
     for (addr, way) in ways {
         if let Some(next) = way.neighbour(*addr)
@@ -106,19 +102,19 @@ pub fn warnings(
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use netlink_packet_route::neighbour::NeighbourCacheInfo;
 
     use super::*;
-    use crate::image::NextHopInfo;
+    use crate::{image::NextHopInfo, net::NextHop};
 
     #[test]
     fn a_next_hop_that_does_not_answer_is_told_once_with_those_behind_it() {
         let ip = |last: u8| IpAddr::from([10, 0, 0, last]);
-        let way = |gateway| NextHop {
-            info: NextHopInfo { ifindex: 2, prefsrc: None, local: false },
-            gateway,
-            route_mtu: None,
-            learned_mtu: None,
+        let way = |gateway| {
+            let info = NextHopInfo { ifindex: 2, prefsrc: None, local: false };
+            Arc::new(NextHop { info, gateway, route_mtu: None, learned_mtu: None })
         };
         let ways = BTreeMap::from([
             (ip(1), way(Some(ip(9)))),

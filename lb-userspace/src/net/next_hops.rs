@@ -7,17 +7,28 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    sync::Arc,
+    time::Duration,
 };
 
-use futures_util::StreamExt as _;
-use netlink_packet_route::route::{RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteType, RouteVia};
-use rtnetlink::RouteMessageBuilder;
+use netlink_packet_route::{
+    RouteNetlinkMessage,
+    route::{RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteType, RouteVia},
+};
+use rtnetlink::{
+    RouteMessageBuilder,
+    packet_core::{NLM_F_REQUEST, NetlinkMessage, NetlinkPayload},
+    sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE},
+};
 
-use super::netlink::{Netlink, address_of, failed, mtu_of};
-use crate::image::NextHopInfo;
+use super::netlink::{address_of, mtu_of};
+use crate::image::{NextHopInfo, NextHops};
+
+/// Ways by address. Many addresses share one.
+pub type WaysTo = BTreeMap<IpAddr, Arc<NextHop>>;
 
 /// The way to an address.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct NextHop {
     /// What our programs are told of it.
     pub info: NextHopInfo,
@@ -30,6 +41,12 @@ pub struct NextHop {
 }
 
 impl NextHop {
+    /// What of it lasts: without what an ICMP error taught, which is the kernel's to apply, and to forget.
+    #[must_use]
+    pub const fn lasting(&self) -> Self {
+        Self { learned_mtu: None, ..*self }
+    }
+
     /// Whose MAC packets to `addr` carry: the neighbour and its device; none for an address of this node.
     pub fn neighbour(&self, addr: IpAddr) -> Option<(u32, IpAddr)> {
         (!self.info.local).then(|| (self.info.ifindex, self.gateway.unwrap_or(addr)))
@@ -38,6 +55,16 @@ impl NextHop {
     /// What gets there in one piece, where the device takes `device` bytes.
     pub fn mtu(&self, device: Option<u32>) -> Option<u32> {
         [device, self.route_mtu, self.learned_mtu].into_iter().flatten().min()
+    }
+}
+
+/// Known ways, for the tables.
+#[derive(Clone, Copy, Debug)]
+pub struct Ways<'a>(pub &'a WaysTo);
+
+impl NextHops for Ways<'_> {
+    fn next_hop(&self, addr: IpAddr) -> Option<NextHopInfo> {
+        self.0.get(&addr).map(|way| way.info)
     }
 }
 
@@ -52,42 +79,105 @@ const NO_ROUTE: [i32; 7] = [
     libc::EOPNOTSUPP,
 ];
 
-impl Netlink {
-    /// The way to an address; `None` when there is none.
-    pub async fn next_hop(&self, addr: IpAddr) -> io::Result<Option<NextHop>> {
-        let mut query = match addr {
-            IpAddr::V4(addr) => RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(addr, 32).build(),
-            IpAddr::V6(addr) => RouteMessageBuilder::<Ipv6Addr>::new().destination_prefix(addr, 128).build(),
-        };
-        // A question, not a route: the kernel's answer is what counts.
-        query.header.table = RouteHeader::RT_TABLE_UNSPEC;
-        query.header.protocol = RouteProtocol::Unspec;
-        query.header.kind = RouteType::Unspec;
-        let mut stream = std::pin::pin!(self.handle.route().get(query).execute());
-        match stream.next().await {
-            None => Ok(None),
-            Some(Ok(message)) => Ok(next_hop(&message)),
-            Some(Err(error)) => {
-                let error = failed(error);
-                let no_route = error.raw_os_error().is_some_and(|errno| NO_ROUTE.contains(&errno));
-                let cause = format!("cannot look up the route to {addr} (netlink): {error}");
-                if no_route { Ok(None) } else { Err(io::Error::new(error.kind(), cause)) }
-            }
+/// Questions that are sent together: their answers fit into the socket's smallest buffer.
+const TOGETHER: usize = 64;
+/// An answer takes microseconds; one that was lost never comes.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// The ways to addresses; those without one are left out. The kernel answers one question after the other, so that many
+/// are sent at once: a node may have a hundred thousand backends.
+pub async fn next_hops(addrs: &BTreeSet<IpAddr>) -> io::Result<WaysTo> {
+    if addrs.is_empty() {
+        return Ok(WaysTo::new());
+    }
+    let addrs: Vec<IpAddr> = addrs.iter().copied().collect();
+    let asked = tokio::task::spawn_blocking(move || {
+        let mut asker = Asker::open()?;
+        for some in addrs.chunks(TOGETHER) {
+            asker.ask(some)?;
         }
+        Ok(asker.found)
+    });
+    asked.await.map_err(io::Error::other)?
+}
+
+/// A socket for questions about routes.
+struct Asker {
+    socket: Socket,
+    found: WaysTo,
+    distinct: BTreeMap<NextHop, Arc<NextHop>>,
+}
+
+impl Asker {
+    fn open() -> io::Result<Self> {
+        let mut socket = Socket::new(NETLINK_ROUTE)?;
+        socket.bind_auto()?;
+        socket.connect(&SocketAddr::new(0, 0))?;
+        rustix::net::sockopt::set_socket_timeout(&socket, rustix::net::sockopt::Timeout::Recv, Some(PATIENCE))?;
+        Ok(Self { socket, found: WaysTo::new(), distinct: BTreeMap::new() })
     }
 
-    /// The ways to many addresses.
-    pub async fn next_hops(&self, addrs: &BTreeSet<IpAddr>) -> io::Result<BTreeMap<IpAddr, NextHop>> {
-        let mut requests = futures_util::stream::iter(addrs.iter().copied())
-            .map(|addr| async move { (addr, self.next_hop(addr).await) })
-            .buffer_unordered(64);
-        let mut found = BTreeMap::new();
-        while let Some((addr, hop)) = requests.next().await {
-            if let Some(hop) = hop? {
-                found.insert(addr, hop);
+    /// Asks for a few at once.
+    fn ask(&mut self, addrs: &[IpAddr]) -> io::Result<()> {
+        let mut questions = Vec::new();
+        for (number, addr) in (0..).zip(addrs) {
+            let mut message = NetlinkMessage::from(RouteNetlinkMessage::GetRoute(question(*addr)));
+            message.header.flags = NLM_F_REQUEST;
+            message.header.sequence_number = number;
+            message.finalize();
+            let begin = questions.len();
+            // Each message begins at a multiple of four bytes.
+            questions.resize(begin + message.buffer_len().next_multiple_of(4), 0);
+            message.serialize(questions.get_mut(begin..).unwrap_or_default());
+        }
+        self.socket.send(&questions, 0)?;
+        let mut open: BTreeSet<usize> = (0..addrs.len()).collect();
+        while !open.is_empty() {
+            let (bytes, _) = self.socket.recv_from_full().map_err(|error| match error.kind() {
+                io::ErrorKind::WouldBlock => io::Error::new(
+                    io::ErrorKind::TimedOut,
+                    format!("no answer about {} routes in {} s (netlink)", open.len(), PATIENCE.as_secs()),
+                ),
+                _ => error,
+            })?;
+            let mut rest = &*bytes;
+            while !rest.is_empty() {
+                let message = NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest).map_err(io::Error::other)?;
+                rest = rest.get((message.header.length as usize).next_multiple_of(4)..).unwrap_or_default();
+                let number = message.header.sequence_number as usize;
+                let Some(addr) = addrs.get(number).filter(|_| open.remove(&number)) else { continue };
+                if let Some(hop) = answer(message.payload, *addr)? {
+                    let shared = self.distinct.entry(hop).or_insert_with(|| Arc::new(hop));
+                    self.found.insert(*addr, Arc::clone(shared));
+                }
             }
         }
-        Ok(found)
+        Ok(())
+    }
+}
+
+fn question(addr: IpAddr) -> RouteMessage {
+    let mut question = match addr {
+        IpAddr::V4(addr) => RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(addr, 32).build(),
+        IpAddr::V6(addr) => RouteMessageBuilder::<Ipv6Addr>::new().destination_prefix(addr, 128).build(),
+    };
+    // A question, not a route: the kernel's answer is what counts.
+    question.header.table = RouteHeader::RT_TABLE_UNSPEC;
+    question.header.protocol = RouteProtocol::Unspec;
+    question.header.kind = RouteType::Unspec;
+    question
+}
+
+fn answer(payload: NetlinkPayload<RouteNetlinkMessage>, addr: IpAddr) -> io::Result<Option<NextHop>> {
+    match payload {
+        NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewRoute(route)) => Ok(next_hop(&route)),
+        NetlinkPayload::Error(error) => {
+            let error = error.to_io();
+            let no_route = error.raw_os_error().is_some_and(|errno| NO_ROUTE.contains(&errno));
+            let cause = format!("cannot look up the route to {addr} (netlink): {error}");
+            if no_route { Ok(None) } else { Err(io::Error::new(error.kind(), cause)) }
+        }
+        other => Err(io::Error::other(format!("the kernel answered {other:?} about the route to {addr} (netlink)"))),
     }
 }
 

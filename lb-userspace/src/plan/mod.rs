@@ -6,7 +6,11 @@
 //! A reader starts at a frontend, a VIP or a prefix. So those go first and come last; a record they lead to is written
 //! before the word that publishes it, and cleared only when no program can still hold that word.
 
-use std::{collections::BTreeSet, io};
+use std::{
+    cmp::Ordering,
+    collections::{BTreeMap, BTreeSet},
+    io,
+};
 
 use lb_common::{
     backend::{Backend, NextHop},
@@ -107,21 +111,54 @@ enum Phase {
 pub fn diff(desired: &Image, mirror: &Image) -> Plan {
     let mut ops: Vec<(Phase, Op)> = Vec::new();
     for table in Table::ALL {
-        let keys: BTreeSet<&[u8]> = desired.table(table).chain(mirror.table(table)).map(|(key, _)| key).collect();
-        for key in keys {
-            let (new, old) = (desired.get(table, key), mirror.get(table, key));
-            if new == old {
-                continue;
-            }
-            let value = match (new, old) {
-                (Some(new), _) => Some(Box::from(new)),
-                // Nothing is ever deleted from an array.
-                (None, Some(old)) if table.is_array() => Some(vec![0; old.len()].into_boxed_slice()),
-                (None, _) => None,
+        let (mut new, mut old) = (desired.table(table).peekable(), mirror.table(table).peekable());
+        // Both walks are in the order of the keys.
+        loop {
+            let order = match (new.peek(), old.peek()) {
+                (Some((new, _)), Some((old, _))) => table.order(new, old),
+                (Some(_), None) => Ordering::Less,
+                (None, Some(_)) => Ordering::Greater,
+                (None, None) => break,
             };
-            ops.push((phase(table, new, old), Op { table, key: key.into(), value }));
+            let new = if order.is_le() { new.next() } else { None };
+            let old = if order.is_ge() { old.next() } else { None };
+            let Some((key, _)) = new.or(old) else { break };
+            ops.extend(change(table, key, new.map(|(_, value)| value), old.map(|(_, value)| value)));
         }
     }
+    in_order(ops)
+}
+
+/// The same where nothing but the entries of `changed` and these `cleared` ones may differ: those that `changed` does not
+/// have go.
+pub fn diff_some(changed: &Image, cleared: &BTreeSet<(Table, Box<[u8]>)>, mirror: &Image) -> Plan {
+    let mut ops: Vec<(Phase, Op)> = Vec::new();
+    for table in Table::ALL {
+        let written = changed.table(table).map(|(key, value)| (key, Some(value)));
+        let cleared = cleared.range((table, Box::default())..).take_while(|(of, _)| *of == table);
+        let gone = cleared.map(|(_, key)| (&**key, None)).filter(|(key, _)| changed.get(table, key).is_none());
+        // A plan's keys are in order.
+        let entries: BTreeMap<&[u8], Option<&[u8]>> = written.chain(gone).collect();
+        ops.extend(entries.into_iter().filter_map(|(key, new)| change(table, key, new, mirror.get(table, key))));
+    }
+    in_order(ops)
+}
+
+/// The write that makes `new` of `old`, and when.
+fn change(table: Table, key: &[u8], new: Option<&[u8]>, old: Option<&[u8]>) -> Option<(Phase, Op)> {
+    if new == old {
+        return None;
+    }
+    let value = match (new, old) {
+        (Some(new), _) => Some(Box::from(new)),
+        // Nothing is ever deleted from an array.
+        (None, Some(old)) if table.is_array() => Some(vec![0; old.len()].into_boxed_slice()),
+        (None, _) => None,
+    };
+    Some((phase(table, new, old), Op { table, key: key.into(), value }))
+}
+
+fn in_order(mut ops: Vec<(Phase, Op)>) -> Plan {
     // Stable: keys stay in order within a phase.
     ops.sort_by_key(|(phase, _)| *phase);
     let split = ops.partition_point(|(phase, _)| *phase < Phase::ClearService);

@@ -5,7 +5,10 @@ use std::{fs, path::Path};
 use proptest::prelude::*;
 
 use super::*;
-use crate::file_source::{self, Options};
+use crate::{
+    file_source::{self, Options},
+    model::Protocol,
+};
 
 /// The model of these documents, as the commands read them.
 fn model(documents: &str) -> Model {
@@ -171,7 +174,103 @@ fn a_service_without_an_address_has_none_and_is_named() {
     assert_eq!(env.without_address.iter().map(ToString::to_string).collect::<Vec<_>>(), ["default/web"]);
 }
 
+#[test]
+fn e7_sctp_too() {
+    let all =
+        variables(&service("name: s", "clusterIP: 10.96.0.7, ports: [{port: 9, protocol: SCTP}]"), "default", true);
+    for line in ["S_PORT=sctp://10.96.0.7:9", "S_PORT_9_SCTP_PROTO=sctp", "S_PORT_9_SCTP=sctp://10.96.0.7:9"] {
+        assert!(all.iter().any(|other| other == line), "{line} in {all:?}");
+    }
+}
+
+/// A Service of the properties: its name, a number for its address, whether that is IPv6, its ports.
+type Sketch = (String, u8, bool, Vec<(u16, Protocol, String)>);
+
+fn sketches() -> impl Strategy<Value = Vec<Sketch>> {
+    let name = "[a-z]([-a-z0-9]{0,6}[a-z0-9])?";
+    let protocol = prop::sample::select(vec![Protocol::Tcp, Protocol::Udp, Protocol::Sctp]);
+    let port = (1..=u16::MAX, protocol, name);
+    prop::collection::vec((name, any::<u8>(), any::<bool>(), prop::collection::vec(port, 1..4)), 0..5)
+}
+
+fn modelled(sketches: &[Sketch]) -> Model {
+    let documents = sketches.iter().map(|(name, number, v6, ports)| {
+        let address = if *v6 { format!("fd00:10:96::{number:x}") } else { format!("10.96.1.{number}") };
+        let family = if *v6 { "IPv6" } else { "IPv4" };
+        // A port's name and number may come twice in a sketch, and not in a Service.
+        let mut seen = std::collections::BTreeSet::new();
+        let ports = ports.iter().enumerate().filter(|(_, (number, protocol, _))| seen.insert((*number, *protocol)));
+        let ports: Vec<_> = ports
+            .map(|(index, (number, protocol, name))| {
+                let name = format!("{}{index}", name.chars().take(6).collect::<String>());
+                format!("{{name: '{name}', port: {number}, protocol: {protocol}}}")
+            })
+            .collect();
+        let spec = format!("clusterIP: '{address}', ipFamilies: [{family}], ports: [{}]", ports.join(", "));
+        service(&format!("name: '{name}'"), &spec)
+    });
+    let documents: String = documents.collect();
+    if documents.is_empty() { Model::default() } else { model(&documents) }
+}
+
 proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    /// E4 to E8 as a reader of the variables sees them, for any Services.
+    #[test]
+    fn every_variable_leads_to_its_service(sketches in sketches()) {
+        let model = modelled(&sketches);
+        let env = ServiceEnv::of(&model, "default", true);
+        let get = |name: String| env.variables.get(&name).cloned();
+        let names: Vec<_> = model.services.keys().map(|name| variable_name(&name.name)).collect();
+        for (name, value) in &env.variables {
+            let legal = |byte: u8| byte.is_ascii_uppercase() || byte.is_ascii_digit() || byte == b'_';
+            prop_assert!(name.bytes().all(legal), "{name}");
+            prop_assert!(!value.is_empty() && !value.contains(char::is_whitespace), "{name}={value}");
+            prop_assert!(names.iter().any(|prefix| name.starts_with(&format!("{prefix}_"))), "{name}");
+        }
+        // Where one name begins another one (`a` with port name `b`, and `a-service-port-b`) they may share variables.
+        let alone = |own: &String| names.iter().all(|other| other == own || !other.starts_with(&format!("{own}_")) && !own.starts_with(&format!("{other}_")));
+        for (object, service) in &model.services {
+            let prefix = variable_name(&object.name);
+            if !alone(&prefix) {
+                continue;
+            }
+            let address = service.cluster_ips[0];
+            prop_assert_eq!(get(format!("{prefix}_SERVICE_HOST")), Some(address.to_string()));
+            for (index, port) in service.ports.iter().enumerate() {
+                let of_port = format!("{prefix}_PORT_{}_{}", port.port, port.protocol);
+                let url = get(of_port.clone()).unwrap_or_default();
+                let (scheme, at) = url.split_once("://").unwrap_or_default();
+                prop_assert_eq!(scheme.to_uppercase(), port.protocol.to_string());
+                prop_assert_eq!(at.parse::<SocketAddr>().ok(), Some(SocketAddr::new(address, port.port.get())));
+                prop_assert_eq!(get(format!("{of_port}_ADDR")), Some(address.to_string()));
+                prop_assert_eq!(get(format!("{of_port}_PORT")), Some(port.port.to_string()));
+                prop_assert_eq!(get(format!("{of_port}_PROTO")), Some(scheme.to_owned()));
+                let named = format!("{prefix}_SERVICE_PORT_{}", variable_name(&port.name));
+                prop_assert_eq!(get(named), Some(port.port.to_string()));
+                if index == 0 {
+                    prop_assert_eq!(get(format!("{prefix}_SERVICE_PORT")), Some(port.port.to_string()));
+                    prop_assert_eq!(get(format!("{prefix}_PORT")), Some(url));
+                }
+            }
+        }
+    }
+
+    /// The order of the documents decides nothing; that of the ports does (E5), so it is kept.
+    #[test]
+    fn the_order_of_documents_decides_nothing(sketches in sketches()) {
+        let mut turned: Vec<Sketch> = Vec::new();
+        for sketch in sketches.iter().rev() {
+            if sketches.iter().filter(|other| other.0 == sketch.0 || (other.1, other.2) == (sketch.1, sketch.2)).count() == 1 {
+                turned.push(sketch.clone());
+            }
+        }
+        let straight: Vec<Sketch> = turned.iter().rev().cloned().collect();
+        let env = |sketches: &[Sketch]| ServiceEnv::of(&modelled(sketches), "default", true);
+        prop_assert_eq!(env(&turned), env(&straight));
+    }
+
     #[test]
     fn any_service_name_makes_a_variable_name(name in "[a-z]([-a-z0-9]{0,20}[a-z0-9])?") {
         let made = variable_name(&name);

@@ -28,7 +28,7 @@ fn value(number: u32) -> Box<[u8]> {
 /// Rounds until every entry was compared once; what was found.
 fn pass(verifier: &mut Verifier, store: &mut FakeStore, mirror: &Image) -> (BTreeSet<Place>, usize) {
     let mut drift = BTreeSet::new();
-    for rounds in 1..=2 * ROUNDS {
+    for rounds in 1..=2 * ROUNDS * PATIENCE {
         let round = verifier.round(store, mirror).expect("a round");
         drift.extend(round.drift);
         if round.ended {
@@ -86,13 +86,13 @@ fn a_round_reads_a_bounded_slice_and_a_pass_has_a_bounded_number() {
     let (mut store, mirror) = programmed(600);
     let mut verifier = Verifier::default();
     let round = verifier.round(&mut store, &mirror).expect("a round");
-    let most = LEAST_OURS + 2 * LEAST_THEIRS;
+    let most = LEAST_OURS + LEAST_THEIRS + LEAST_THEIRS / PATIENCE;
     assert!(round.compared > 0 && round.compared <= most as u64, "{}", round.compared);
     let ours = 18 * 600_usize;
     assert_eq!(pass(&mut verifier, &mut store, &mirror).1, ours.div_ceil(LEAST_OURS) - 1);
     // A small cluster is verified in each.
     let (mut store, mirror) = programmed(50);
-    assert_eq!(pass(&mut Verifier::default(), &mut store, &mirror).1, 1);
+    assert!(pass(&mut Verifier::default(), &mut store, &mirror).1 <= 2);
 }
 
 #[test]

@@ -1,6 +1,9 @@
 //! `env`, `exec`, `resolv` and `completion`: what clients of Services need, without root and without an agent.
 
-use std::process::Command;
+use std::{
+    io::{BufRead as _, BufReader, Write as _},
+    process::{Command, Stdio},
+};
 
 use crate::place::{Answer, Place, skip};
 
@@ -117,6 +120,45 @@ fn a_command_gets_the_variables_and_the_callers_own_win() {
 }
 
 #[test]
+fn e10_variables_stand_in_the_command_as_in_a_pods() {
+    let place = Place::new();
+    place.file("docs/all.yaml", SERVICES);
+    let caller = [("MY_SERVICE_SERVICE_PORT", "mine"), ("OTHER", "kept")];
+    let words = ["$(MY_SERVICE_SERVICE_HOST):$(MY_SERVICE_SERVICE_PORT)", "$(OTHER) $(ABSENT) $$(OTHER) $OTHER"];
+    let answer = exec(&place, &caller, &["printf", "%s\\n", words[0], words[1]]);
+    answer.expect(0, &[]);
+    assert_eq!(answer.stdout, "10.96.0.11:mine\nkept $(ABSENT) $(OTHER) $OTHER\n");
+    let program = exec(&place, &[("PROGRAM", "printf")], &["$(PROGRAM)", "$(MY_SERVICE_PORT)"]);
+    program.expect(0, &["tcp://10.96.0.11:6379"]);
+}
+
+#[test]
+fn e9_variables_are_those_of_the_start() {
+    let place = Place::new();
+    place.file("docs/all.yaml", SERVICES);
+    let script = "read -r go; echo \"$MY_SERVICE_SERVICE_HOST,$KUBERNETES_SERVICE_HOST\"";
+    let mut ballast = place.command(&[]);
+    ballast.args(["exec", "default", "-f", "docs", "--allocations", "allocations.json", "--", "sh", "-c"]);
+    ballast.arg(format!("echo started; {script}; {script}"));
+    ballast.env_remove("KUBERNETES_SERVICE_HOST").stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut running = ballast.spawn().expect("ballast runs");
+    let (mut input, output) = (running.stdin.take().expect("a pipe"), running.stdout.take().expect("a pipe"));
+    let mut lines = BufReader::new(output).lines();
+    let mut line = || lines.next().expect("a line").expect("text");
+    assert_eq!(line(), "started");
+    place.file("docs/kubernetes.yaml", KUBERNETES);
+    writeln!(input).expect("written");
+    assert_eq!(line(), "10.96.0.11,", "a Service that came later is absent");
+    // Without my-service.
+    place.file("docs/all.yaml", SERVICES.split_once("---\n").expect("two documents").1);
+    writeln!(input).expect("written");
+    assert_eq!(line(), "10.96.0.11,", "one that went is still there");
+    assert!(running.wait().expect("its end").success());
+    let again = exec(&place, &[], &["sh", "-c", "echo \"$MY_SERVICE_SERVICE_HOST,$KUBERNETES_SERVICE_HOST\""]);
+    assert_eq!(again.stdout, ",10.96.0.1\n", "the next start has what is there then");
+}
+
+#[test]
 fn wrong_input_names_its_mend() {
     let place = Place::new();
     for (arguments, part) in [
@@ -146,6 +188,27 @@ fn a_resolver_file_names_the_name_service_and_the_search_list() {
         let answer = place.run(&[&["resolv", "shop"], arguments].concat());
         answer.expect(0, &[]);
         assert_eq!(answer.stdout, format!("search {search}\nnameserver {nameserver}\noptions ndots:5\n"));
+        assert_eq!(answer.stderr, "", "{arguments:?}");
+    }
+}
+
+#[test]
+fn a_name_service_that_is_only_supposed_is_told() {
+    let place = Place::new();
+    let text =
+        "search shop.svc.cluster.local svc.cluster.local cluster.local\nnameserver 10.96.0.10\noptions ndots:5\n";
+    let unallocated = UNALLOCATED.replace("{name: late}", "{name: kube-dns, namespace: kube-system}");
+    for (documents, why) in [
+        (KUBERNETES.to_owned(), "the documents have no Service kube-system/kube-dns"),
+        (format!("{KUBERNETES}{unallocated}"), "Service kube-system/kube-dns has no cluster IP"),
+    ] {
+        place.file("docs/all.yaml", &documents);
+        let answer = place.run(&["resolv", "shop", "-f", "docs", "--allocations", "allocations.json"]);
+        answer.expect(0, &[]);
+        assert_eq!(answer.stdout, text);
+        assert_eq!(answer.stderr, format!("{why}: 10.96.0.10 is taken (give --nameserver IP for another one)\n"));
+        let given = ["resolv", "shop", "-f", "docs", "--nameserver", "10.96.0.10"];
+        assert_eq!((place.run(&given).stdout.as_str(), place.run(&given).stderr.as_str()), (text, ""));
     }
 }
 

@@ -45,9 +45,17 @@ struct Request {
     token: Option<String>,
 }
 
-/// `[namespaces NAMESPACE] RESOURCE [NAME]`, behind the version: namespace, resource and name. Namespaces themselves are a
-/// resource too.
-fn place(path: &str) -> Option<(Option<String>, String, Option<String>)> {
+/// What a path is about.
+struct Place {
+    namespace: Option<String>,
+    resource: String,
+    name: Option<String>,
+    /// `status`
+    part: Option<String>,
+}
+
+/// `[namespaces NAMESPACE] RESOURCE [NAME [PART]]`, behind the version. Namespaces themselves are a resource too.
+fn place(path: &str) -> Option<Place> {
     let mut parts = path.split('/').filter(|part| !part.is_empty());
     // `api v1` or `apis GROUP VERSION`.
     let _version = if parts.next()? == "api" { parts.next()? } else { parts.nth(1)? };
@@ -59,7 +67,8 @@ fn place(path: &str) -> Option<(Option<String>, String, Option<String>)> {
         namespace = Some(name.to_owned());
         first = parts.next()?;
     }
-    Some((namespace, first.to_owned(), parts.next().map(str::to_owned)))
+    let mut rest = parts.map(str::to_owned);
+    Some(Place { namespace, resource: first.to_owned(), name: rest.next(), part: rest.next() })
 }
 
 /// `v1` or `GROUP/VERSION`, as a list of the objects at `path` carries it.
@@ -73,7 +82,7 @@ async fn serve(mut stream: TcpStream, shared: &Shared) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let mut buffer = Vec::new();
     while let Some(request) = read(&mut stream, &mut buffer).await? {
-        let Some((namespace, resource, name)) = place(&request.path) else { return Ok(()) };
+        let Some(Place { namespace, resource, name, part }) = place(&request.path) else { return Ok(()) };
         let parameter = |name: &str| request.query.get(name).map(String::as_str);
         let watching = parameter("watch") == Some("true");
         let selector = Selector {
@@ -88,11 +97,14 @@ async fn serve(mut stream: TcpStream, shared: &Shared) -> io::Result<()> {
         let verb = match &*request.method {
             "POST" => "create",
             "PATCH" => "patch",
+            "PUT" => "update",
+            _ if name.is_some() => "get",
             _ if watching => "watch",
             _ => "list",
         };
         let (fault, token) = {
             let mut store = shared.store();
+            let resource = part.as_ref().map_or_else(|| resource.clone(), |part| format!("{resource}/{part}"));
             (store.fault(verb, &resource), store.token.clone())
         };
         if token.is_some() && token != request.token {
@@ -113,8 +125,15 @@ async fn serve(mut stream: TcpStream, shared: &Shared) -> io::Result<()> {
             Fault::Slow(milliseconds) => tokio::time::sleep(Duration::from_millis(milliseconds.into())).await,
             Fault::Truncated | Fault::Empty | Fault::None => {}
         }
-        if verb == "create" || verb == "patch" {
-            let (code, object) = write(shared, &request, &resource, namespace.as_deref().unwrap_or_default(), name);
+        let within = namespace.as_deref().unwrap_or_default();
+        if let Some(name) = name.as_deref().filter(|_| verb == "get") {
+            let found = shared.store().get(&resource, within, name).map(|object| (200, object));
+            let (code, object) = found.unwrap_or_else(|| (404, status(404, &format!("{resource} {name:?} not found"))));
+            answer(&mut stream, code, "", &object.to_string()).await?;
+            continue;
+        }
+        if matches!(verb, "create" | "patch" | "update") {
+            let (code, object) = write(shared, &request, &resource, within, name, part.as_deref());
             answer(&mut stream, code, "", &object.to_string()).await?;
             continue;
         }
@@ -144,28 +163,63 @@ async fn serve(mut stream: TcpStream, shared: &Shared) -> io::Result<()> {
     Ok(())
 }
 
-/// Creates an object, or merges what is sent into one.
-fn write(shared: &Shared, request: &Request, resource: &str, namespace: &str, name: Option<String>) -> (u16, Value) {
+/// Creates an object, replaces it, or merges what is sent into it (RFC 7386); of `status` only that part. Whoever names a
+/// version changes that version alone.
+fn write(
+    shared: &Shared,
+    request: &Request,
+    resource: &str,
+    namespace: &str,
+    name: Option<String>,
+    part: Option<&str>,
+) -> (u16, Value) {
     let Ok(sent) = serde_json::from_slice::<Value>(&request.body) else {
         return (400, status(400, "the body is no JSON"));
     };
     let named = name.or_else(|| sent["metadata"]["name"].as_str().map(str::to_owned)).unwrap_or_default();
     shared.change(|store| {
         let there = store.get(resource, namespace, &named);
+        let version = &sent["metadata"]["resourceVersion"];
         let (code, object) = match (&*request.method, there) {
             ("POST", Some(_)) => return (409, status(409, &format!("{resource} {named:?} already exists"))),
             ("POST", None) => (201, sent),
             (_, None) => return (404, status(404, &format!("{resource} {named:?} not found"))),
-            (_, Some(mut object)) => {
-                for (field, value) in sent.as_object().into_iter().flatten() {
-                    object[field] = value.clone();
+            (_, Some(object)) if !version.is_null() && *version != object["metadata"]["resourceVersion"] => {
+                return (409, status(409, &format!("{resource} {named:?}: the object has been modified")));
+            }
+            (method, Some(mut object)) => {
+                let sent = match part {
+                    Some(part) => json!({part: sent[part]}),
+                    None => sent,
+                };
+                if method == "PUT" && part.is_none() {
+                    object = sent;
+                } else {
+                    merge(&mut object, &sent);
                 }
                 (200, object)
             }
         };
         store.put(object.clone());
-        (code, object)
+        (code, store.get(resource, namespace, &named).unwrap_or(object))
     })
+}
+
+fn merge(object: &mut Value, patch: &Value) {
+    let Some(fields) = patch.as_object() else {
+        *object = patch.clone();
+        return;
+    };
+    if !object.is_object() {
+        *object = json!({});
+    }
+    for (field, value) in fields {
+        if value.is_null() {
+            object.as_object_mut().map(|object| object.remove(field));
+        } else {
+            merge(&mut object[field], value);
+        }
+    }
 }
 
 async fn read(stream: &mut TcpStream, buffer: &mut Vec<u8>) -> io::Result<Option<Request>> {

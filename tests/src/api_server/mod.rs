@@ -1,4 +1,4 @@
-//! A Kubernetes API server that lists, watches and takes Events, and misbehaves on request.
+//! A Kubernetes API server that lists, watches, takes what is written, and misbehaves on request.
 //!
 //! Faithful where a client can tell: lists are consistent over their pages, events come in order, what a selector no
 //! longer matches is `DELETED`, versions grow over all kinds, and a version that is too old is answered with 410.
@@ -153,7 +153,8 @@ impl ApiServer {
         self.shared.change(|store| store.fail(resource, faults));
     }
 
-    /// What goes wrong with every request with this verb (`list`, `watch`, `create` or `patch`) for a resource, or no more.
+    /// What goes wrong with every request with this verb (`get`, `list`, `watch`, `create`, `update` or `patch`) for a resource such as `services` or
+    /// `services/status`, or no more.
     pub fn refuse(&self, verb: &str, resource: &str, fault: Option<Fault>) {
         self.shared.change(|store| store.refuse(verb, resource, fault));
     }

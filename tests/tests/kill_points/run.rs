@@ -6,6 +6,7 @@ use lb_common::settings::Setting;
 use lb_userspace::{
     engine::{Engine, SyncError},
     image::{Capacity, Image, Table},
+    model::Touched,
     plan,
     store::{Cursor, Entry, MapStore, testing::FakeStore},
 };
@@ -15,13 +16,13 @@ use crate::{
     states::{self, Random, State},
 };
 
-const SETTINGS: [(Setting, u64); 2] = [(Setting::HashSeed, 7), (Setting::TicksPerSecond, 100)];
+pub(crate) const SETTINGS: [(Setting, u64); 2] = [(Setting::HashSeed, 7), (Setting::TicksPerSecond, 100)];
 
 /// Tables whose process dies after some operations, and which are read as a program would after each of them.
-struct Mortal<'a, S> {
+pub(crate) struct Mortal<'a, S> {
     inner: &'a mut S,
     /// What the tables hold.
-    image: Image,
+    pub(crate) image: Image,
     /// Operations until the end; `None` lives on.
     left: Option<u64>,
     done: u64,
@@ -31,7 +32,7 @@ struct Mortal<'a, S> {
 }
 
 impl<'a, S: MapStore> Mortal<'a, S> {
-    fn new(inner: &'a mut S, left: Option<u64>, allowed: Vec<Expected>, what: String) -> Self {
+    pub(crate) fn new(inner: &'a mut S, left: Option<u64>, allowed: Vec<Expected>, what: String) -> Self {
         let image = plan::read_mirror(inner).expect("a dump");
         Self { inner, image, left, done: 0, allowed, what }
     }
@@ -117,16 +118,16 @@ impl<S: MapStore> MapStore for Mortal<'_, S> {
 }
 
 /// An agent's life: it reads what is there and makes it `state`.
-fn live<S: MapStore>(store: &mut S, directory: &std::path::Path, state: &State) -> Result<usize, SyncError> {
+pub(crate) fn live<S: MapStore>(store: &mut S, directory: &std::path::Path, state: &State) -> Result<usize, SyncError> {
     let (mut engine, problem) = Engine::open(store, directory).expect("a readable state");
     assert_eq!(problem, None);
-    let _backends = engine.compute(&state.model, &states::node());
+    let _backends = engine.compute(&state.model, &states::node(), &Touched::All);
     let result = engine.sync(store, &state.next_hops, &SETTINGS);
     assert!(engine.refused.is_empty(), "{:?}", engine.refused);
     result
 }
 
-fn expected(state: &State) -> Expected {
+pub(crate) fn expected(state: &State) -> Expected {
     reader::expected(&lb_userspace::desired::desired(&state.model, &states::node()))
 }
 

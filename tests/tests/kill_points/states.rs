@@ -28,7 +28,7 @@ impl Random {
         u8::try_from(self.below(u64::from(end))).unwrap_or(0)
     }
 
-    fn once_in(&mut self, times: u64) -> bool {
+    pub(crate) fn once_in(&mut self, times: u64) -> bool {
         self.below(times) == 0
     }
 }
@@ -149,10 +149,12 @@ fn service(random: &mut Random, index: u8, address: u8) -> Service {
         labels: BTreeMap::new(),
         annotations: BTreeMap::new(),
         foreign_proxy: false,
+        balancer: None,
     }
 }
 
-fn slice(random: &mut Random, name: &str, service: &Service, family: IpFamily) -> EndpointSlice {
+/// A slice of a Service with random endpoints.
+pub(crate) fn slice(random: &mut Random, name: &str, service: &Service, family: IpFamily) -> EndpointSlice {
     let mut endpoints = Vec::new();
     for host in 0..PODS {
         if random.once_in(2) {

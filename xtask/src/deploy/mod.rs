@@ -12,18 +12,25 @@ use anyhow::{Context, Result};
 pub(crate) use self::image::{Options as ImageOptions, of as image_of, run as image};
 
 /// The files that are written, and the overlay of each.
-pub(crate) const INSTALLS: [(&str, &str); 3] = [
+pub(crate) const INSTALLS: [(&str, &str); 4] = [
     ("deploy/install.yaml", "deploy/overlays/privileged"),
     ("deploy/install-least.yaml", "deploy/overlays/least"),
     ("deploy/install-dns.yaml", DNS),
+    ("deploy/install-controller.yaml", CONTROLLER),
 ];
 /// What stands in for another name service.
-const DNS: &str = "deploy/dns";
+pub(crate) const DNS: &str = "deploy/dns";
+/// What stands in for a cloud's load balancers.
+const CONTROLLER: &str = "deploy/controller";
 
 /// What the file is to hold.
 pub(crate) fn render(root: &Path, overlay: &str) -> Result<String> {
     let documents = kustomize::build(&root.join(overlay))?;
-    let place = if overlay == DNS { "CoreDNS" } else { "kube-proxy" };
+    let place = match overlay {
+        DNS => "CoreDNS",
+        CONTROLLER => "a cloud controller",
+        _ => "kube-proxy",
+    };
     let mut text = format!(
         "# `kubectl apply -f` this in {place}'s place: docs/install.md. Written by `cargo xtask tidy --write` from\n\
          # {overlay}; change it there.\n"

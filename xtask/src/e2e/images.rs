@@ -22,8 +22,10 @@ use crate::{
 const E2E: &str = "registry.k8s.io/e2e-test-images";
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// What tests call in agnhost's pods. Debian's busybox has a wget of its own, which lacks options that they use.
-const TOOLS: [&str; 14] =
-    ["bash", "dash", "curl", "wget", "dig", "nslookup", "host", "nc", "ss", "ip", "socat", "iperf", "ipcs", "openssl"];
+const TOOLS: [&str; 12] =
+    ["bash", "dash", "curl", "wget", "nc", "ss", "ip", "socat", "iperf", "ipcs", "openssl", "hostname"];
+/// What they call to resolve names, there and in pods whose resolver is glibc's.
+const RESOLVERS: [&str; 4] = ["dig", "nslookup", "host", "getent"];
 
 /// Makes all of them, one tar each; `bin` has the programs.
 pub(super) fn make(bin: &Path, folder: &Path) -> Result<()> {
@@ -50,7 +52,7 @@ pub(super) fn make(bin: &Path, folder: &Path) -> Result<()> {
     files.file("/coredns", read(&bin.join("coredns"))?, 0o755);
     files.open_directory("/uploads");
     files.link("/bin/sh", "/usr/bin/dash");
-    for name in TOOLS {
+    for name in TOOLS.into_iter().chain(RESOLVERS) {
         tool(&mut files, name)?;
     }
     busybox(&mut files)?;
@@ -60,6 +62,13 @@ pub(super) fn make(bin: &Path, folder: &Path) -> Result<()> {
     }
     let start = Start { entrypoint: &["/agnhost"], command: &["pause"], path: PATH };
     save("agnhost.tar", &name("Agnhost")?, &files, start)?;
+
+    save(
+        "glibc-dns-testing.tar",
+        &name("GlibcDnsTesting")?,
+        &resolver(bin)?,
+        Start { path: PATH, ..Start::default() },
+    )?;
 
     let files = nginx()?;
     for (file, id) in [("nginx.tar", "Nginx"), ("nginx-new.tar", "NginxNew")] {
@@ -80,11 +89,9 @@ pub(super) fn make(bin: &Path, folder: &Path) -> Result<()> {
 pub(super) fn name(id: &str) -> Result<String> {
     let path = source()?.join("test/utils/image/manifest.go");
     let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-    let tag = tag(&text, id).with_context(|| format!("{} has no image {id}", path.display()))?;
-    Ok(match id {
-        "Pause" => format!("registry.k8s.io/pause:{tag}"),
-        other => format!("{E2E}/{}:{tag}", other.trim_end_matches("New").to_lowercase()),
-    })
+    let (image, tag) = image(&text, id).with_context(|| format!("{} has no image {id}", path.display()))?;
+    let registry = if id == "Pause" { "registry.k8s.io" } else { E2E };
+    Ok(format!("{registry}/{image}:{tag}"))
 }
 
 /// `CoreDNS`'s, by the version it is built of.
@@ -105,11 +112,12 @@ pub(super) fn versions() -> Result<String> {
     ))
 }
 
-/// A line such as `configs[Pause] = Config{list.GcRegistry, "pause", "3.10"}`.
-fn tag<'a>(manifest: &'a str, id: &str) -> Option<&'a str> {
+/// Name and tag, of a line such as `configs[Pause] = Config{list.GcRegistry, "pause", "3.10"}`.
+fn image<'a>(manifest: &'a str, id: &str) -> Option<(&'a str, &'a str)> {
     let start = format!("configs[{id}]");
     let line = manifest.lines().find(|line| line.trim_start().starts_with(&start))?;
-    line.rsplit('"').nth(1)
+    let mut quoted = line.split('"').skip(1).step_by(2);
+    Some((quoted.next()?, quoted.next()?))
 }
 
 /// Kubernetes' source, where Go unpacked it.
@@ -175,6 +183,18 @@ fn busybox(files: &mut Files) -> Result<()> {
     Ok(())
 }
 
+/// What asks for names by glibc's resolver (test/images/glibc-dns-testing).
+fn resolver(bin: &Path) -> Result<Files> {
+    let mut files = system();
+    files.link("/bin/sh", "/usr/bin/dash");
+    for name in ["dash", "hostname"].into_iter().chain(RESOLVERS) {
+        tool(&mut files, name)?;
+    }
+    files.file("/coredns", read(&bin.join("coredns"))?, 0o755);
+    busybox(&mut files)?;
+    Ok(files)
+}
+
 fn nginx() -> Result<Files> {
     let mut files = system();
     tool(&mut files, "nginx")?;
@@ -194,11 +214,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn tags_are_read_from_kubernetes_list() {
-        let text = "\tconfigs[Nginx] = Config{list.PromoterE2eRegistry, \"nginx\", \"1.14-4\"}\n\tconfigs[NginxNew] = Config{list.PromoterE2eRegistry, \"nginx\", \"1.15-4\"}\n";
+    fn names_and_tags_are_read_from_kubernetes_list() {
+        let text = "\tconfigs[Nginx] = Config{list.PromoterE2eRegistry, \"nginx\", \"1.14-4\"}\n\tconfigs[NginxNew] = Config{list.PromoterE2eRegistry, \"nginx\", \"1.15-4\"}\n\
+                    \tconfigs[GlibcDnsTesting] = Config{list.PromoterE2eRegistry, \"glibc-dns-testing\", \"2.1.1\"}\n\tconfigs[Half] = Config{a, \"b\"}\n";
         assert_eq!(
-            (tag(text, "Nginx"), tag(text, "NginxNew"), tag(text, "Pause")),
-            (Some("1.14-4"), Some("1.15-4"), None)
+            ["Nginx", "NginxNew", "GlibcDnsTesting", "Pause", "Half"].map(|id| image(text, id)),
+            [Some(("nginx", "1.14-4")), Some(("nginx", "1.15-4")), Some(("glibc-dns-testing", "2.1.1")), None, None]
         );
     }
 }

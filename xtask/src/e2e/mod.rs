@@ -14,6 +14,7 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
+use serde_json::Value;
 
 use self::report::{Facts, Report};
 use crate::{build, cluster, deploy, root, step, toolchain, tools};
@@ -42,7 +43,7 @@ const PROGRAMS: [&str; 17] = [
 const CNI: [&str; 4] = ["ptp", "loopback", "host-local", "portmap"];
 
 /// Debian packages: what nodes call, and what the suite's images are put together from.
-const PACKAGES: [&str; 22] = [
+const PACKAGES: [&str; 24] = [
     "runc",
     "iptables",
     "nftables",
@@ -61,6 +62,8 @@ const PACKAGES: [&str; 22] = [
     "wget",
     "bind9-dnsutils",
     "bind9-host",
+    "hostname",
+    "libc-bin",
     "netcat-openbsd",
     "iperf",
     "nginx-light",
@@ -100,9 +103,59 @@ pub(crate) struct Options {
 }
 
 /// Who answers for cluster.local.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
 enum Dns {
+    /// `CoreDNS`
+    #[default]
     Coredns,
+    /// `ballast dns`, installed by deploy/install-dns.yaml
+    Ballast,
+}
+
+impl Dns {
+    /// For people.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Coredns => "CoreDNS",
+            Self::Ballast => "Ballast",
+        }
+    }
+
+    /// Its Deployment in namespace kube-system.
+    fn deployment(self) -> &'static str {
+        match self {
+            Self::Coredns => "coredns",
+            Self::Ballast => "ballast-dns",
+        }
+    }
+
+    /// What installs it.
+    fn manifest(self) -> Result<String> {
+        let root = root::workspace();
+        match self {
+            Self::Coredns => {
+                let path = root.join("tests/e2e/coredns.yaml");
+                let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+                Ok(text.replace("@COREDNS@", &images::coredns_name()?))
+            }
+            Self::Ballast => without_upstream(&deploy::render(&root, deploy::DNS)?),
+        }
+    }
+}
+
+/// Nodes of this cluster have no name servers, and a server that is told to ask them does not start without.
+fn without_upstream(install: &str) -> Result<String> {
+    let mut documents: Vec<Value> = serde_saphyr::from_multiple(install).context("not YAML")?;
+    let arguments =
+        documents.iter_mut().find_map(|it| it.pointer_mut("/spec/template/spec/containers/0/args")?.as_array_mut());
+    let arguments = arguments.with_context(|| format!("{}: its Deployment has no arguments", deploy::DNS))?;
+    let count = arguments.len();
+    let about_others =
+        |argument: &str| argument.starts_with("--upstream=") || argument.starts_with("--allow-recursion=");
+    arguments.retain(|argument| !argument.as_str().is_some_and(about_others));
+    ensure!(arguments.len() + 2 == count, "{}: not one --upstream and one --allow-recursion", deploy::DNS);
+    let texts = documents.iter().map(|document| serde_saphyr::to_string(document).context("cannot write YAML"));
+    Ok(texts.collect::<Result<Vec<_>>>()?.join("---\n"))
 }
 
 /// Where everything of a run is.
@@ -176,7 +229,8 @@ fn prepare(home: &Home, options: &Options) -> Result<()> {
     // One of the suite's tests is about externalIPs, which are off by default.
     let switched = install.replace("externalIPs:\n      enabled: false", "externalIPs:\n      enabled: true");
     ensure!(switched != install, "{overlay}: its ConfigMap does not say that externalIPs are off");
-    fs::write(home.path("install.yaml"), switched).context("cannot write install.yaml")
+    fs::write(home.path("install.yaml"), switched).context("cannot write install.yaml")?;
+    fs::write(home.path("dns.yaml"), options.dns.manifest()?).context("cannot write dns.yaml")
 }
 
 /// A link that is replaced at once. What runs keeps what it has.
@@ -194,10 +248,9 @@ fn up(home: &Home, options: &Options) -> Result<()> {
     if options.least {
         fs::write(run.join("least"), "").context("cannot write what is to be mounted")?;
     }
-    let Dns::Coredns = options.dns;
     let mut command = home.script("up.sh");
     command.arg(options.nodes.to_string()).arg(home.path("install.yaml"));
-    command.args([images::name("Pause")?, images::coredns_name()?]);
+    command.arg(images::name("Pause")?).arg(home.path("dns.yaml")).arg(options.dns.deployment());
     step::must(&format!("start a cluster of {} nodes without kube-proxy", options.nodes), &mut command).map(drop)
 }
 
@@ -228,6 +281,7 @@ fn test(home: &Home, options: &Options) -> Result<Report> {
         .with_context(|| format!("the suite left no report: see {}", out.join("output.txt").display()))?;
     let facts = Facts {
         versions: images::versions()?,
+        dns: options.dns,
         flavour: if options.least { "least" } else { "privileged" },
         nodes: options.nodes,
         procs: options.procs,
@@ -235,4 +289,25 @@ fn test(home: &Home, options: &Options) -> Result<Report> {
         skip: options.skip.clone(),
     };
     Report::new(&options.focus, facts, &json)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_name_server_has_a_manifest_with_its_deployment() -> Result<()> {
+        let install = deploy::render(&root::workspace(), deploy::DNS)?;
+        let text = without_upstream(&install)?;
+        let name = format!("name: {}\n", Dns::Ballast.deployment());
+        assert!(text.contains("kind: Deployment\n") && text.contains(&name), "{text}");
+        assert!(
+            install.contains("--upstream=") && !text.contains("--upstream=") && !text.contains("--allow-recursion")
+        );
+        assert!(text.contains("--rate-limit-exempt=") && text.contains("--service-cidr="), "all else stays: {text}");
+        let documents: Vec<Value> = serde_saphyr::from_multiple(&text)?;
+        assert_eq!(documents.len(), install.matches("\n---\n").count());
+        assert!(without_upstream(&text).is_err(), "what is not there is not left out in silence");
+        Ok(())
+    }
 }

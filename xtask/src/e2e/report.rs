@@ -1,4 +1,4 @@
-//! docs/conformance.md: a section a focus, with a line for each test that the focus matches.
+//! docs/conformance.md: a section a focus and a DNS server, with a line for each test that the focus matches.
 
 use std::{collections::BTreeSet, fmt, fs, process::Command};
 
@@ -6,18 +6,21 @@ use anyhow::{Context, Result, bail};
 use regex::Regex;
 use serde_json::Value;
 
+use super::Dns;
 use crate::{root, step};
 
 const FILE: &str = "docs/conformance.md";
 const HEAD: &str = "# Kubernetes' own tests\n\n\
     Written by `cargo xtask e2e`, which runs tests of Kubernetes' end-to-end suite against a cluster on one machine, with\n\
     kubelets and containers and without kube-proxy: Ballast is installed from deploy/. A run replaces the section of its\n\
-    focus and names the commit it ran. A test that skipped itself tells why; one that does not was left out by `--skip`.\n";
+    focus and DNS server and names the commit it ran. A test that skipped itself tells why; one that does not was left out by\n\
+    `--skip`.\n";
 
 /// Of what and how a run was.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Facts {
     pub(super) versions: String,
+    pub(super) dns: Dns,
     pub(super) flavour: &'static str,
     pub(super) nodes: u8,
     pub(super) procs: u8,
@@ -66,19 +69,20 @@ impl Report {
     }
 
     fn section(&self, stamp: &Stamp) -> String {
-        let Facts { versions, flavour, nodes, procs, seconds, skip } = &self.facts;
+        let Facts { versions, dns, flavour, nodes, procs, seconds, skip } = &self.facts;
         let skip = if skip.is_empty() { "nothing".to_owned() } else { format!("`{skip}`") };
         let mut text = format!(
-            "## `{}`\n\n\
+            "{}\n\
              - {}\n- commit {}, {}, kernel {}\n- {versions}\n- deploy/, flavour {flavour}; {nodes} nodes, {procs} tests at once, \
-             {seconds} s; left out: {skip}\n- `cargo xtask e2e --focus '{}' --nodes {nodes}{}`\n\n```text\n",
-            self.focus,
+             {seconds} s; left out: {skip}\n- `cargo xtask e2e --focus '{}' --nodes {nodes}{}{}`\n\n```text\n",
+            title(&self.focus, *dns),
             self.summary(),
             stamp.commit,
             stamp.date,
             stamp.kernel,
             self.focus,
             if *flavour == "least" { " --least" } else { "" },
+            if *dns == Dns::Ballast { " --dns ballast" } else { "" },
         );
         for line in &self.lines {
             text.push_str(line);
@@ -88,11 +92,11 @@ impl Report {
         text
     }
 
-    /// Replaces the section of this focus.
+    /// Replaces the section of this focus and DNS server.
     pub(super) fn write(&self) -> Result<()> {
         let path = root::workspace().join(FILE);
         let page = fs::read_to_string(&path).unwrap_or_default();
-        fs::write(&path, replace(&page, &self.focus, &self.section(&Stamp::here()?)))
+        fs::write(&path, replace(&page, &title(&self.focus, self.facts.dns), &self.section(&Stamp::here()?)))
             .with_context(|| format!("cannot write {FILE}"))
     }
 }
@@ -124,9 +128,13 @@ fn line(spec: &Value, name: &str) -> String {
     }
 }
 
-/// The page with another section for a focus; the others stay as they are, in their order.
-fn replace(page: &str, focus: &str, section: &str) -> String {
-    let title = format!("## `{focus}`\n");
+/// The line above a section.
+fn title(focus: &str, dns: Dns) -> String {
+    format!("## `{focus}`, names by {}\n", dns.name())
+}
+
+/// The page with another section below a title; the others stay as they are, in their order.
+fn replace(page: &str, title: &str, section: &str) -> String {
     let mut parts: Vec<String> = Vec::new();
     for line in page.split_inclusive('\n') {
         match parts.last_mut() {
@@ -135,7 +143,7 @@ fn replace(page: &str, focus: &str, section: &str) -> String {
         }
     }
     let mut sections: Vec<String> = parts.into_iter().filter(|part| part.starts_with("## `")).collect();
-    match sections.iter_mut().find(|known| known.starts_with(&title)) {
+    match sections.iter_mut().find(|known| known.starts_with(title)) {
         Some(known) => section.clone_into(known),
         None => sections.push(section.to_owned()),
     }
@@ -216,15 +224,35 @@ mod tests {
 
     #[test]
     fn a_run_replaces_its_own_section_only() {
-        let first = replace("", "a", "## `a`\n\nold\n");
-        assert!(first.starts_with(HEAD));
-        let both = replace(&first, "b", "## `b`\n\n```text\npassed x\n```\n");
-        let again = replace(&both, "a", "## `a`\n\nnew\n");
-        assert!(
-            !again.contains("old") && again.contains("\n## `a`\n\nnew\n\n## `b`\n\n```text\npassed x\n```\n"),
-            "{again}"
-        );
-        assert_eq!(again.matches("# Kubernetes' own tests").count(), 1);
-        assert_eq!(replace(&again, "a", "## `a`\n\nnew\n"), again);
+        let titles =
+            [("a", Dns::Coredns), ("a", Dns::Ballast), ("ab", Dns::Coredns)].map(|(focus, dns)| title(focus, dns));
+        let section = |index: usize, body: &str| format!("{}\n```text\n{body}\n```\n", titles[index]);
+        let mut page = String::new();
+        for index in [0, 1, 2] {
+            page = replace(&page, &titles[index], &section(index, "old"));
+        }
+        assert!(page.starts_with(HEAD));
+        let all = |bodies: [&str; 3]| [0, 1, 2].map(|index| section(index, bodies[index])).join("\n");
+        assert_eq!(page, format!("{HEAD}\n{}", all(["old", "old", "old"])));
+        for (index, bodies) in
+            [["new", "old", "old"], ["old", "new", "old"], ["old", "old", "new"]].into_iter().enumerate()
+        {
+            let next = replace(&page, &titles[index], &section(index, "new"));
+            assert_eq!(next, format!("{HEAD}\n{}", all(bodies)));
+            assert_eq!(replace(&next, &titles[index], &section(index, "new")), next, "written twice");
+        }
+    }
+
+    #[test]
+    fn a_section_tells_how_to_repeat_it() -> Result<()> {
+        let stamp = Stamp { commit: "c".to_owned(), date: "d".to_owned(), kernel: "k".to_owned() };
+        for (dns, line) in [(Dns::Coredns, "--nodes 2`"), (Dns::Ballast, "--nodes 2 --dns ballast`")] {
+            let mut report = report("Services")?;
+            report.facts = Facts { dns, nodes: 2, ..Facts::default() };
+            let section = report.section(&stamp);
+            assert!(section.starts_with(&title("Services", dns)), "{section}");
+            assert!(section.contains(&format!("`cargo xtask e2e --focus 'Services' {line}\n")), "{section}");
+        }
+        Ok(())
     }
 }

@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use super::kind::Kind;
 use crate::{
     convert::{Issue, Severity},
-    model::{Changes, EndpointSlice, Model, Node, ObjectName, Pod, Service},
+    model::{Changes, EndpointSlice, Model, Node, ObjectName, Pod, Service, Touched},
     report::Problem,
 };
 
@@ -42,7 +42,7 @@ pub(super) enum Change {
     Slices(Delta<Option<EndpointSlice>>),
     Nodes(Delta<Node>),
     ServiceCidrs(Delta<Vec<IpNet>>),
-    Namespaces(Delta<()>),
+    Namespaces(Delta<BTreeMap<String, String>>),
     Pods(Delta<Pod>),
 }
 
@@ -86,8 +86,8 @@ impl Cluster {
         self.changes
     }
 
-    /// Applies a change; whether `live` is another one now. Until every kind is complete it stays untouched.
-    pub(super) fn apply(&mut self, live: &mut Model, change: Change) -> bool {
+    /// Applies a change; what of `live` is another one now. Until every kind is complete it stays untouched.
+    pub(super) fn apply(&mut self, live: &mut Model, change: Change) -> Touched {
         match &change {
             Change::Services(delta) => self.changes.services += delta.objects(),
             Change::Slices(delta) => self.changes.slices += delta.objects(),
@@ -95,7 +95,7 @@ impl Cluster {
         }
         let Self { pending, complete, settled, issues, .. } = self;
         let model = if *complete { &mut *live } else { pending };
-        let mut places = Places { issues, model_changed: false };
+        let mut places = Places { issues, touched: Touched::NOTHING };
         let kind = match change {
             Change::Services(delta) => places.apply(Kind::Service, &mut model.services, delta, ObjectName::clone, Some),
             Change::Slices(delta) => {
@@ -105,18 +105,18 @@ impl Cluster {
             Change::ServiceCidrs(delta) => {
                 places.apply(Kind::ServiceCidr, &mut model.service_cidrs, delta, |name| name.name.clone(), Some)
             }
-            Change::Namespaces(delta) => places.namespaces(&mut model.namespaces, delta),
+            Change::Namespaces(delta) => places.namespaces(model, delta),
             Change::Pods(delta) => places.apply(Kind::Pod, &mut model.pods, delta, ObjectName::clone, Some),
         };
-        let changed = places.model_changed && *complete;
+        let touched = if *complete { places.touched } else { Touched::NOTHING };
         settled.extend(kind);
-        self.complete_if_all(live) || changed
+        if self.complete_if_all(live) { Touched::All } else { touched }
     }
 
-    /// A kind that cannot be had and is not needed: nothing of it exists. Whether `live` is another one now.
-    pub(super) fn settle(&mut self, live: &mut Model, kind: Kind) -> bool {
+    /// A kind that cannot be had and is not needed: nothing of it exists. What of `live` is another one now.
+    pub(super) fn settle(&mut self, live: &mut Model, kind: Kind) -> Touched {
         self.settled.insert(kind);
-        self.complete_if_all(live)
+        if self.complete_if_all(live) { Touched::All } else { Touched::NOTHING }
     }
 
     fn complete_if_all(&mut self, live: &mut Model) -> bool {
@@ -147,30 +147,55 @@ fn object(kind: Kind, name: &ObjectName) -> String {
     if name.namespace.is_empty() { format!("{kind} {}", name.name) } else { format!("{kind} {name}") }
 }
 
+/// What the model holds of an object.
+trait Kept {
+    /// What another one touches, under this name.
+    fn touches(&self, _name: &ObjectName) -> Touched {
+        Touched::All
+    }
+}
+
+impl Kept for Service {}
+impl Kept for Node {}
+impl Kept for Pod {}
+impl Kept for Vec<IpNet> {}
+impl Kept for BTreeMap<String, String> {}
+impl Kept for EndpointSlice {
+    fn touches(&self, name: &ObjectName) -> Touched {
+        Touched::Endpoints([self.of(name)].into())
+    }
+}
+
 struct Places<'a> {
     issues: &'a mut BTreeMap<(Kind, ObjectName), Vec<Issue>>,
-    model_changed: bool,
+    touched: Touched,
 }
 
 impl Places<'_> {
-    /// Of a Namespace only its name is kept.
-    fn namespaces(&mut self, names: &mut BTreeSet<String>, delta: Delta<()>) -> Option<Kind> {
-        match delta {
-            Delta::Set(name, _) => self.model_changed |= names.insert(name.name),
-            Delta::Gone(name) => self.model_changed |= names.remove(&name.name),
+    /// Of a Namespace its name is kept, and its labels.
+    fn namespaces(&mut self, model: &mut Model, delta: Delta<BTreeMap<String, String>>) -> Option<Kind> {
+        match &delta {
+            Delta::Set(name, _) => self.touch_all_if(model.namespaces.insert(name.name.clone())),
+            Delta::Gone(name) => self.touch_all_if(model.namespaces.remove(&name.name)),
             Delta::Whole(found) => {
-                let whole: BTreeSet<String> = found.into_iter().map(|(name, _)| name.name).collect();
-                self.model_changed |= *names != whole;
-                *names = whole;
-                return Some(Kind::Namespace);
+                let whole: BTreeSet<String> = found.iter().map(|(name, _)| name.name.clone()).collect();
+                self.touch_all_if(model.namespaces != whole);
+                model.namespaces = whole;
             }
         }
-        None
+        let keep = |labels: BTreeMap<String, String>| Some(labels).filter(|labels| !labels.is_empty());
+        self.apply(Kind::Namespace, &mut model.namespace_labels, delta, |name| name.name.clone(), keep)
+    }
+
+    fn touch_all_if(&mut self, changed: bool) {
+        if changed {
+            self.touched = Touched::All;
+        }
     }
 
     /// Applies a delta to one of the model's maps; the kind if it is complete by that. `keep` is what the model holds of a
     /// value, if anything.
-    fn apply<K: Ord, T, V: PartialEq>(
+    fn apply<K: Ord, T, V: PartialEq + Kept>(
         &mut self,
         kind: Kind,
         objects: &mut BTreeMap<K, V>,
@@ -184,7 +209,7 @@ impl Places<'_> {
                 None
             }
             Delta::Gone(name) => {
-                self.model_changed |= objects.remove(&key(&name)).is_some();
+                self.put(objects, &name, &key, None);
                 self.issues.remove(&(kind, name));
                 None
             }
@@ -192,7 +217,8 @@ impl Places<'_> {
                 let present: BTreeSet<K> = found.iter().map(|(name, _)| key(name)).collect();
                 let before = objects.len();
                 objects.retain(|key, _| present.contains(key));
-                self.model_changed |= objects.len() != before;
+                // Which of them went is not worth to be known: it is rare, and whoever follows looks at all once.
+                self.touch_all_if(objects.len() != before);
                 self.issues.retain(|(of, name), _| *of != kind || present.contains(&key(name)));
                 for (name, found) in found {
                     self.set(kind, objects, name, found, &key, &keep);
@@ -202,7 +228,29 @@ impl Places<'_> {
         }
     }
 
-    fn set<K: Ord, T, V: PartialEq>(
+    /// Replaces what is held of an object.
+    fn put<K: Ord, V: PartialEq + Kept>(
+        &mut self,
+        objects: &mut BTreeMap<K, V>,
+        name: &ObjectName,
+        key: &impl Fn(&ObjectName) -> K,
+        value: Option<V>,
+    ) {
+        let at = key(name);
+        if objects.get(&at) == value.as_ref() {
+            return;
+        }
+        let new = value.as_ref().map(|value| value.touches(name));
+        let old = match value {
+            Some(value) => objects.insert(at, value),
+            None => objects.remove(&at),
+        };
+        for touched in new.into_iter().chain(old.map(|old| old.touches(name))) {
+            self.touched.add(touched);
+        }
+    }
+
+    fn set<K: Ord, T, V: PartialEq + Kept>(
         &mut self,
         kind: Kind,
         objects: &mut BTreeMap<K, V>,
@@ -213,15 +261,7 @@ impl Places<'_> {
     ) {
         let issues = match found {
             Ok((value, issues)) => {
-                let at = key(&name);
-                match keep(value) {
-                    Some(value) if objects.get(&at) == Some(&value) => {}
-                    Some(value) => {
-                        objects.insert(at, value);
-                        self.model_changed = true;
-                    }
-                    None => self.model_changed |= objects.remove(&at).is_some(),
-                }
+                self.put(objects, &name, key, keep(value));
                 issues
             }
             Err(mut issue) => {

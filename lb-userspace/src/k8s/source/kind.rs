@@ -1,6 +1,6 @@
 //! What is watched, and how it becomes model values.
 
-use std::fmt;
+use std::{collections::BTreeMap, fmt};
 
 use ipnet::IpNet;
 use k8s_openapi::{
@@ -243,18 +243,18 @@ impl Watched for ServiceCidr {
 }
 
 impl Watched for Namespace {
-    type Value = ();
+    type Value = BTreeMap<String, String>;
     const KIND: Kind = Kind::Namespace;
 
     fn meta(&self) -> &ObjectMeta {
         &self.metadata
     }
 
-    fn convert(&self) -> Found<()> {
-        Ok(((), Vec::new()))
+    fn convert(&self) -> Found<Self::Value> {
+        Ok((self.metadata.labels.clone(), Vec::new()))
     }
 
-    fn change(delta: Delta<()>) -> Change {
+    fn change(delta: Delta<Self::Value>) -> Change {
         Change::Namespaces(delta)
     }
 }

@@ -6,6 +6,7 @@
 //! The model is touched first when every kind has been listed once.
 
 mod access;
+mod api;
 mod calls;
 mod cluster;
 mod failure;
@@ -32,15 +33,16 @@ use self::{
 };
 pub use self::{
     access::{Access, AccessError},
+    api::{Api, Lease, Written, lease_time},
     calls::Calls,
     kind::{Kind, Selectors},
-    pace::Timing,
+    pace::{Timing, spread},
     recorder::{Recorder, Sent},
 };
 use super::{EndpointSlice, Namespace, Node, Pod, Service, ServiceCidr};
 use crate::{
     convert::Severity,
-    model::{Changes, Model},
+    model::{Changes, Model, Touched},
     report::{Problem, WatchStatus},
 };
 
@@ -102,13 +104,23 @@ impl Source {
         Self::watch(access, &Selectors::names(), timing, &kinds.collect::<Vec<_>>()).await
     }
 
+    /// Begins to watch what whoever gives load balancer addresses needs: all Services, whatever serves them, and the labels
+    /// of namespaces.
+    pub fn start_balancers(api: &Api, timing: Timing) -> Self {
+        Self::watch_with(api, &Selectors::default(), timing, &[Kind::Service, Kind::Namespace])
+    }
+
     async fn watch(access: Access, selectors: &Selectors, timing: Timing, kinds: &[Kind]) -> Result<Self, AccessError> {
+        Ok(Self::watch_with(&Api::open(access).await?, selectors, timing, kinds))
+    }
+
+    fn watch_with(api: &Api, selectors: &Selectors, timing: Timing, kinds: &[Kind]) -> Self {
+        let Api { connection, access } = api.clone();
         let words = access.words();
         let servers = match &access {
             Access::InCluster { servers, .. } => Some((servers.clone(), servers::read(servers))),
             Access::Kubeconfig { .. } | Access::Master(_) => None,
         };
-        let connection = Arc::new(Connection::open(access).await?);
         let (sender, updates) = mpsc::channel(QUEUE);
         let mut start = Start { connection, selectors, timing, sender, tasks: JoinSet::new() };
         for kind in kinds {
@@ -121,7 +133,7 @@ impl Source {
                 Kind::Pod => start.watch::<Pod>(),
             }
         }
-        Ok(Self {
+        Self {
             updates,
             cluster: Cluster::new(Kind::ALL.into_iter().filter(|kind| !kinds.contains(kind))),
             watches: Watches::new(kinds.iter().copied()),
@@ -130,7 +142,7 @@ impl Source {
             connection: start.connection,
             timing: start.timing,
             tasks: start.tasks,
-        })
+        }
     }
 
     /// Sends Events in the name of `node` from now on; it ends with this.
@@ -148,22 +160,22 @@ impl Source {
         self.connection.calls.clone()
     }
 
-    /// Waits for news and applies all there are; whether the model is another one now. Nothing is lost when it is dropped
+    /// Waits for news and applies all there are; what of the model is another one now. Nothing is lost when it is dropped
     /// before its end.
-    pub async fn changed(&mut self, model: &mut Model) -> bool {
+    pub async fn changed(&mut self, model: &mut Model) -> Touched {
         let Some(first) = self.updates.recv().await else { return std::future::pending().await };
-        let mut changed = self.apply(model, first);
+        let mut touched = self.apply(model, first);
         for _ in 0..QUEUE {
             let Ok(update) = self.updates.try_recv() else { break };
-            changed |= self.apply(model, update);
+            touched.add(self.apply(model, update));
         }
-        if changed {
+        if touched != Touched::NOTHING {
             self.keep_servers(model);
         }
-        changed
+        touched
     }
 
-    fn apply(&mut self, model: &mut Model, update: Update) -> bool {
+    fn apply(&mut self, model: &mut Model, update: Update) -> Touched {
         match update {
             Update::Change(change, listed) => {
                 let kind = change.kind();
@@ -175,17 +187,17 @@ impl Source {
             }
             Update::Following(kind) => {
                 self.watches.following(kind);
-                false
+                Touched::NOTHING
             }
             Update::Heard(kind) => {
                 self.watches.heard(kind);
-                false
+                Touched::NOTHING
             }
             Update::Failed(kind, failure, problem) => {
                 let missing = failure.cause == Cause::Missing;
                 let settles = kind.is_optional() && (missing || matches!(failure.cause, Cause::Forbidden(_)));
                 self.watches.failed(kind, &failure, problem, missing && kind.is_optional());
-                settles && self.cluster.settle(model, kind)
+                if settles { self.cluster.settle(model, kind) } else { Touched::NOTHING }
             }
         }
     }

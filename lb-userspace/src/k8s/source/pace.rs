@@ -65,7 +65,7 @@ impl Pace {
 }
 
 /// Anything from nothing to `most`.
-pub(super) fn spread(most: Duration) -> Duration {
+pub fn spread(most: Duration) -> Duration {
     // Keyed anew with every call.
     let random = RandomState::new().build_hasher().finish();
     let nanoseconds = u64::try_from(most.as_nanos()).unwrap_or(u64::MAX);

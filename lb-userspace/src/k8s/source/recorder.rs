@@ -276,7 +276,7 @@ fn shortened(note: &str) -> &str {
     note.get(..end).unwrap_or_default()
 }
 
-fn micro_time(at: SystemTime) -> String {
+pub(super) fn micro_time(at: SystemTime) -> String {
     jiff::Timestamp::try_from(at).map_or_else(|_| "1970-01-01T00:00:00.000000Z".to_owned(), |at| format!("{at:.6}"))
 }
 

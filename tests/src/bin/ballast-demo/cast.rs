@@ -112,10 +112,27 @@ impl Cast {
             };
             let ports = |of| new.iter().filter(|(protocol, _)| *protocol == of).map(|(_, port)| *port).collect();
             let (tcp, udp): (Vec<u16>, Vec<u16>) = (ports(Protocol::Tcp), ports(Protocol::Udp));
-            self.servers.push(Echo::start(pod, &tcp, &udp)?);
+            self.servers.push(Echo::start_page(pod, &tcp, &udp)?);
             placed.open.extend(new);
         }
         Ok(())
+    }
+
+    /// The first Pod of the namespace that has a place, by its name in the world.
+    pub(crate) fn first_of(&self, namespace: &str) -> Option<&str> {
+        let mut placed = self.placed.iter();
+        placed.find(|(name, _)| name.namespace == namespace).map(|(_, placed)| &*placed.name)
+    }
+
+    /// The first Pod of all, and its namespace.
+    pub(crate) fn with_namespace(&self) -> Option<(&str, &str)> {
+        self.placed.first_key_value().map(|(name, placed)| (&*placed.name, &*name.namespace))
+    }
+
+    /// A Pod of another namespace, and that namespace.
+    pub(crate) fn outside_of(&self, namespace: &str) -> Option<(&str, &str)> {
+        let mut placed = self.placed.iter();
+        placed.find(|(name, _)| name.namespace != namespace).map(|(name, placed)| (&*placed.name, &*name.namespace))
     }
 
     /// Who has this address.

@@ -1,12 +1,17 @@
 //! `cargo xtask run`: a small cluster in network namespaces, a folder of documents, and every access path tried.
 
+mod away;
 mod cast;
+mod names;
 mod paths;
+mod picks;
 mod progress;
+mod sheet;
 mod signals;
 mod stage;
 mod table;
 mod targets;
+mod ways;
 
 use std::{
     io::IsTerminal as _,
@@ -105,7 +110,9 @@ fn try_all(stage: &Stage, progress: &Progress, signals: &Signals, begin: Instant
     progress.end();
     let failed = rows.iter().filter(|row| row.result.is_err()).count();
     println!("{}", table::show(&rows, &stage.targets));
-    println!("{} access paths, {failed} failed, {:.1} s", rows.len(), begin.elapsed().as_secs_f64());
+    let (commands, failed_commands) = ways::try_all(stage, signals)?;
+    let (count, failed) = (rows.len() + commands, failed + failed_commands);
+    println!("\n{count} access paths, {failed} failed, {:.1} s", begin.elapsed().as_secs_f64());
     Ok(failed)
 }
 

@@ -1,13 +1,15 @@
 //! The cluster: namespaces, documents, echo servers, agents.
 
 use std::{
+    ffi::OsString,
     fs,
+    net::SocketAddr,
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context, bail};
 use ipnet::IpNet;
-use lb_tests::{Agent, Network, Node, Place, Setup, World};
+use lb_tests::{Agent, Network, Node, Place, Pod, Setup, World};
 use lb_userspace::{
     file_source::{self, Options, Source, Watch},
     model::Model,
@@ -16,10 +18,14 @@ use tokio::sync::mpsc;
 
 use crate::{
     cast::{self, Cast},
+    names,
     progress::Progress,
     signals::Signals,
     targets::{Target, targets},
 };
+
+/// The file of the name service's documents.
+const NAMES: &str = "demo-kube-dns.yaml";
 
 /// The running cluster; everything goes when it is dropped.
 pub(crate) struct Stage {
@@ -27,8 +33,10 @@ pub(crate) struct Stage {
     agents: Vec<Agent>,
     hooked: Vec<bool>,
     cast: Cast,
-    model: Model,
+    pub(crate) model: Model,
     source: Source,
+    /// The name service is ours, and at its Service's address.
+    names: bool,
     pub(crate) targets: Vec<Target>,
     pub(crate) world: World,
 }
@@ -61,28 +69,42 @@ impl Stage {
             world.apply_nodes()?;
             loaded = source.reload()?;
         }
+        let names = !loaded.model.services.contains_key(&names::service());
+        if names {
+            world.apply_documents(NAMES, &names::documents(&world, &loaded.model))?;
+            loaded = source.reload()?;
+        }
         let folder = format!("{}/", world.manifests().display());
         for finding in &loaded.findings {
             progress.note(&finding.to_string().replace(&folder, ""));
         }
-        let model = loaded.model;
         progress.say("starting the pods");
         let mut cast = Cast::default();
-        cast.place(&mut world, &model, |line| progress.note(line))?;
+        cast.place(&mut world, &loaded.model, |line| progress.note(line))?;
         signals.check()?;
         progress.say("starting an agent on each node");
         let mut agents = Vec::new();
         for node in world.nodes() {
-            agents.push(Agent::start(&world, node, &Setup::tcx(true))?);
+            agents.push(start(&world, node)?);
             signals.check()?;
         }
         let hooked: Vec<bool> =
             agents.iter().map(|agent| Ok(agent.status()?.socket_hooks.attached)).collect::<anyhow::Result<_>>()?;
-        let targets = targets(&model, &cast);
-        let stage = Self { agents, hooked, cast, model, source, targets, world };
+        // With what the agents allocated.
+        let model = source.reload()?.model;
+        let mut stage = Self { agents, hooked, cast, model, source, names, targets: Vec::new(), world };
+        stage.aim();
         stage.check_services()?;
         stage.route_load_balancers()?;
         Ok(stage)
+    }
+
+    /// Finds what is to be tried. The name service is tried by those who ask it.
+    fn aim(&mut self) {
+        self.targets = targets(&self.model, &self.cast);
+        if self.names {
+            self.targets.retain(|target| target.object != names::service());
+        }
     }
 
     fn check_services(&self) -> anyhow::Result<()> {
@@ -109,6 +131,36 @@ impl Stage {
     /// The client outside.
     pub(crate) fn client(&self) -> &Place {
         self.world.client()
+    }
+
+    /// A pod of the namespace.
+    pub(crate) fn first_of(&self, namespace: &str) -> Option<&Place> {
+        self.place(self.cast.first_of(namespace)?)
+    }
+
+    /// A pod of another namespace, and that namespace.
+    pub(crate) fn outside_of(&self, namespace: &str) -> Option<(&Place, &str)> {
+        let (name, namespace) = self.cast.outside_of(namespace)?;
+        Some((self.place(name)?, namespace))
+    }
+
+    fn place(&self, pod: &str) -> Option<&Place> {
+        self.world.pods().find(|known| known.name() == pod).map(Pod::place)
+    }
+
+    /// Where the resolver file of a namespace's pods is, once it was printed.
+    pub(crate) fn resolver_file(&self, namespace: &str) -> PathBuf {
+        self.world.directory().join(format!("resolv-{namespace}.conf"))
+    }
+
+    /// The command that prints a pod's resolver file.
+    pub(crate) fn resolv(&self, namespace: &str) -> Vec<String> {
+        if self.names {
+            return ballast(&["resolv", namespace]);
+        }
+        // The documents' own name service is an echo server here.
+        let nameserver = self.world.node(0).ipv4().to_string();
+        ["ballast", "resolv", namespace, "--nameserver", &nameserver].map(str::to_owned).to_vec()
     }
 
     /// Whether the node's agent chooses backends at `connect()`.
@@ -141,7 +193,7 @@ impl Stage {
         }
         self.model = loaded.model;
         let new = self.cast.place(&mut self.world, &self.model, |line| progress.note(line))?;
-        self.targets = targets(&self.model, &self.cast);
+        self.aim();
         self.route_load_balancers()?;
         for pod in self.world.pods().filter(|pod| new.iter().any(|name| name == pod.name())) {
             progress.note(&format!("  ip netns exec {} bash      # pod {}", pod.namespace().name(), pod.name()));
@@ -181,6 +233,14 @@ impl Stage {
         for pod in self.world.pods() {
             line(pod, &format!("pod {}", pod.name()));
         }
+        if let Some((pod, namespace)) = self.cast.with_namespace() {
+            let resolver = self.resolver_file(namespace);
+            let (pod, resolver) = (self.place(pod).map_or("", |place| place.namespace().name()), resolver.display());
+            let mount = format!("mount --bind {resolver} /etc/resolv.conf && exec bash");
+            text.push_str(&format!(
+                "  ip netns exec {pod} unshare --mount sh -c '{mount}'      # and it finds names\n"
+            ));
+        }
         let folder = self.world.manifests();
         text.push_str(&format!(
             "Edit the documents in {}: the agents follow, new Pods get a namespace.",
@@ -188,6 +248,23 @@ impl Stage {
         ));
         text
     }
+}
+
+/// The agent of a node, which answers for names too.
+fn start(world: &World, node: &Node) -> anyhow::Result<Agent> {
+    let [documents, allocations] = [world.manifests(), world.directory().join("allocations.json")];
+    let mut source: Vec<OsString> =
+        ["-f".into(), documents.into(), "--allocations".into(), allocations.into(), "--dns".into()].into();
+    for address in [[127, 0, 0, 1].into()].into_iter().chain(node.ips()) {
+        source.extend(["--dns-listen".into(), SocketAddr::new(address, 53).to_string().into()]);
+    }
+    Agent::start_on(world, node, &Setup::tcx(true), source)
+}
+
+/// A command of `ballast` that reads the documents, for the world's folder.
+pub(crate) fn ballast(words: &[&str]) -> Vec<String> {
+    let words = ["ballast"].iter().chain(words).chain(&["-f", "manifests", "--allocations", "allocations.json"]);
+    words.map(|&word| word.to_owned()).collect()
 }
 
 /// The documents: name and text of each file.

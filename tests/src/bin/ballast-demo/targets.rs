@@ -23,6 +23,8 @@ pub(crate) struct Target {
 pub(crate) struct Port {
     pub(crate) protocol: Protocol,
     pub(crate) number: u16,
+    /// It is the first one of the Service: that of its variables.
+    pub(crate) is_first: bool,
     /// Its nodePort.
     pub(crate) exposed: Option<u16>,
     pub(crate) backends: Vec<Backend>,
@@ -70,7 +72,7 @@ fn target(model: &Model, cast: &Cast, object: &ObjectName, service: &Service) ->
         .filter(|(name, slice)| name.namespace == object.namespace && slice.service == object.name)
         .map(|(_, slice)| slice)
         .collect();
-    for port in &service.ports {
+    for (index, port) in service.ports.iter().enumerate() {
         if port.protocol == Protocol::Sctp {
             target.left_out.push(format!("port {}/SCTP: served, but there is no echo server for it", port.port));
             continue;
@@ -79,6 +81,7 @@ fn target(model: &Model, cast: &Cast, object: &ObjectName, service: &Service) ->
             Ok(backends) => target.ports.push(Port {
                 protocol: port.protocol,
                 number: port.port.get(),
+                is_first: index == 0,
                 exposed: port.node_port.map(std::num::NonZero::get),
                 backends,
             }),

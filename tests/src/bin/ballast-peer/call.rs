@@ -63,7 +63,14 @@ impl Target {
         let mut stream = BufReader::new(stream);
         let mut line = String::new();
         stream.read_line(&mut line)?;
-        read_greeting(&line, answer)?;
+        if line.starts_with("HTTP/") {
+            while !matches!(line.as_str(), "\r\n" | "") {
+                line.clear();
+                stream.read_line(&mut line)?;
+            }
+            stream.read_line(&mut line)?;
+        }
+        read_greeting(line.trim_start(), answer)?;
         Ok(stream)
     }
 

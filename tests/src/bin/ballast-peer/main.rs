@@ -39,6 +39,9 @@ struct Server {
     /// Addresses to listen on; all, if none is given.
     #[arg(long)]
     bind: Vec<IpAddr>,
+    /// Greet over TCP with an HTTP page, for clients such as curl.
+    #[arg(long)]
+    page: bool,
 }
 
 #[derive(Subcommand)]

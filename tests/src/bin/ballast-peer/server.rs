@@ -27,10 +27,10 @@ impl Server {
             }
         }
         println!("{{\"ready\":true}}");
-        let name = &*self.name;
+        let (name, greet) = (&*self.name, if self.page { page } else { greeting });
         thread::scope(|scope| {
             for listener in &tcp {
-                scope.spawn(move || serve_tcp(name, listener));
+                scope.spawn(move || serve_tcp(name, greet, listener));
             }
             for socket in &udp {
                 scope.spawn(move || serve_udp(name, socket));
@@ -40,18 +40,21 @@ impl Server {
     }
 }
 
-fn serve_tcp(name: &str, listener: &TcpListener) {
+/// What a connection gets first: of the server's name and the client's address.
+type Greet = fn(&str, SocketAddr) -> String;
+
+fn serve_tcp(name: &str, greet: Greet, listener: &TcpListener) {
     for stream in listener.incoming().flatten() {
         let name = name.to_owned();
         // A client that goes away ends its own thread only.
-        thread::spawn(move || drop(echo_tcp(&name, stream)));
+        thread::spawn(move || drop(echo_tcp(&name, greet, stream)));
     }
 }
 
-fn echo_tcp(name: &str, mut stream: TcpStream) -> io::Result<()> {
+fn echo_tcp(name: &str, greet: Greet, mut stream: TcpStream) -> io::Result<()> {
     let from = stream.peer_addr()?;
     stream.set_nodelay(true)?;
-    stream.write_all(greeting(name, from).as_bytes())?;
+    stream.write_all(greet(name, from).as_bytes())?;
     let mut buffer = vec![0; 1 << 16];
     loop {
         let count = stream.read(&mut buffer)?;
@@ -73,4 +76,10 @@ fn serve_udp(name: &str, socket: &UdpSocket) {
 
 fn greeting(name: &str, from: SocketAddr) -> String {
     format!("{name} {} {}\n", from.ip().to_canonical(), from.port())
+}
+
+/// The greeting as what curl shows: it is sent before the request, which is echoed behind it and read by nobody.
+fn page(name: &str, from: SocketAddr) -> String {
+    let body = greeting(name, from);
+    format!("HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}", body.len())
 }

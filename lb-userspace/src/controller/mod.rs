@@ -1,0 +1,294 @@
+//! `ballast controller`: gives Services of a cluster their load balancer addresses, where no cloud does.
+//!
+//! ```text
+//! Lease -> Leadership --+
+//! Services, Namespaces -+-> decide (pure) -> statuses, Events
+//! address pools --------+
+//! ```
+//! The statuses are its memory: whoever leads next lists the Services and goes on. It leads only while its Lease is sure to
+//! hold, and asks so before each write.
+
+mod decide;
+mod election;
+mod leadership;
+mod pool_source;
+mod site;
+
+use std::{
+    collections::BTreeSet,
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use futures_util::{StreamExt as _, stream};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::watch,
+    time::{MissedTickBehavior, interval, sleep},
+};
+
+pub use self::{
+    decide::{Decision, Underway, Wanted, decide, settle},
+    election::{Candidate, Record, Terms},
+    leadership::LeaseOptions,
+    pool_source::PoolSource,
+};
+use self::{
+    leadership::{Campaign, Leadership},
+    pool_source::Reader,
+    site::Site,
+};
+use crate::{
+    convert::Severity,
+    events::{Event, Ledger, Regarding},
+    k8s::source::{Access, Api, Kind, Recorder, Source, Timing, Written},
+    model::{Model, ObjectName, Touched},
+    report::Problem,
+};
+
+/// Statuses that are written at the same time.
+const AT_ONCE: usize = 8;
+/// Before another try after a write that failed.
+const AGAIN: Duration = Duration::from_secs(1);
+const LONGEST: Duration = Duration::from_secs(30);
+
+/// What `ballast controller` is asked for.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The API server.
+    pub access: Access,
+    /// The pools.
+    pub pools: PoolSource,
+    /// The Lease; none: this is the only controller.
+    pub lease: Option<LeaseOptions>,
+    /// Where `/health` and `/ready` are.
+    pub health: Option<SocketAddr>,
+    /// Where `/metrics` is.
+    pub metrics: Option<SocketAddr>,
+}
+
+/// Runs until SIGTERM or SIGINT; then gives its Lease back.
+///
+/// # Errors
+/// The credentials cannot be used.
+pub async fn run(options: Options) -> anyhow::Result<()> {
+    let api = Api::open(options.access).await?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let identity = options.lease.as_ref().map_or_else(|| "controller".to_owned(), |lease| lease.identity.clone());
+    let (end, ended) = watch::channel(false);
+    let (leadership, campaign, _alone) = match options.lease {
+        Some(lease) => {
+            let (campaign, leadership) = Campaign::new(api.clone(), lease);
+            (leadership, Some(tokio::spawn(campaign.run(ended))), None)
+        }
+        None => {
+            let (leadership, alone) = Leadership::alone();
+            (leadership, None, Some(alone))
+        }
+    };
+    let site = Site::new(api.calls(), leadership.clone());
+    let _pages = site.listen(options.health, options.metrics);
+    let controller =
+        Controller { api, leadership, site: Arc::clone(&site), identity, reader: Reader::new(options.pools) };
+    tokio::select! {
+        () = controller.run() => {}
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    site.change(|shown| shown.ending = true);
+    // Nothing is written any more from here on: the controller is dropped.
+    end.send_replace(true);
+    if let Some(campaign) = campaign {
+        campaign.await?;
+    }
+    Ok(())
+}
+
+struct Controller {
+    api: Api,
+    leadership: Leadership,
+    site: Arc<Site>,
+    identity: String,
+    reader: Reader,
+}
+
+impl Controller {
+    async fn run(mut self) {
+        loop {
+            self.wait().await;
+            let mut leadership = self.leadership.clone();
+            // What is under way when the Lease is lost is dropped where it stands.
+            tokio::select! {
+                () = self.lead() => {}
+                () = leadership.lost() => {}
+            }
+            self.site.change(|shown| {
+                shown.listed = false;
+                shown.assigned = 0;
+                shown.pending = 0;
+                shown.in_use.clear();
+            });
+        }
+    }
+
+    /// Until it leads; the pools are read meanwhile, so that what is wrong with them is told before they are needed.
+    async fn wait(&mut self) {
+        let mut leadership = self.leadership.clone();
+        loop {
+            self.read_pools().await;
+            tokio::select! {
+                () = leadership.won() => return,
+                () = sleep(pool_source::EVERY) => {}
+            }
+        }
+    }
+
+    async fn read_pools(&mut self) -> bool {
+        let changed = self.reader.read(&self.api).await;
+        let (has_pools, is_stale) = (self.reader.pools.is_some(), self.reader.problem.is_some());
+        self.site.change(|shown| {
+            shown.has_pools = has_pools;
+            shown.is_stale = is_stale;
+        });
+        changed
+    }
+
+    /// What a leader does. The Services are listed after the Lease was had: nothing the leader before wrote is missed.
+    async fn lead(&mut self) {
+        let mut source = Source::start_balancers(&self.api, Timing::default());
+        let recorder = source.recorder(&self.identity);
+        let mut ledger = Ledger::default();
+        let mut told: Vec<Problem> = Vec::new();
+        let (mut model, mut underway) = (Model::default(), Underway::new());
+        let mut looks = interval(pool_source::EVERY);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let (mut is_due, mut pause) = (false, Duration::ZERO);
+        let mut listed = false;
+        let mut refused = BTreeSet::new();
+        loop {
+            tokio::select! {
+                touched = source.changed(&mut model) => is_due |= touched != Touched::NOTHING,
+                _ = looks.tick() => is_due |= self.read_pools().await,
+                () = sleep(pause), if pause > Duration::ZERO => is_due = true,
+            }
+            tell(&mut told, source.problems(Severity::Error));
+            send(&mut ledger, &recorder, &refused);
+            self.site.change(|shown| shown.events = recorder.sent());
+            if !source.is_complete() || !is_due {
+                continue;
+            }
+            let Some(pools) = &self.reader.pools else { continue };
+            is_due = false;
+            if !std::mem::replace(&mut listed, true) {
+                tracing::info!("{} Services of {}", model.services.len(), source.words());
+            }
+            settle(&mut underway, &model);
+            let decision = decide(&model, pools, &underway);
+            let failed = self.write(&model, &decision, &mut underway).await;
+            pause = match (failed, pause) {
+                (false, _) => Duration::ZERO,
+                (true, Duration::ZERO) => AGAIN,
+                (true, before) => (before * 2).min(LONGEST),
+            };
+            refused = events(&decision);
+            send(&mut ledger, &recorder, &refused);
+            self.site.change(|shown| {
+                shown.listed = true;
+                shown.assigned = decision.assigned;
+                shown.pending = decision.refusals.len() as u64;
+                shown.in_use = pools
+                    .iter()
+                    .map(|pool| (pool.name.clone(), decision.in_use.get(&pool.name).copied().unwrap_or(0)))
+                    .collect();
+            });
+        }
+    }
+
+    /// Writes what differs, several at a time; whether some failed.
+    async fn write(&self, model: &Model, decision: &Decision, underway: &mut Underway) -> bool {
+        let all = decision.writes.iter().filter_map(|(name, wanted)| Some((name, model.services.get(name)?, wanted)));
+        // What is on its way was decided for the same Service: it is not written again before it is seen.
+        let all = all.filter(|(name, _, wanted)| {
+            let sent = underway.get(*name).map(|(_, ips)| ips);
+            sent.is_none() || sent != wanted.ingress.as_ref()
+        });
+        let write = |(name, service, wanted)| async move {
+            // In front of each: a Lease may end while others are written.
+            let written =
+                if self.leadership.leads() { Some(self.api.write_status(name, service, wanted).await) } else { None };
+            (name, service, wanted, written)
+        };
+        let all: Vec<_> = all.collect();
+        let mut answers = stream::iter(all).map(write).buffer_unordered(AT_ONCE);
+        let mut failed = false;
+        while let Some((name, service, wanted, written)) = answers.next().await {
+            match written {
+                Some(Ok(Written::Done)) => {
+                    let ips = wanted.ingress.clone().unwrap_or_else(|| service.load_balancer_ips.clone());
+                    say(name, &service.load_balancer_ips, &ips);
+                    underway.insert(name.clone(), (service.clone(), ips));
+                    self.site.change(|shown| shown.written += 1);
+                }
+                Some(Ok(Written::Newer)) => {
+                    self.site.change(|shown| shown.outdated += 1);
+                    failed = true;
+                }
+                Some(Err(problem)) => {
+                    tracing::warn!("{}: {} ({})", problem.object, problem.cause, problem.fix);
+                    self.site.change(|shown| shown.failed += 1);
+                    failed = true;
+                }
+                None => failed = true,
+            }
+        }
+        failed
+    }
+}
+
+fn say(name: &ObjectName, before: &[std::net::IpAddr], after: &[std::net::IpAddr]) {
+    let words = |ips: &[std::net::IpAddr]| match ips {
+        [] => "no address".to_owned(),
+        ips => ips.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
+    };
+    if before != after {
+        tracing::info!("Service {name}: {} instead of {}", words(after), words(before));
+    }
+}
+
+/// Problems that are new, and once that one is over.
+fn tell(told: &mut Vec<Problem>, now: Vec<Problem>) {
+    for problem in now.iter().filter(|problem| !told.contains(problem)) {
+        tracing::warn!("{}: {} ({})", problem.object, problem.cause, problem.fix);
+    }
+    for problem in told.iter().filter(|problem| !now.contains(problem)) {
+        tracing::info!("{}: well again", problem.object);
+    }
+    *told = now;
+}
+
+/// What is due of them; what does not fit into the queue comes with the next look.
+fn send(ledger: &mut Ledger, recorder: &Recorder, events: &BTreeSet<Event>) {
+    for due in ledger.observe(events.clone(), Instant::now()) {
+        let event = due.event.clone();
+        if !recorder.send(due) {
+            ledger.not_sent(&event);
+        }
+    }
+}
+
+fn events(decision: &Decision) -> BTreeSet<Event> {
+    let of = |(name, refusals): (&ObjectName, &Vec<crate::pools::Refusal>)| {
+        let regarding = Regarding { kind: Kind::Service, name: name.clone() };
+        let event = |refusal: &crate::pools::Refusal| Event {
+            regarding: regarding.clone(),
+            reason: refusal.reason.word(),
+            note: refusal.to_string(),
+            of_node: false,
+            varies: false,
+        };
+        refusals.iter().map(event).collect::<Vec<_>>()
+    };
+    decision.refusals.iter().flat_map(of).collect()
+}

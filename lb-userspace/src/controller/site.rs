@@ -1,0 +1,154 @@
+//! `/health`, `/ready` and `/metrics` of the controller.
+
+use std::{
+    future::ready,
+    net::SocketAddr,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use http::{Request, StatusCode};
+use hyper::body::Incoming;
+use prometheus_client::{
+    encoding::{EncodeLabelSet, text},
+    metrics::{counter::ConstCounter, family::Family, gauge::Gauge},
+    registry::Registry,
+};
+
+use super::leadership::Leadership;
+use crate::{
+    k8s::source::{Calls, Sent},
+    web::{Answer, Listening, answer, metrics, not_found},
+};
+
+const TEXT: &str = "text/plain; charset=utf-8";
+
+/// What the pages are made of.
+pub(super) struct Site {
+    calls: Calls,
+    leadership: Leadership,
+    shown: Mutex<Shown>,
+}
+
+/// What the controller tells of itself.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Shown {
+    pub(super) ending: bool,
+    /// The Services have all been listed; of a leader.
+    pub(super) listed: bool,
+    /// The pools were read once.
+    pub(super) has_pools: bool,
+    /// They cannot be read, or are wrong.
+    pub(super) is_stale: bool,
+    pub(super) assigned: u64,
+    pub(super) pending: u64,
+    /// Addresses in use by pool.
+    pub(super) in_use: Vec<(String, u64)>,
+    pub(super) written: u64,
+    pub(super) outdated: u64,
+    pub(super) failed: u64,
+    pub(super) events: Sent,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Labelled {
+    pool: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct State {
+    state: &'static str,
+}
+
+impl Site {
+    pub(super) fn new(calls: Calls, leadership: Leadership) -> Arc<Self> {
+        Arc::new(Self { calls, leadership, shown: Mutex::default() })
+    }
+
+    pub(super) fn change(&self, change: impl FnOnce(&mut Shown)) {
+        change(&mut self.shown.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    fn shown(&self) -> Shown {
+        self.shown.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Serves health and metrics where they are asked for.
+    pub(super) fn listen(self: &Arc<Self>, health: Option<SocketAddr>, metrics: Option<SocketAddr>) -> Vec<Listening> {
+        let start = |at, object, flag, answer: fn(&Self, &str) -> Answer| {
+            let site = Arc::clone(self);
+            let respond = move |request: Request<Incoming>| ready(answer(&site, request.uri().path()));
+            Listening::start(at, object, &format!("give another {flag} ADDR:PORT"), respond)
+        };
+        let health = health.map(|at| start(at, "health of the controller", "--healthz-bind-address", Self::health));
+        let metrics = metrics.map(|at| start(at, "metrics of the controller", "--metrics-bind-address", Self::page));
+        health.into_iter().chain(metrics).collect()
+    }
+
+    /// Alive until it is told to end. Ready is a leader that has listed the Services, or a replica that knows who leads.
+    fn health(&self, path: &str) -> Answer {
+        let Shown { ending, listed, has_pools, .. } = self.shown();
+        let leads = self.leadership.leads();
+        let why = match path {
+            "/health" | "/ready" if ending => "it is ending",
+            "/ready" if !has_pools => "the address pools have not been read yet",
+            "/ready" if leads && !listed => "the Services have not all been listed yet",
+            "/ready" if !leads && !self.leadership.is_heard() => "the Lease has not been read yet",
+            "/health" | "/ready" => return answer(StatusCode::OK, TEXT, "OK\n".to_owned()),
+            _ => return not_found(),
+        };
+        answer(StatusCode::SERVICE_UNAVAILABLE, TEXT, format!("{why}\n"))
+    }
+
+    fn page(&self, path: &str) -> Answer {
+        if path != "/metrics" {
+            return not_found();
+        }
+        let mut registry = Registry::default();
+        self.calls.register(&mut registry);
+        self.register(registry.sub_registry_with_prefix("ballast_controller"));
+        metrics::process(registry.sub_registry_with_prefix("process"));
+        let mut page = String::new();
+        match text::encode(&mut page, &registry) {
+            Ok(()) => answer(StatusCode::OK, metrics::CONTENT_TYPE, page),
+            Err(error) => answer(StatusCode::INTERNAL_SERVER_ERROR, TEXT, format!("{error}\n")),
+        }
+    }
+
+    fn register(&self, registry: &mut Registry) {
+        let shown = self.shown();
+        let gauge = |value: u64| {
+            let gauge = Gauge::<i64>::default();
+            gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
+            gauge
+        };
+        registry.register("leader", "Whether this replica holds the Lease", gauge(self.leadership.leads().into()));
+        let help = "Whether the address pools cannot be read or are wrong: the last good ones are in use";
+        registry.register("pools_stale", help, gauge(shown.is_stale.into()));
+        let services = Family::<State, Gauge>::default();
+        for (state, value) in [("assigned", shown.assigned), ("pending", shown.pending)] {
+            services.get_or_create(&State { state }).set(i64::try_from(value).unwrap_or(i64::MAX));
+        }
+        let help = "Services of type LoadBalancer that have addresses of ours, or are refused some";
+        registry.register("services", help, services);
+        let in_use = Family::<Labelled, Gauge>::default();
+        for (pool, count) in shown.in_use {
+            in_use.get_or_create(&Labelled { pool }).set(i64::try_from(count).unwrap_or(i64::MAX));
+        }
+        registry.register(
+            "pool_addresses_in_use",
+            "Addresses that Services have, by pool; a shared one counts for each",
+            in_use,
+        );
+        let statuses = registry.sub_registry_with_prefix("status_writes");
+        statuses.register("done", "Statuses written", ConstCounter::new(shown.written));
+        statuses.register(
+            "outdated",
+            "Not written, for the Service was another one by then",
+            ConstCounter::new(shown.outdated),
+        );
+        statuses.register("failed", "Not written: the API server did not take them", ConstCounter::new(shown.failed));
+        let events = registry.sub_registry_with_prefix("events");
+        events.register("sent", "Events the API server has", ConstCounter::new(shown.events.sent));
+        events.register("dropped", "Events nobody wanted any more", ConstCounter::new(shown.events.dropped));
+    }
+}
