@@ -36,7 +36,7 @@ pub(crate) enum Bench {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<OsString>,
     },
-    /// Answers a second, their time, start-up and memory of `ballast dns`, beside CoreDNS
+    /// Answers a second, their time, start-up and memory of `ballast dns`, beside `CoreDNS`
     #[command(disable_help_flag = true)]
     Dns {
         /// Arguments of the benchmark

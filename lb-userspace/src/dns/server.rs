@@ -174,7 +174,7 @@ impl Inner {
         let recursion = self.may_recurse(client);
         let flags = Flags { recursion, ..Flags::default() };
         let asks = recursion && asked.head.recursion_desired();
-        let target = match self.from_zone(asked, query, flags, out) {
+        let target = match self.ask_zone(asked, query, flags, out) {
             Local::Done(code) => return Ok(code),
             Local::LeadsOut(_) if !asks => return Ok(Code::NoError),
             Local::Foreign if !asks => return Ok(asked.plain(out, Code::Refused, flags)),
@@ -194,7 +194,7 @@ impl Inner {
         self.rules.upstream.is_some() && self.rules.recursion.iter().any(|net| net.contains(&client))
     }
 
-    fn from_zone(&self, asked: &Asked<'_>, query: &Query<'_>, flags: Flags, out: &mut Vec<u8>) -> Local {
+    fn ask_zone(&self, asked: &Asked<'_>, query: &Query<'_>, flags: Flags, out: &mut Vec<u8>) -> Local {
         let mut name = String::new();
         query.name(&mut name);
         let said = self.zones.with(|zone| self.in_zone(zone, asked, query, &name, flags, out));

@@ -127,7 +127,7 @@ fn message<'a>(cursor: &mut Cursor<'a>, head: Head) -> Option<Query<'a>> {
     }
     let mut edns = None;
     for _ in 0..others {
-        if let Some(found) = record(cursor)? {
+        if let Record::Edns(found) = record(cursor)? {
             // RFC 6891 section 6.1.1: one at most.
             edns.is_none().then_some(())?;
             edns = Some(found);
@@ -136,19 +136,26 @@ fn message<'a>(cursor: &mut Cursor<'a>, head: Head) -> Option<Query<'a>> {
     Some(Query { head, question, kind, class, edns })
 }
 
-/// Walks over a record; none if it is broken, and what it says if it is that of EDNS.
-fn record(cursor: &mut Cursor<'_>) -> Option<Option<Edns>> {
+/// A record behind the question.
+enum Record {
+    Edns(Edns),
+    Other,
+}
+
+/// Walks over a record; none if it is broken.
+fn record(cursor: &mut Cursor<'_>) -> Option<Record> {
     let owner = cursor.name(true)?;
     let (kind, class) = (cursor.word()?, cursor.word()?);
     let ([_, version], flags) = (cursor.word()?.to_be_bytes(), cursor.word()?);
     let length = cursor.word()?;
     cursor.skip(length.into())?;
     if kind != OPT {
-        return Some(None);
+        return Some(Record::Other);
     }
     // Its owner is the root.
     (owner == 1).then_some(())?;
-    Some(Some(Edns { payload: class.max(UDP_LEAST), version, dnssec_ok: flags & DNSSEC_OK != 0 }))
+    let payload = class.max(UDP_LEAST);
+    Some(Record::Edns(Edns { payload, version, dnssec_ok: flags & DNSSEC_OK != 0 }))
 }
 
 impl Query<'_> {
@@ -162,7 +169,7 @@ impl Query<'_> {
         self.edns.is_some_and(|edns| edns.version > 0)
     }
 
-    /// Writes the name in lower case, without a dot at its end. What no name of ours can have is written as numbers.
+    /// Writes the name as it came, without a dot at its end. What no name of ours can have is written as numbers.
     pub(in crate::dns) fn name(&self, text: &mut String) {
         text.clear();
         let mut rest = self.question;
@@ -174,7 +181,7 @@ impl Query<'_> {
             for byte in label {
                 match byte {
                     b'.' | b'\\' | 0..=b' ' | 127.. => drop(write!(text, "\\{byte:03}")),
-                    _ => text.push(char::from(byte.to_ascii_lowercase())),
+                    _ => text.push(char::from(*byte)),
                 }
             }
             rest = next;

@@ -37,7 +37,7 @@ fn a_question_is_read_as_it_is() {
     let Read::Query(query) = read(&bytes) else { panic!("no question") };
     let mut name = String::new();
     query.name(&mut name);
-    assert_eq!(name, "web.a\\046b", "a dot in a label is no end of it");
+    assert_eq!(name, "Web.a\\046b", "a dot in a label is no end of it");
     assert_eq!((query.kind, query.class, query.payload()), (Type::AAAA, Class::IN, 4096));
     assert!(query.head.is_query() && query.head.recursion_desired() && !query.is_of_future_version());
 }

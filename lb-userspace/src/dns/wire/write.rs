@@ -16,7 +16,7 @@ const RA: u16 = 0x0080;
 /// In the flags of an EDNS record.
 const DNSSEC_OK: u16 = 0x8000;
 /// A pointer to the name of the question.
-const QUESTION: u16 = 0xc000 | 12;
+const QUESTION: u16 = 0xc00c;
 /// Names that later ones may point to; more are not remembered.
 const NAMES: usize = 16;
 

@@ -24,7 +24,7 @@ enum What {
     Packet(packet::Packet),
     /// From the API server to the first correct packet, memory and idle CPU, beside kube-proxy
     Control(control::Control),
-    /// Answers a second, their time, start-up and memory of `ballast dns`, beside CoreDNS
+    /// Answers a second, their time, start-up and memory of `ballast dns`, beside `CoreDNS`
     Dns(dns::Dns),
 }
 

@@ -1,4 +1,4 @@
-//! `ballast dns` beside CoreDNS: the same objects from the same API server, the same questions from the same client, each
+//! `ballast dns` beside `CoreDNS`: the same objects from the same API server, the same questions from the same client, each
 //! server on the same core, one after the other in every round, so that a slow moment of the machine falls on all alike.
 //!
 //! Before anything is measured both must give every question the same code and number of records.
@@ -51,7 +51,7 @@ pub(crate) struct Dns {
     /// Changes of readiness
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     changes: u32,
-    /// Without CoreDNS
+    /// Without `CoreDNS`
     #[arg(long)]
     no_peer: bool,
     /// One JSON document instead of a table
