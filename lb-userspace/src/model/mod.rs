@@ -10,6 +10,10 @@ use std::{
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+mod touched;
+
+pub use self::touched::Touched;
+
 /// How often objects changed, each counted by itself, as kube-proxy counts them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Changes {
@@ -31,42 +35,6 @@ fn differing<K: Ord, V: PartialEq>(old: &BTreeMap<K, V>, new: &BTreeMap<K, V>) -
     let changed = new.iter().filter(|(key, value)| old.get(*key) != Some(*value)).count();
     let gone = old.keys().filter(|key| !new.contains_key(*key)).count();
     (changed + gone) as u64
-}
-
-/// What of a model is another one than it was, for whoever follows it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Touched {
-    /// Endpoint slices of these Services alone; of none: nothing.
-    Endpoints(BTreeSet<ObjectName>),
-    /// Anything.
-    All,
-}
-
-impl Touched {
-    /// Nothing.
-    pub const NOTHING: Self = Self::Endpoints(BTreeSet::new());
-
-    /// What makes `new` of `old`.
-    pub fn between(old: &Model, new: &Model) -> Self {
-        let Model { services, slices, nodes, pods, namespaces, namespace_labels, service_cidrs } = new;
-        let names = (&old.namespaces, &old.namespace_labels);
-        let others = (&old.services, &old.nodes, &old.pods, names, &old.service_cidrs);
-        if others != (services, nodes, pods, (namespaces, namespace_labels), service_cidrs) {
-            return Self::All;
-        }
-        let names = old.slices.keys().chain(slices.keys()).filter(|name| old.slices.get(*name) != slices.get(*name));
-        let of = |model: &Model, name: &ObjectName| model.slices.get(name).map(|slice| slice.of(name));
-        Self::Endpoints(names.flat_map(|name| [of(old, name), of(new, name)]).flatten().collect())
-    }
-
-    /// This as well.
-    pub fn add(&mut self, other: Self) {
-        match (&mut *self, other) {
-            (Self::Endpoints(names), Self::Endpoints(more)) => names.extend(more),
-            (Self::All, _) => {}
-            (_, Self::All) => *self = Self::All,
-        }
-    }
 }
 
 /// Everything the source knows. The value is complete: what is not in it does not exist.

@@ -77,7 +77,7 @@ pub(crate) struct Options {
     #[arg(long, value_name = "RE", default_value = r"\[sig-network\] Services")]
     focus: String,
     /// Which of them not: without a pod of kube-proxy and of the API server [Disruptive] ones skip themselves, and those
-    /// of the nameserver ConfigMap write `CoreDNS`'s own configuration
+    /// of the nameserver `ConfigMap` write `CoreDNS`'s own configuration
     #[arg(long, value_name = "RE", default_value = r"\[Disruptive\]|DNS configMap nameserver")]
     skip: String,
     /// Nodes, each with a kubelet
