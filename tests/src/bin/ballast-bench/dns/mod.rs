@@ -3,6 +3,13 @@
 //!
 //! Before anything is measured both must give every question the same code and number of records.
 
+#![expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_precision_loss,
+    clippy::cast_sign_loss,
+    reason = "counts and times of minutes, shown with few digits"
+)]
+
 mod load;
 mod objects;
 mod report;
@@ -127,16 +134,13 @@ fn start(options: &Dns, api: &ApiServer, size: Size, kinds: &[Kind]) -> anyhow::
             eprintln!("start {turn}: {} after {:.2} s", kind.name(), server.start.as_secs_f64());
             std::thread::sleep(Duration::from_secs(3));
             let (took, now) = (server.start, server.usage()?);
-            match subjects.get_mut(index) {
-                Some((old, figures)) => {
-                    *old = server;
-                    figures.starts.push(took);
-                    figures.usage[0] = now;
-                }
-                None => {
-                    let (most, equal) = (Vec::new(), Vec::new());
-                    subjects.push((server, Figures { kind: *kind, starts: vec![took], usage: [now; 2], most, equal }));
-                }
+            if let Some((old, figures)) = subjects.get_mut(index) {
+                *old = server;
+                figures.starts.push(took);
+                figures.usage[0] = now;
+            } else {
+                let (most, equal) = (Vec::new(), Vec::new());
+                subjects.push((server, Figures { kind: *kind, starts: vec![took], usage: [now; 2], most, equal }));
             }
         }
     }

@@ -37,8 +37,8 @@ impl Size {
             // No slice has more than 100, as the endpoint controller keeps it.
             for (index, part) in endpoints.chunks(100).enumerate() {
                 let name = format!("service-{number}-{index}");
-                let endpoints = part.iter().map(|at| endpoint(Ipv4Addr::from(PODS + at + 1), true)).collect();
-                api.put(slice(&name, &format!("service-{number}"), &namespace(number), endpoints));
+                let endpoints: Vec<_> = part.iter().map(|at| endpoint(Ipv4Addr::from(PODS + at + 1), true)).collect();
+                api.put(slice(&name, &format!("service-{number}"), &namespace(number), &endpoints));
             }
         }
         api.put(json!({
@@ -52,25 +52,7 @@ impl Size {
 
     /// So many questions that pods would ask: by a search list of three domains and ndots 5.
     pub(super) fn questions(self, count: u32) -> Vec<Question> {
-        (0..count).map(|at| self.question(at, at.wrapping_mul(2_654_435_761) % self.services)).collect()
-    }
-
-    fn question(self, at: u32, number: u32) -> Question {
-        let (edns, full) = (at % 2 == 0, name(number));
-        let headless = number / HEADLESS * HEADLESS;
-        // 100 places: how often each is asked.
-        match at % 100 {
-            0..40 => Question::new(&full, A, edns),
-            40..50 => Question::new(&full, AAAA, edns),
-            50..60 => Question::new(&format!("_http._tcp.{full}"), SRV, edns),
-            60..70 => Question::new(&name(headless), A, edns),
-            70..75 => Question::new(&reverse(cluster_ip(number)), PTR, edns),
-            // `service.team` from a pod of another namespace, and a name outside.
-            75..85 => Question::new(&full.replacen(".svc.", ".team-1.svc.", 1), A, edns),
-            85..90 => Question::new(&format!("www.example.com.{}.svc.cluster.local", namespace(number)), A, edns),
-            90..95 => Question::new("www.example.com.svc.cluster.local", AAAA, edns),
-            _ => Question::new("www.example.com.cluster.local", A, edns),
-        }
+        (0..count).map(|at| question(at, at.wrapping_mul(2_654_435_761) % self.services)).collect()
     }
 
     /// A name that is known once all are.
@@ -79,10 +61,29 @@ impl Size {
     }
 }
 
+/// The question of this number, about the Service of that one.
+fn question(at: u32, number: u32) -> Question {
+    let (edns, full) = (at.is_multiple_of(2), name(number));
+    let headless = number / HEADLESS * HEADLESS;
+    // 100 places: how often each is asked.
+    match at % 100 {
+        0..40 => Question::new(&full, A, edns),
+        40..50 => Question::new(&full, AAAA, edns),
+        50..60 => Question::new(&format!("_http._tcp.{full}"), SRV, edns),
+        60..70 => Question::new(&name(headless), A, edns),
+        70..75 => Question::new(&reverse(cluster_ip(number)), PTR, edns),
+        // `service.team` from a pod of another namespace, and a name outside.
+        75..85 => Question::new(&full.replacen(".svc.", ".team-1.svc.", 1), A, edns),
+        85..90 => Question::new(&format!("www.example.com.{}.svc.cluster.local", namespace(number)), A, edns),
+        90..95 => Question::new("www.example.com.svc.cluster.local", AAAA, edns),
+        _ => Question::new("www.example.com.cluster.local", A, edns),
+    }
+}
+
 /// Makes one of the two endpoints of the Service that changes ready or not.
 pub(super) fn change(api: &ApiServer, ready: bool) {
     let [first, second] = [1, 2].map(|at| Ipv4Addr::from(PODS - at));
-    api.put(slice("changing-0", "changing", "team-0", vec![endpoint(first, true), endpoint(second, ready)]));
+    api.put(slice("changing-0", "changing", "team-0", &[endpoint(first, true), endpoint(second, ready)]));
 }
 
 fn namespace(number: u32) -> String {
@@ -95,7 +96,7 @@ fn name(number: u32) -> String {
 
 /// That of a headless Service stays unused.
 fn cluster_ip(number: u32) -> Ipv4Addr {
-    Ipv4Addr::from(CLUSTER_IPS + 1 + if number % HEADLESS == 0 { number + 1 } else { number })
+    Ipv4Addr::from(CLUSTER_IPS + 1 + if number.is_multiple_of(HEADLESS) { number + 1 } else { number })
 }
 
 fn reverse(address: Ipv4Addr) -> String {
@@ -130,7 +131,7 @@ fn service(number: u32) -> Value {
     })
 }
 
-fn slice(name: &str, service: &str, namespace: &str, endpoints: Vec<Value>) -> Value {
+fn slice(name: &str, service: &str, namespace: &str, endpoints: &[Value]) -> Value {
     json!({
         "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
         "metadata": {
