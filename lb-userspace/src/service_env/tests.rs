@@ -90,6 +90,12 @@ fn e4_names_are_upper_case_with_underscores_and_the_primary_family_is_shown() {
 }
 
 #[test]
+fn a_name_that_begins_with_a_digit_is_one() {
+    let documents = service("name: 2web", "clusterIP: 10.96.0.7, ports: [{port: 80}]");
+    assert_eq!(hosts(&documents, "default", true), ["2WEB_SERVICE_HOST=10.96.0.7"]);
+}
+
+#[test]
 fn e5_e6_the_first_port_in_spec_order_and_each_name() {
     let documents = service(
         "name: web",
