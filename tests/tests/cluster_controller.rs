@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 const PATIENCE: Duration = Duration::from_secs(40);
 
-/// A kubeconfig of the ServiceAccount of the manifest.
+/// A kubeconfig of the `ServiceAccount` of the manifest.
 fn kubeconfig(plane: &ControlPlane) -> anyhow::Result<PathBuf> {
     let path = "/api/v1/namespaces/kube-system/serviceaccounts/ballast-controller/token";
     let request = json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {}});

@@ -243,7 +243,10 @@ fn the_controller_writes_statuses_events_and_its_own_lease() {
         match at(rule, "/verbs/0").as_str() {
             Some("create") => assert_eq!(named, &Value::Null),
             _ => {
-                assert!(named == &json!(["ballast-controller"]) || named == &json!(["ballast-address-pools"]), "{rule}")
+                assert!(
+                    named == &json!(["ballast-controller"]) || named == &json!(["ballast-address-pools"]),
+                    "{rule}"
+                );
             }
         }
     }

@@ -126,15 +126,16 @@ mod tests {
         let mut random = 7_u64;
         for _ in 0..20_000 {
             random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            let index =
-                [0, 255, 256, 1000, u32::MAX][(random >> 60) as usize % 5].wrapping_add((random >> 33) as u32 % 300);
-            let value = [(random >> 50) as u8 % 3, 0];
-            if random >> 63 == 0 {
+            let [_, _, one, two, three, four, five, _] = random.to_ne_bytes();
+            let base = [0, 255, 256, 1000, u32::MAX][usize::from(five) % 5];
+            let index = base.wrapping_add(u32::from(one) + u32::from(two) % 50);
+            let (value, inserts) = ([three % 3, 0], four % 2 == 0);
+            if inserts {
                 pages.insert(&index.to_ne_bytes(), &value);
             } else {
                 pages.remove(&index.to_ne_bytes());
             }
-            if random >> 63 == 0 && value != [0, 0] {
+            if inserts && value != [0, 0] {
                 map.insert(index, value);
             } else {
                 map.remove(&index);

@@ -55,7 +55,7 @@ pub(crate) struct Control {
 
 /// How long an agent may take for its first sync, and for one change.
 const START: Duration = Duration::from_mins(5);
-const CHANGE: Duration = Duration::from_secs(60);
+const CHANGE: Duration = Duration::from_mins(1);
 /// Between two changes: whoever rests after a sync has rested.
 const BETWEEN: Duration = Duration::from_millis(1500);
 

@@ -34,7 +34,7 @@ impl Usage {
         let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
         let ticks = |index: usize| fields.get(index).and_then(|field| field.parse::<u64>().ok()).context("no CPU time");
         let ticks = ticks(11)? + ticks(12)?;
-        let cpu = Duration::from_secs_f64(ticks as f64 / rustix::param::clock_ticks_per_second() as f64);
+        let cpu = Duration::from_millis(ticks * 1000 / rustix::param::clock_ticks_per_second().max(1));
         Ok(Self { cpu, anonymous: kilobytes("RssAnon:")?, resident: kilobytes("VmRSS:")?, maps: maps(pid)? })
     }
 }

@@ -30,9 +30,9 @@ pub(super) struct Figures {
 }
 
 impl Figures {
-    /// The time that this share of the changes did not take longer than.
-    fn quantile(&self, share: f64) -> Duration {
-        let index = (share * self.times.len() as f64).ceil() as usize;
+    /// The time that so many of a hundred changes did not take longer than.
+    fn percentile(&self, percent: usize) -> Duration {
+        let index = (percent * self.times.len()).div_ceil(100);
         self.times.get(index.saturating_sub(1)).copied().unwrap_or_default()
     }
 }
@@ -49,15 +49,15 @@ fn seconds(time: Duration) -> String {
 }
 
 fn mib(bytes: u64) -> String {
-    format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20))
+    format!("{}.{} MiB", bytes >> 20, ((bytes % (1 << 20)) * 10) >> 20)
 }
 
 const ROWS: [Row; 10] = [
     ("start to /healthz 200", |it| seconds(it.healthy)),
     ("start to the first right packet", |it| seconds(it.first_packet)),
     ("first sync (lists are there)", |it| seconds(it.first_sync)),
-    ("one endpoint, API write to right packet: median", |it| ms(it.quantile(0.5))),
-    ("one endpoint, API write to right packet: p99", |it| ms(it.quantile(0.99))),
+    ("one endpoint, API write to right packet: median", |it| ms(it.percentile(50))),
+    ("one endpoint, API write to right packet: p99", |it| ms(it.percentile(99))),
     ("CPU time for one change", |it| ms(it.cpu_per_change)),
     ("CPU when idle", |it| format!("{:.2} %", it.idle_cpu * 100.0)),
     ("anonymous memory", |it| mib(it.anonymous)),
