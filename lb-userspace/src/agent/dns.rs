@@ -15,7 +15,7 @@ use crate::{
         zone::{self, Zone},
     },
     k8s::source::Access,
-    model::Model,
+    model::{Model, Touched},
     report::Problem,
 };
 
@@ -80,11 +80,11 @@ impl Dns {
     }
 
     /// Answers from this state from here on, unless the names are a cluster's: of that the agent knows only what a datapath
-    /// needs, and where its Node is.
-    pub(super) fn set(&mut self, model: &Model) {
+    /// needs, and where its Node is. No more than `touched` is another one.
+    pub(super) fn set(&mut self, model: &Model, touched: &Touched) {
         if self.follower.is_some() {
             self.listen_at_node(model);
-        } else if !self.zones.follow(model) {
+        } else if !self.zones.follow(model, touched) {
             self.zones.set(Zone::new(model, self.zone.clone()));
         }
     }

@@ -296,7 +296,7 @@ impl Agent {
     async fn source_changed(&mut self, touched: &Touched) {
         // First: it takes no time beside the tables, and headless names do not need them.
         if let Some(dns) = &mut self.dns {
-            dns.set(&self.model);
+            dns.set(&self.model, touched);
         }
         self.program(touched).await;
         self.tell_events();

@@ -80,7 +80,7 @@ async fn follow_cluster(
         if touched == Touched::NOTHING || !source.is_complete() {
             continue;
         }
-        if !zones.follow(&model) {
+        if !zones.follow(&model, &touched) {
             zones.set(Zone::new(&model, options.clone()));
             tracing::info!("{words}: {} Services of {}", model.services.len(), source.words());
             memory::give_back();
@@ -137,7 +137,7 @@ impl Documents {
             match loaded {
                 Ok(loaded) => {
                     tell(&loaded, &mut shown, first);
-                    if !zones.follow(&loaded.model) {
+                    if !zones.follow(&loaded.model, &Touched::All) {
                         zones.set(Zone::new(&loaded.model, options.clone()));
                         tracing::info!("{words}");
                         memory::give_back();

@@ -13,7 +13,7 @@ use hickory_proto::rr::{RData, Record as WireRecord, rdata};
 use super::*;
 use crate::{
     dns::{Clients, Server, listen, zone, zones::now},
-    model::{Endpoint, EndpointSlice, IpFamily, Model, ObjectName},
+    model::{Endpoint, EndpointSlice, IpFamily, Model, ObjectName, Touched},
 };
 
 const A: u16 = 1;
@@ -318,7 +318,7 @@ fn the_serial_does_not_begin_anew_with_the_process() {
     zones.set(Zone::new(&model(1), zone::Options::new("cluster.local".to_owned(), 5)));
     let first = zones.sizes().serial;
     assert!(before > 1 && first >= before, "{first}");
-    assert!(zones.follow(&model(2)) && zones.sizes().serial > first);
+    assert!(zones.follow(&model(2), &Touched::All) && zones.sizes().serial > first);
 }
 
 #[test]

@@ -9,7 +9,7 @@ use super::{
     metrics::Sizes,
     zone::{Zone, later},
 };
-use crate::model::Model;
+use crate::model::{Model, Touched};
 
 /// The zone of the moment; none before the first one is known.
 #[derive(Debug, Default)]
@@ -26,10 +26,11 @@ impl Zones {
         *place = Some(zone);
     }
 
-    /// The zone, if there is one, becomes that of another state; whether there is one. Questions wait no longer than what
+    /// The zone, if there is one, becomes that of another state, where no more than `touched` is another; whether
+    /// there is one. Questions wait no longer than what
     /// changed takes: that is found before. One at a time follows.
-    pub fn follow(&self, model: &Model) -> bool {
-        let Some(differences) = self.with(|zone| zone.differences(model)) else { return false };
+    pub fn follow(&self, model: &Model, touched: &Touched) -> bool {
+        let Some(differences) = self.with(|zone| zone.differences(model, touched)) else { return false };
         if !differences.is_empty()
             && let Some(zone) = self.zone.write().unwrap_or_else(PoisonError::into_inner).as_mut()
         {

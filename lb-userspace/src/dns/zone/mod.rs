@@ -11,7 +11,7 @@ use ipnet::IpNet;
 pub(super) use self::objects::Differences;
 use self::objects::Objects;
 pub use self::reverse::reverse;
-use crate::model::Model;
+use crate::model::{Model, Touched};
 
 /// TTL of the TXT record that names the version of the specification, in seconds (D1).
 const VERSION_TTL: u32 = 28_800;
@@ -165,21 +165,22 @@ impl Zone {
     /// The zone of a state.
     pub fn new(model: &Model, options: Options) -> Self {
         let mut zone = Self { options, objects: Objects::default(), serial: 0 };
-        zone.follow(model, 1);
+        zone.follow(model, &Touched::All, 1);
         zone
     }
 
-    /// Makes it the zone of another state; whether anything changed. `now` is in seconds since 1970.
-    pub fn follow(&mut self, model: &Model, now: u32) -> bool {
-        let differences = self.differences(model);
+    /// Makes it the zone of another state, where no more than `touched` is another; whether anything changed. `now` is in
+    /// seconds since 1970.
+    pub fn follow(&mut self, model: &Model, touched: &Touched, now: u32) -> bool {
+        let differences = self.differences(model, touched);
         let changed = !differences.is_empty();
         self.apply(model, differences, now);
         changed
     }
 
     /// What another state has otherwise.
-    pub(super) fn differences(&self, model: &Model) -> Differences {
-        self.objects.differences(model, self.options.pods == Pods::Verified)
+    pub(super) fn differences(&self, model: &Model, touched: &Touched) -> Differences {
+        self.objects.differences(model, touched, self.options.pods == Pods::Verified)
     }
 
     /// Makes it the zone of another state, of which these are the differences. The serial grows with each, and is at least

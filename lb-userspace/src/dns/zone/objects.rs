@@ -1,12 +1,12 @@
 //! What the zone holds of the objects, and how it follows them.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet, hash_map::Entry as Slot},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet, hash_map::Entry as Slot},
     net::IpAddr,
     sync::Arc,
 };
 
-use crate::model::{self, EndpointSlice, Model, ObjectName, Protocol, ServiceType};
+use crate::model::{self, EndpointSlice, Model, ObjectName, Protocol, ServiceType, Touched};
 
 /// Of a Service, what is answered for it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -150,8 +150,29 @@ impl Objects {
         })
     }
 
-    /// What is not as the model has it. It takes a look at everything, and nobody needs to wait for it.
-    pub(super) fn differences(&self, model: &Model, pods: bool) -> Differences {
+    /// What is not as the model has it, where no more than `touched` can be. Nobody needs to wait for this look.
+    pub(super) fn differences(&self, model: &Model, touched: &Touched, pods: bool) -> Differences {
+        match touched {
+            Touched::Endpoints(services) => {
+                let slices: BTreeSet<_> =
+                    services.iter().flat_map(|service| self.slices_not_as(model, service)).collect();
+                Differences { slices: slices.into_iter().collect(), ..Differences::default() }
+            }
+            Touched::All => self.all_differences(model, pods),
+        }
+    }
+
+    /// Slices that are or were of this Service.
+    fn slices_not_as(&self, model: &Model, service: &ObjectName) -> Vec<ObjectName> {
+        let of = |name: &String| ObjectName { namespace: service.namespace.clone(), name: name.clone() };
+        let entry = self.entry(&service.namespace, &service.name);
+        let old = entry.into_iter().flat_map(|entry| entry.slices.keys()).map(of);
+        let old = old.filter(|name| model.slices.get(name).is_none_or(|slice| slice.service != service.name));
+        let new = model.slices_of(service).filter(|(name, slice)| !self.is_slice(name, slice));
+        old.chain(new.map(|(name, _)| name.clone())).collect()
+    }
+
+    fn all_differences(&self, model: &Model, pods: bool) -> Differences {
         let services = model.services.iter().filter(|(name, service)| !self.is_service(name, service));
         let slices = model.slices.iter().filter(|(name, slice)| !self.is_slice(name, slice));
         let entries = self.services.values().flat_map(HashMap::values).filter(|entry| entry.service.is_some());
