@@ -7,12 +7,16 @@ use std::{
 };
 
 /// Where it may be read, and what for.
-const MAY: [(&str, &str); 8] = [
+const MAY: [(&str, &str); 9] = [
     ("agent/snapshot.rs", "the age of a snapshot, which is shown; a clock set back makes it zero"),
     ("agent/verify.rs", "the time of the last pass, a metric"),
     ("agent/web.rs", "network_programming_duration_seconds, against the controller's clock; set back it is zero"),
     ("k8s/source/recorder.rs", "the times of an Event"),
-    ("dns/server.rs", "the serial of the zone, which grows with every change"),
+    (
+        "k8s/source/api.rs",
+        "the times in a Lease and in conditions; whose Lease it is goes by how long ago it changed here",
+    ),
+    ("dns/zones.rs", "the serial of the zone, which grows with every change"),
     ("logs.rs", "the time of a line"),
     ("web/health.rs", "lastUpdated and currentTime of the answer; whether it is healthy is monotonic"),
     ("web/metrics.rs", "timestamps"),
