@@ -21,9 +21,9 @@ use crate::{
 const ROUNDS: usize = 240;
 /// Entries of ours looked up in a round at least: small clusters are verified whole each time.
 const LEAST_OURS: usize = 1024;
-/// Entries of hashes and tries read in a round at least.
-const LEAST_THEIRS: usize = 4096;
-/// Arrays take so many times as long: what is in use of them is among ours, and what somebody wrote to the rest of a
+/// Entries of the tables read in a round at least.
+const LEAST_THEIRS: usize = 1024;
+/// A walk over arrays takes so many times as long: what is in use of them is among ours, and what somebody wrote to the rest of a
 /// million entries leads nobody anywhere.
 const PATIENCE: usize = 4;
 /// Room of hashes that is walked in a round: an empty bucket takes its time as well.
@@ -180,7 +180,7 @@ fn theirs(
     round: &mut Round,
 ) -> Result<bool, VerifyError> {
     let slow = if arrays { PATIENCE } else { 1 };
-    let mut left = (all / (ROUNDS * slow)).max(LEAST_THEIRS / slow);
+    let mut left = (all / (ROUNDS * slow)).max(LEAST_THEIRS);
     while let Some(table) = walk.table().filter(|_| left > 0) {
         if table.is_array() != arrays {
             walk.go_on(None);

@@ -55,7 +55,9 @@ fn mib(bytes: u64) -> String {
 const ROWS: [Row; 10] = [
     ("start to /healthz 200", |it| seconds(it.healthy)),
     ("start to the first right packet", |it| seconds(it.first_packet)),
-    ("first sync (lists are there)", |it| seconds(it.first_sync)),
+    ("first sync (lists are there)", |it| {
+        if it.first_sync.is_zero() { "not told".to_owned() } else { seconds(it.first_sync) }
+    }),
     ("one endpoint, API write to right packet: median", |it| ms(it.percentile(50))),
     ("one endpoint, API write to right packet: p99", |it| ms(it.percentile(99))),
     ("CPU time for one change", |it| ms(it.cpu_per_change)),
