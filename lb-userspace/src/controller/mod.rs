@@ -25,7 +25,7 @@ use futures_util::{StreamExt as _, stream};
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::watch,
-    time::{MissedTickBehavior, interval, sleep},
+    time::{MissedTickBehavior, interval, sleep, sleep_until},
 };
 
 pub use self::{
@@ -161,14 +161,14 @@ impl Controller {
         let (mut model, mut underway) = (Model::default(), Underway::new());
         let mut looks = interval(pool_source::EVERY);
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let (mut is_due, mut pause) = (false, Duration::ZERO);
+        let (mut is_due, mut again) = (false, Again::default());
         let mut listed = false;
         let mut refused = BTreeSet::new();
         loop {
             tokio::select! {
                 touched = source.changed(&mut model) => is_due |= touched != Touched::NOTHING,
                 _ = looks.tick() => is_due |= self.read_pools().await,
-                () = sleep(pause), if pause > Duration::ZERO => is_due = true,
+                () = again.due() => is_due = true,
             }
             tell(&mut told, source.problems(Severity::Error));
             send(&mut ledger, &recorder, &refused);
@@ -184,11 +184,7 @@ impl Controller {
             settle(&mut underway, &model);
             let decision = decide(&model, pools, &underway);
             let failed = self.write(&model, &decision, &mut underway).await;
-            pause = match (failed, pause) {
-                (false, _) => Duration::ZERO,
-                (true, Duration::ZERO) => AGAIN,
-                (true, before) => (before * 2).min(LONGEST),
-            };
+            again.after(failed, Instant::now());
             refused = events(&decision);
             send(&mut ledger, &recorder, &refused);
             self.site.change(|shown| {
@@ -244,6 +240,34 @@ impl Controller {
     }
 }
 
+/// When what failed is tried again.
+#[derive(Debug, Default)]
+struct Again {
+    pause: Duration,
+    at: Option<Instant>,
+}
+
+impl Again {
+    /// After a round that failed, or did not.
+    fn after(&mut self, failed: bool, now: Instant) {
+        self.pause = match (failed, self.pause) {
+            (false, _) => Duration::ZERO,
+            (true, Duration::ZERO) => AGAIN,
+            (true, before) => (before * 2).min(LONGEST),
+        };
+        self.at = failed.then(|| now + self.pause);
+    }
+
+    /// Waits for that; whoever is interrupted meanwhile waits no longer for it. It is over when it was once waited for.
+    async fn due(&mut self) {
+        match self.at {
+            Some(at) => sleep_until(at.into()).await,
+            None => std::future::pending().await,
+        }
+        self.at = None;
+    }
+}
+
 fn say(name: &ObjectName, before: &[std::net::IpAddr], after: &[std::net::IpAddr]) {
     let words = |ips: &[std::net::IpAddr]| match ips {
         [] => "no address".to_owned(),
@@ -288,4 +312,33 @@ fn events(decision: &Decision) -> BTreeSet<Event> {
         refusals.iter().map(event).collect::<Vec<_>>()
     };
     decision.refusals.iter().flat_map(of).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Looks at the pools come more often than the longest pause is.
+    #[tokio::test]
+    async fn what_failed_is_tried_again_though_something_else_comes_all_the_time() {
+        let (mut again, mut due) = (Again::default(), false);
+        for pause in [1, 2, 4, 8, 16, 30, 30] {
+            let now = Instant::now();
+            again.after(true, now);
+            assert_eq!(again.at, Some(now + Duration::from_secs(pause)));
+        }
+        again.at = Some(Instant::now() + Duration::from_millis(100));
+        for _ in 0..50 {
+            tokio::select! {
+                () = again.due() => due = true,
+                () = sleep(Duration::from_millis(10)) => {}
+            }
+            if due {
+                break;
+            }
+        }
+        assert!(due && again.at.is_none());
+        again.after(false, Instant::now());
+        assert_eq!((again.pause, again.at), (Duration::ZERO, None));
+    }
 }

@@ -79,11 +79,28 @@ pub fn assign<'a>(
         }
     }
     office.grant_requests(&mut cases);
-    let mut search = Search::new(&office);
-    for case in &mut cases {
-        search.complete(&mut office, case);
-    }
+    complete(&mut office, &mut cases);
     cases.into_iter().map(|case| (case.tenant.name.clone(), case.assignment(pools))).collect()
+}
+
+/// Gives what is missing. Whoever has to give something up makes room for those who found none.
+fn complete<'a>(office: &mut Office<'a>, cases: &mut [Case<'a>]) {
+    let mut open: Vec<usize> = (0..cases.len()).collect();
+    loop {
+        let mut search = Search::new(office);
+        let mut given_up = false;
+        for place in &open {
+            let Some(case) = cases.get_mut(*place) else { continue };
+            let before = case.gave_up;
+            search.complete(office, case);
+            given_up |= case.gave_up != before;
+        }
+        if !given_up {
+            return;
+        }
+        // Nobody gives up twice: what it asks for is not tried again.
+        open = (0..cases.len()).filter(|place| cases.get_mut(*place).is_some_and(Case::reopen)).collect();
+    }
 }
 
 /// A Service on its way to its addresses.
@@ -95,6 +112,8 @@ struct Case<'a> {
     refusals: Vec<Refusal>,
     /// Nothing can be decided for it: what it asks for is not understood.
     closed: bool,
+    /// It got an address and had to give it up.
+    gave_up: bool,
 }
 
 impl<'a> Case<'a> {
@@ -106,7 +125,7 @@ impl<'a> Case<'a> {
             Err(refusal) => (Vec::new(), vec![refusal]),
         };
         let closed = !refusals.is_empty();
-        Self { tenant, held: claimant.held, requested, given: Vec::new(), refusals, closed }
+        Self { tenant, held: claimant.held, requested, given: Vec::new(), refusals, closed, gave_up: false }
     }
 
     fn given(&self, family: IpFamily) -> Option<IpAddr> {
@@ -119,6 +138,16 @@ impl<'a> Case<'a> {
 
     fn needs_both(&self) -> bool {
         self.tenant.service.balancer.as_ref().is_some_and(|balancer| balancer.both_families)
+    }
+
+    /// Whether it found no address in full pools, which is then forgotten.
+    fn reopen(&mut self) -> bool {
+        let asks = |refusal: &Refusal| !matches!(refusal.reason, Reason::PoolsExhausted | Reason::BothFamilies);
+        let is_open = !self.gave_up && self.refusals.iter().any(|it| it.reason == Reason::PoolsExhausted);
+        if is_open {
+            self.refusals.retain(asks);
+        }
+        is_open
     }
 
     fn assignment(self, pools: &Pools) -> Assignment {
@@ -290,6 +319,7 @@ impl<'a> Search<'a> {
             case.given.retain(|ip| {
                 case.held.contains(ip) || {
                     office.tenants.remove(*ip, &case.tenant);
+                    case.gave_up = true;
                     false
                 }
             });

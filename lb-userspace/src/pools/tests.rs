@@ -334,3 +334,18 @@ fn pools_are_for_namespaces_and_services() {
         .collect();
     assert_eq!(found, ["late/x c", "none/front none", "red/front b", "shop/back none", "shop/front a", "x/front b"]);
 }
+
+/// It asks for one address and needs two.
+#[test]
+fn what_is_given_up_goes_to_who_found_none() {
+    let pools = pools("[{name: one, addresses: [192.0.2.1]}]").expect("pools");
+    let both = Balancer { both_families: true, ..Balancer::default() };
+    for other in ["a", "z"] {
+        let town = Town::of([("m", with(asking(dual(), "192.0.2.1"), both.clone())), (other, service())]);
+        let first = town.assign(&pools);
+        let ips =
+            |name: &str| first[&fixture::name(name)].addresses.iter().map(|it| it.ip.to_string()).collect::<Vec<_>>();
+        assert_eq!((ips("m"), ips(other)), (vec![], vec!["192.0.2.1".to_owned()]));
+        assert!(first[&fixture::name(other)].refusals.is_empty() && !first[&fixture::name("m")].refusals.is_empty());
+    }
+}

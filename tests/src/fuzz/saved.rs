@@ -58,7 +58,10 @@ pub fn ids(bytes: &[u8]) {
             return;
         }
     };
-    assert_eq!(Ids::from_json(&saved.to_json().expect("JSON")).as_ref(), Ok(&saved), "saved and read");
+    // Numbers of backends are read where an earlier agent wrote them, and not written.
+    let mut written = saved.clone();
+    (written.v4.backends, written.v6.backends) = Default::default();
+    assert_eq!(Ids::from_json(&saved.to_json().expect("JSON")).as_ref(), Ok(&written), "saved and read");
     let folder = tempfile::tempdir().expect("a folder");
     let documents = folder.path().join("documents.yaml");
     fs::write(&documents, DOCUMENTS).expect("a file");

@@ -114,8 +114,12 @@ mod tests {
             let kinds: Vec<_> = documents.iter().filter_map(|document| document.get("kind")?.as_str()).collect();
             let (rights, own) = kinds.split_at_checked(3).context("three documents of rights")?;
             assert_eq!(rights, ["ServiceAccount", "ClusterRole", "ClusterRoleBinding"], "{overlay}");
-            let dns = overlay == crate::deploy::DNS;
-            assert_eq!(own, if dns { ["Service", "Deployment"] } else { ["ConfigMap", "DaemonSet"] }, "{overlay}");
+            let expected: &[&str] = match overlay {
+                crate::deploy::DNS => &["Service", "Deployment"],
+                crate::deploy::CONTROLLER => &["Role", "RoleBinding", "Deployment"],
+                _ => &["ConfigMap", "DaemonSet"],
+            };
+            assert_eq!(own, expected, "{overlay}");
         }
         Ok(())
     }

@@ -21,7 +21,7 @@ pub(crate) const INSTALLS: [(&str, &str); 4] = [
 /// What stands in for another name service.
 pub(crate) const DNS: &str = "deploy/dns";
 /// What stands in for a cloud's load balancers.
-const CONTROLLER: &str = "deploy/controller";
+pub(crate) const CONTROLLER: &str = "deploy/controller";
 
 /// What the file is to hold.
 pub(crate) fn render(root: &Path, overlay: &str) -> Result<String> {
