@@ -19,7 +19,7 @@ use crate::{
     bpf::{Attached, Datapath},
     config::DetectLocal,
     desired::{Desired, Detector, FrontendKind},
-    engine::Backends,
+    engine::{Backends, Engine},
     image::octets::Octets as _,
     model::Node,
     net::{
@@ -219,7 +219,7 @@ impl Network {
     }
 
     /// Finds the ways to backends: to all, if these are all, whose ways may be other ones now, else to those that are new;
-    /// whether any way is another one now. Ways to backends that are gone are forgotten with the next listing.
+    /// whether any way is another one now.
     pub(super) async fn resolve(&mut self, backends: &Backends) -> bool {
         let asked = if backends.whole {
             Cow::Borrowed(&backends.addrs)
@@ -250,6 +250,15 @@ impl Network {
                 );
                 false
             }
+        }
+    }
+
+    /// Forgets ways to backends that are gone: changes of endpoints only add some.
+    pub(super) fn forget_gone(&mut self, engine: &Engine) {
+        let at_most: usize = engine.desired.services.values().map(|service| service.backends.len()).sum();
+        if self.ways.len() > at_most {
+            let backends = engine.backends().addrs;
+            self.ways.retain(|addr, _| backends.contains(addr));
         }
     }
 

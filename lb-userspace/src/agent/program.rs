@@ -29,6 +29,7 @@ impl Agent {
         let ways = if doubtful || self.network.have_ways_changed().await { Ask::All } else { Ask::New };
         self.program_by(&Touched::NOTHING, ways).await;
         if self.input.is_ready() && ways == Ask::New {
+            self.network.forget_gone(&self.engine);
             self.network.route(&self.engine.desired).await;
         }
     }
@@ -52,7 +53,7 @@ impl Agent {
         self.web.health.set_eligible(own.is_none_or(|node| !node.going));
         let node = self.node();
         let mut backends = self.engine.compute(&self.model, &node, touched);
-        if ways == Ask::All {
+        if ways == Ask::All && !backends.whole {
             backends = self.engine.backends();
         }
         let ways_changed = self.network.resolve(&backends).await;

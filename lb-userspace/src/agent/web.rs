@@ -113,7 +113,7 @@ impl Web {
         self.applied = changes;
         let now = micros();
         let mut programmed = Vec::new();
-        let mut tell = |(name, slice): (&ObjectName, &EndpointSlice)| {
+        let tell = |(name, slice): (&ObjectName, &EndpointSlice)| {
             let Some(trigger) = slice.triggered.filter(|trigger| *trigger >= self.started) else { return };
             if self.triggers.insert(name.clone(), trigger) != Some(trigger) {
                 let age = Duration::from_micros(u64::try_from(now - trigger).unwrap_or(0));
@@ -122,10 +122,10 @@ impl Web {
         };
         match touched {
             Touched::Endpoints(names) => names.iter().flat_map(|name| model.slices_of(name)).for_each(tell),
-            Touched::All => {
-                model.slices.iter().for_each(&mut tell);
-                self.triggers.retain(|name, _| model.slices.contains_key(name));
-            }
+            Touched::All => model.slices.iter().for_each(tell),
+        }
+        if self.triggers.len() > model.slices.len() || *touched == Touched::All {
+            self.triggers.retain(|name, _| model.slices.contains_key(name));
         }
         let full = !std::mem::replace(&mut self.synced, true);
         self.metrics.synced(full, begin.elapsed(), &programmed);

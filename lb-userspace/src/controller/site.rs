@@ -1,13 +1,11 @@
 //! `/health`, `/ready` and `/metrics` of the controller.
 
 use std::{
-    future::ready,
     net::SocketAddr,
     sync::{Arc, Mutex, PoisonError},
 };
 
-use http::{Request, StatusCode};
-use hyper::body::Incoming;
+use http::StatusCode;
 use prometheus_client::{
     encoding::{EncodeLabelSet, text},
     metrics::{counter::ConstCounter, family::Family, gauge::Gauge},
@@ -17,7 +15,7 @@ use prometheus_client::{
 use super::leadership::Leadership;
 use crate::{
     k8s::source::{Calls, Sent},
-    web::{Answer, Listening, answer, metrics, not_found},
+    web::{self, Answer, Listening, answer, metrics, not_found},
 };
 
 const TEXT: &str = "text/plain; charset=utf-8";
@@ -75,14 +73,7 @@ impl Site {
 
     /// Serves health and metrics where they are asked for.
     pub(super) fn listen(self: &Arc<Self>, health: Option<SocketAddr>, metrics: Option<SocketAddr>) -> Vec<Listening> {
-        let start = |at, object, flag, answer: fn(&Self, &str) -> Answer| {
-            let site = Arc::clone(self);
-            let respond = move |request: Request<Incoming>| ready(answer(&site, request.uri().path()));
-            Listening::start(at, object, &format!("give another {flag} ADDR:PORT"), respond)
-        };
-        let health = health.map(|at| start(at, "health of the controller", "--healthz-bind-address", Self::health));
-        let metrics = metrics.map(|at| start(at, "metrics of the controller", "--metrics-bind-address", Self::page));
-        health.into_iter().chain(metrics).collect()
+        web::pages(self, "the controller", (health, Self::health), (metrics, Self::page))
     }
 
     /// Alive until it is told to end. Ready is a leader that has listed the Services, or a replica that knows who leads.

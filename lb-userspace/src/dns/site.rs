@@ -1,7 +1,6 @@
 //! `/health`, `/ready` and `/metrics`, as `CoreDNS` splits them: alive until it is told to end, ready once it has a zone.
 
 use std::{
-    future::ready,
     net::SocketAddr,
     sync::{
         Arc,
@@ -9,14 +8,13 @@ use std::{
     },
 };
 
-use http::{Request, StatusCode};
-use hyper::body::Incoming;
+use http::StatusCode;
 use prometheus_client::{encoding::text, registry::Registry};
 
 use super::{server::Handler, zones::Zones};
 use crate::{
     k8s::source::Calls,
-    web::{Answer, Listening, answer, metrics, not_found},
+    web::{self, Answer, Listening, answer, metrics, not_found},
 };
 
 const TEXT: &str = "text/plain; charset=utf-8";
@@ -44,14 +42,7 @@ impl Site {
 
     /// Serves health, and metrics, where they are asked for.
     pub fn listen(self: &Arc<Self>, health: Option<SocketAddr>, metrics: Option<SocketAddr>) -> Vec<Listening> {
-        let start = |at, object, flag, answer: fn(&Self, &str) -> Answer| {
-            let site = Arc::clone(self);
-            let respond = move |request: Request<Incoming>| ready(answer(&site, request.uri().path()));
-            Listening::start(at, object, &format!("give another {flag} ADDR:PORT"), respond)
-        };
-        let health = health.map(|at| start(at, "health of DNS", "--healthz-bind-address", Self::health));
-        let metrics = metrics.map(|at| start(at, "metrics of DNS", "--metrics-bind-address", Self::page));
-        health.into_iter().chain(metrics).collect()
+        web::pages(self, "DNS", (health, Self::health), (metrics, Self::page))
     }
 
     fn health(&self, path: &str) -> Answer {
