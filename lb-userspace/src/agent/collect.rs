@@ -1,6 +1,6 @@
 //! Flows that ended in silence are removed, and what they counted is kept.
 
-use std::{collections::BTreeMap, io, time::Duration};
+use std::{io, time::Duration};
 
 use lb_common::{conntrack::Phase, protocol::Protocol, state::Timeouts, verdict::Counter};
 use tokio::time::Instant;
@@ -9,13 +9,16 @@ use super::Agent;
 use crate::{
     bpf::{FlowFamily, Maps},
     gc::{Clock, Collector, Survey},
+    image::{Image, Table},
     model::{IpFamily, Touched},
     report::Problem,
 };
 
 /// How often flows are collected while there is room.
 const AT_LEAST: Duration = Duration::from_secs(10);
-/// The same at most, while there is none.
+/// How often clients are forgotten: all room for them is read, and to one whose time is over nothing binds anyway.
+const CLIENTS_EVERY: Duration = Duration::from_mins(1);
+/// As often at most, while there is no room.
 const AT_MOST: Duration = Duration::from_millis(100);
 /// How often it is asked whether there is.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
@@ -30,6 +33,9 @@ pub(super) struct Collection {
     next: Instant,
     look: Instant,
     pressure: Pressure,
+    /// When clients are looked through next, if there can be any.
+    clients: Instant,
+    may_have_clients: bool,
     /// What the last round saw.
     pub(super) surveys: Option<[Survey; 2]>,
 }
@@ -97,6 +103,8 @@ impl Collection {
             next,
             look: Instant::now(),
             pressure: Pressure::default(),
+            clients: next,
+            may_have_clients: true,
             surveys: None,
         };
         new.look(maps);
@@ -186,10 +194,17 @@ impl Agent {
     }
 
     /// Forgets clients whose timeout is over. The kernel side would not count them anyway, until its clock has come round.
-    fn collect_clients(&self, clock: Clock) -> io::Result<u64> {
-        let maps = &self.datapath.maps;
-        let seconds = maps.words("LB_SVC_AFFINITY")?;
-        Ok(forget::<[u8; 4]>(maps, &seconds, clock)? + forget::<[u8; 16]>(maps, &seconds, clock)?)
+    fn collect_clients(&mut self, clock: Clock) -> io::Result<u64> {
+        let (maps, mirror, collection) = (&self.datapath.maps, self.engine.mirror(), &mut self.collection);
+        let remembers = mirror.len(Table::Affinities) > 0;
+        if Instant::now() < collection.clients || !(remembers || collection.may_have_clients) {
+            return Ok(0);
+        }
+        let forgotten = forget::<[u8; 4]>(maps, mirror, clock)? + forget::<[u8; 16]>(maps, mirror, clock)?;
+        collection.clients = Instant::now() + CLIENTS_EVERY;
+        // Once more after the last service that remembers its clients: a program may have been about to write one.
+        collection.may_have_clients = remembers;
+        Ok(forgotten)
     }
 
     fn add_traffic(&self, service: u32, packets: u64, bytes: u64) {
@@ -205,10 +220,12 @@ impl Agent {
     }
 }
 
-fn forget<A: FlowFamily>(maps: &Maps, seconds: &BTreeMap<u32, u64>, clock: Clock) -> io::Result<u64> {
+fn forget<A: FlowFamily>(maps: &Maps, mirror: &Image, clock: Clock) -> io::Result<u64> {
     maps.forget::<A>(|client| {
-        let seconds = seconds.get(&client.service.get()).and_then(|seconds| u32::try_from(*seconds).ok());
-        !client.is_live(clock.now, seconds.unwrap_or(0).saturating_mul(clock.ticks_per_second))
+        let seconds = mirror.get(Table::Affinities, &client.service.get().to_ne_bytes());
+        let seconds = seconds.and_then(|bytes| bytes.try_into().ok()).map_or(0, u64::from_ne_bytes);
+        let ticks = u32::try_from(seconds).unwrap_or(u32::MAX).saturating_mul(clock.ticks_per_second);
+        !client.is_live(clock.now, ticks)
     })
 }
 
