@@ -54,8 +54,7 @@ pub(crate) fn run(options: &RunOptions) -> Result<ExitCode> {
         let binary = build::host(true)?;
         return become_program(Command::new(binary).arg("run").args(rest));
     }
-    let asks_help = arguments.iter().take_while(|argument| *argument != "--").any(|a| a == "--help" || a == "-h");
-    if asks_help {
+    if asks_help(&arguments) {
         println!("cargo xtask run --host -f PATH [...]: build and run `ballast run -f PATH` on this machine\n");
     } else {
         needs_root("cargo xtask run")?;
@@ -77,11 +76,15 @@ pub(crate) fn bench(what: &Bench) -> Result<ExitCode> {
         Bench::Control { arguments } => ("control", arguments),
         Bench::Dns { arguments } => ("dns", arguments),
     };
-    if !matches!(what, Bench::Dns { .. }) {
-        needs_root(&format!("cargo xtask bench {name}"))?;
-    }
     if !has_binary("ballast-bench") {
         bail!("this tree has no benchmark (tests/src/bin/ballast-bench.rs)");
+    }
+    if asks_help(arguments) {
+        step::must("build the benchmark", step::cargo().args(["build", "-p", "lb-tests", "--bin", "ballast-bench"]))?;
+        return become_program(Command::new(root::target().join("debug/ballast-bench")).arg(name).arg("--help"));
+    }
+    if !matches!(what, Bench::Dns { .. }) {
+        needs_root(&format!("cargo xtask bench {name}"))?;
     }
     prepare()?;
     let mut command = Command::new(root::target().join("release/ballast-bench"));
@@ -124,6 +127,10 @@ fn needs_root(what: &str) -> Result<()> {
 fn has_binary(name: &str) -> bool {
     let folder = root::workspace().join("tests/src/bin");
     folder.join(format!("{name}.rs")).is_file() || folder.join(name).join("main.rs").is_file()
+}
+
+fn asks_help(arguments: &[OsString]) -> bool {
+    arguments.iter().take_while(|argument| *argument != "--").any(|a| a == "--help" || a == "-h")
 }
 
 /// The arguments of `ballast run` when `--host` stands before any `--`.
