@@ -13,8 +13,8 @@ const FILE: &str = "docs/conformance.md";
 const HEAD: &str = "# Kubernetes' own tests\n\n\
     Written by `cargo xtask e2e`, which runs tests of Kubernetes' end-to-end suite against a cluster on one machine, with\n\
     kubelets and containers and without kube-proxy: Ballast is installed from deploy/. A run replaces the section of its\n\
-    focus and DNS server and names the commit it ran. A test that skipped itself tells why; one that does not was left out by\n\
-    `--skip`.\n";
+    focus, DNS server and flavour and names the commit it ran. A test that skipped itself tells why; one that does not was\n\
+    left out by `--skip`.\n";
 
 /// Of what and how a run was.
 #[derive(Debug, Clone, Default)]
@@ -75,7 +75,7 @@ impl Report {
             "{}\n\
              - {}\n- commit {}, {}, kernel {}\n- {versions}\n- deploy/, flavour {flavour}; {nodes} nodes, {procs} tests at once, \
              {seconds} s; left out: {skip}\n- `cargo xtask e2e --focus '{}' --nodes {nodes}{}{}`\n\n```text\n",
-            title(&self.focus, *dns),
+            self.title(),
             self.summary(),
             stamp.commit,
             stamp.date,
@@ -92,11 +92,15 @@ impl Report {
         text
     }
 
-    /// Replaces the section of this focus and DNS server.
+    fn title(&self) -> String {
+        title(&self.focus, self.facts.dns, self.facts.flavour)
+    }
+
+    /// Replaces the section of this focus, DNS server and flavour.
     pub(super) fn write(&self) -> Result<()> {
         let path = root::workspace().join(FILE);
         let page = fs::read_to_string(&path).unwrap_or_default();
-        fs::write(&path, replace(&page, &title(&self.focus, self.facts.dns), &self.section(&Stamp::here()?)))
+        fs::write(&path, replace(&page, &self.title(), &self.section(&Stamp::here()?)))
             .with_context(|| format!("cannot write {FILE}"))
     }
 }
@@ -129,8 +133,9 @@ fn line(spec: &Value, name: &str) -> String {
 }
 
 /// The line above a section.
-fn title(focus: &str, dns: Dns) -> String {
-    format!("## `{focus}`, names by {}\n", dns.name())
+fn title(focus: &str, dns: Dns, flavour: &str) -> String {
+    let flavour = if flavour == "least" { ", flavour least" } else { "" };
+    format!("## `{focus}`, names by {}{flavour}\n", dns.name())
 }
 
 /// The page with another section below a title; the others stay as they are, in their order.
@@ -224,19 +229,20 @@ mod tests {
 
     #[test]
     fn a_run_replaces_its_own_section_only() {
-        let titles =
-            [("a", Dns::Coredns), ("a", Dns::Ballast), ("ab", Dns::Coredns)].map(|(focus, dns)| title(focus, dns));
+        let of =
+            [("a", Dns::Coredns, ""), ("a", Dns::Ballast, ""), ("ab", Dns::Coredns, ""), ("a", Dns::Coredns, "least")];
+        let titles = of.map(|(focus, dns, flavour)| title(focus, dns, flavour));
         let section = |index: usize, body: &str| format!("{}\n```text\n{body}\n```\n", titles[index]);
         let mut page = String::new();
-        for index in [0, 1, 2] {
+        for index in [0, 1, 2, 3] {
             page = replace(&page, &titles[index], &section(index, "old"));
         }
         assert!(page.starts_with(HEAD));
-        let all = |bodies: [&str; 3]| [0, 1, 2].map(|index| section(index, bodies[index])).join("\n");
-        assert_eq!(page, format!("{HEAD}\n{}", all(["old", "old", "old"])));
-        for (index, bodies) in
-            [["new", "old", "old"], ["old", "new", "old"], ["old", "old", "new"]].into_iter().enumerate()
-        {
+        let all = |bodies: [&str; 4]| [0, 1, 2, 3].map(|index| section(index, bodies[index])).join("\n");
+        assert_eq!(page, format!("{HEAD}\n{}", all(["old"; 4])));
+        for index in [0, 1, 2, 3] {
+            let mut bodies = ["old"; 4];
+            bodies[index] = "new";
             let next = replace(&page, &titles[index], &section(index, "new"));
             assert_eq!(next, format!("{HEAD}\n{}", all(bodies)));
             assert_eq!(replace(&next, &titles[index], &section(index, "new")), next, "written twice");
@@ -246,11 +252,15 @@ mod tests {
     #[test]
     fn a_section_tells_how_to_repeat_it() -> Result<()> {
         let stamp = Stamp { commit: "c".to_owned(), date: "d".to_owned(), kernel: "k".to_owned() };
-        for (dns, line) in [(Dns::Coredns, "--nodes 2`"), (Dns::Ballast, "--nodes 2 --dns ballast`")] {
+        for (dns, flavour, line) in [
+            (Dns::Coredns, "privileged", "--nodes 2`"),
+            (Dns::Ballast, "privileged", "--nodes 2 --dns ballast`"),
+            (Dns::Coredns, "least", "--nodes 2 --least`"),
+        ] {
             let mut report = report("Services")?;
-            report.facts = Facts { dns, nodes: 2, ..Facts::default() };
+            report.facts = Facts { dns, flavour, nodes: 2, ..Facts::default() };
             let section = report.section(&stamp);
-            assert!(section.starts_with(&title("Services", dns)), "{section}");
+            assert!(section.starts_with(&title("Services", dns, flavour)), "{section}");
             assert!(section.contains(&format!("`cargo xtask e2e --focus 'Services' {line}\n")), "{section}");
         }
         Ok(())
