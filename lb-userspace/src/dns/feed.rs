@@ -3,7 +3,6 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::Context as _;
-use tokio::sync::mpsc;
 
 use super::{
     Options, SourceOptions,
@@ -13,7 +12,7 @@ use super::{
 };
 use crate::{
     convert::Severity,
-    file_source::{self, Finding, Source},
+    file_source::{self, Changes, Finding, Source},
     k8s::source::{self, Access, Calls, Timing},
     memory,
     model::{Model, Touched},
@@ -28,19 +27,14 @@ pub(super) enum Feed {
 
 pub(super) struct Documents {
     source: Source,
-    watch: Option<file_source::Watch>,
-    ticks: mpsc::Receiver<()>,
+    changes: Changes,
     path: String,
 }
 
 impl Feed {
     pub(super) async fn open(options: &Options) -> anyhow::Result<Self> {
         Ok(match &options.source {
-            SourceOptions::Documents(documents) => {
-                let (watch, ticks) = file_source::watch(&documents.path)?;
-                let (source, path) = (Source::new(documents.clone()), documents.path.display().to_string());
-                Self::Documents(Box::new(Documents { source, watch, ticks, path }))
-            }
+            SourceOptions::Documents(documents) => Self::Documents(Box::new(Documents::open(documents)?)),
             SourceOptions::Cluster(access) => {
                 let pods = options.zone.pods == zone::Pods::Verified;
                 let source = source::Source::start_names(access.clone(), Timing::default(), pods).await?;
@@ -123,8 +117,13 @@ impl Follower {
 }
 
 impl Documents {
+    fn open(options: &file_source::Options) -> anyhow::Result<Self> {
+        let (changes, source) = (Changes::of(options)?, Source::new(options.clone()));
+        Ok(Self { source, changes, path: options.path.display().to_string() })
+    }
+
     async fn run(self, zones: &Zones, options: &zone::Options, words: &str) -> anyhow::Result<()> {
-        let Self { mut source, watch, mut ticks, path } = self;
+        let Self { mut source, mut changes, path } = self;
         let mut shown: Vec<Finding> = Vec::new();
         loop {
             let read = tokio::task::spawn_blocking(move || {
@@ -136,7 +135,7 @@ impl Documents {
             let first = !zones.is_set();
             match loaded {
                 Ok(loaded) => {
-                    tell(&loaded, &mut shown, first);
+                    tell(&loaded, &mut shown);
                     if !zones.follow(&loaded.model, &Touched::All) {
                         zones.set(Zone::new(&loaded.model, options.clone()));
                         tracing::info!("{words}");
@@ -146,31 +145,21 @@ impl Documents {
                 Err(error) if first => return Err(error).context("no documents to begin with"),
                 Err(error) => tracing::error!("{error}; the last good state stays"),
             }
-            if watch.is_none() {
-                // Standard input is read once.
-                return std::future::pending().await;
-            }
-            if ticks.recv().await.is_none() {
+            if changes.next().await.is_none() {
                 anyhow::bail!("the watch of {path} ended");
             }
         }
     }
 }
 
-/// Findings that are new, and Services that have no address yet.
-fn tell(loaded: &file_source::Loaded, shown: &mut Vec<Finding>, first: bool) {
-    for finding in loaded.findings.iter().filter(|finding| !shown.contains(finding)) {
+/// Each finding once: also where lines that came or went in front of it have moved it.
+fn tell(loaded: &file_source::Loaded, shown: &mut Vec<Finding>) {
+    for finding in loaded.findings.iter().filter(|finding| !shown.iter().any(|old| finding.is_again(old))) {
         if finding.severity == Severity::Error { tracing::error!("{finding}") } else { tracing::warn!("{finding}") }
     }
     shown.clone_from(&loaded.findings);
-    let addressed = |service: &crate::model::Service| {
-        service.headless
-            || !service.cluster_ips.is_empty()
-            || service.service_type == crate::model::ServiceType::ExternalName
-    };
-    for (name, _) in loaded.model.services.iter().filter(|(_, service)| first && !addressed(service)) {
-        tracing::warn!(
-            "Service {name}: it has no cluster IP yet (`ballast run` allocates one); its name has no address"
-        );
-    }
 }
+
+#[cfg(test)]
+#[path = "feed_tests.rs"]
+mod tests;

@@ -348,11 +348,12 @@ fn complete_service(
         }
     }
     let warning = missing.then(|| {
-        Issue::warning(
-            "spec.clusterIP",
-            "not all of its addresses and nodePorts have been allocated yet",
-            "start `ballast run` on these documents, or write them",
-        )
+        let what = if draft.needs_cluster_ips() && service.cluster_ips.is_empty() {
+            "it has no cluster IP yet, so that its name has no address"
+        } else {
+            "not all of its nodePorts have been allocated yet"
+        };
+        Issue::warning("spec.clusterIP", what, "start `ballast run` on these documents, or write them")
     });
     Ok((service, warning))
 }

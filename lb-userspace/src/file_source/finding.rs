@@ -24,6 +24,11 @@ pub struct Finding {
 }
 
 impl Finding {
+    /// Whether this is the other one, which may have been at another line.
+    pub(crate) fn is_again(&self, other: &Self) -> bool {
+        *self == Self { line: self.line, ..other.clone() }
+    }
+
     fn place(&self) -> String {
         self.line.map_or_else(|| self.file.clone(), |line| format!("{}:{line}", self.file))
     }

@@ -32,7 +32,7 @@ use sha2::{Digest, Sha256};
 use self::{document::Document, intake::Objects};
 pub use self::{
     finding::Finding,
-    watch::{Watch, watch},
+    watch::{Changes, Watch, watch},
 };
 pub use crate::convert::Severity;
 use crate::{model::Model, pools::Pools};

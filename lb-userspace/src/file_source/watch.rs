@@ -15,12 +15,16 @@ use notify::{
 };
 use tokio::sync::mpsc;
 
+use super::Options;
+
 /// Quiet time after which a burst of changes counts as done.
 const QUIET: Duration = Duration::from_millis(20);
 /// The same for a file that is still open for writing.
 const STILL_WRITING: Duration = Duration::from_millis(300);
 /// A burst that never ends is reported anyway.
 const LONGEST: Duration = Duration::from_secs(1);
+/// How often the folder of allocations is looked for until there is one.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// A running watch; dropping it ends it.
 #[derive(Debug)]
@@ -39,6 +43,52 @@ pub fn watch(path: &Path) -> anyhow::Result<(Option<Watch>, mpsc::Receiver<()>)>
     let (watch, ticks) = Watch::new(path)
         .with_context(|| format!("cannot watch {}; give a file or folder that exists", path.display()))?;
     Ok((Some(watch), ticks))
+}
+
+type Ticking = (Watch, mpsc::Receiver<()>);
+
+/// Documents, and the addresses that `run` allocates for them: what a reader follows. `run` itself knows what it wrote.
+#[derive(Debug)]
+pub struct Changes {
+    documents: Option<Ticking>,
+    path: PathBuf,
+    /// None until the first `run` has made their folder.
+    allocations: Option<Ticking>,
+}
+
+impl Changes {
+    /// Begins to watch.
+    ///
+    /// # Errors
+    /// There are no such documents.
+    pub fn of(options: &Options) -> anyhow::Result<Self> {
+        let (watch, ticks) = watch(&options.path)?;
+        let path = options.allocation_path();
+        let allocations = Watch::new(&path).ok();
+        Ok(Self { documents: watch.map(|watch| (watch, ticks)), path, allocations })
+    }
+
+    /// Waits until it is time to load again; standard input is read once, so for ever. None if the watch ended.
+    pub async fn next(&mut self) -> Option<()> {
+        let Some((_, documents)) = &mut self.documents else { return std::future::pending().await };
+        if let Some((_, allocations)) = &mut self.allocations {
+            return tokio::select! {
+                tick = documents.recv() => tick,
+                tick = allocations.recv() => tick,
+            };
+        }
+        loop {
+            if let Ok(watch) = Watch::new(&self.path) {
+                self.allocations = Some(watch);
+                // The file may have been there before the watch was.
+                return Some(());
+            }
+            tokio::select! {
+                tick = documents.recv() => return tick,
+                () = tokio::time::sleep(LOOK) => {}
+            }
+        }
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
