@@ -65,7 +65,7 @@ pub(super) fn lock(path: &Path) -> Result<Lock, LoadError> {
     let failed =
         |cause: io::Error| LoadError::AllocationsUnwritable { path: path.to_owned(), cause: cause.to_string() };
     if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
-        DirBuilder::new().recursive(true).mode(0o755).create(parent).map_err(failed)?;
+        make(parent).map_err(failed)?;
     }
     let file = OpenOptions::new()
         .create(true)
@@ -84,6 +84,14 @@ pub(super) fn lock(path: &Path) -> Result<Lock, LoadError> {
     Err(LoadError::AllocationsLocked { path: path.to_owned() })
 }
 
+/// Makes the folders that are missing, for every command of every user whatever the umask.
+fn make(folder: &Path) -> io::Result<()> {
+    let missing: Vec<_> =
+        folder.ancestors().take_while(|folder| !folder.as_os_str().is_empty() && !folder.exists()).collect();
+    DirBuilder::new().recursive(true).mode(0o755).create(folder)?;
+    missing.into_iter().try_for_each(|folder| fs::set_permissions(folder, Permissions::from_mode(0o755)))
+}
+
 fn beside(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(suffix);
@@ -96,7 +104,9 @@ pub(super) fn read(path: &Path) -> Result<Records, LoadError> {
     let bytes = match fs::read(path) {
         Ok(bytes) => bytes,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Records::new()),
-        Err(error) => return Err(corrupt(error.to_string())),
+        Err(error) => {
+            return Err(LoadError::AllocationsUnreadable { path: path.to_owned(), cause: error.to_string() });
+        }
     };
     let content: Content = serde_json::from_slice(&bytes).map_err(|error| corrupt(error.to_string()))?;
     if content.version != VERSION {

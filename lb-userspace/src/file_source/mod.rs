@@ -110,6 +110,16 @@ pub enum LoadError {
         /// What is wrong with it.
         cause: String,
     },
+    /// The allocation file cannot be read, whatever is in it.
+    #[error(
+        "allocation file {path}: cannot be read: {cause}; make it and its folders readable, or give --allocations PATH"
+    )]
+    AllocationsUnreadable {
+        /// The file.
+        path: PathBuf,
+        /// The system's error.
+        cause: String,
+    },
     /// Another process holds the lock for too long.
     #[error("allocation file {path}: locked by another process for more than 10 s; stop that process")]
     AllocationsLocked {

@@ -64,6 +64,7 @@ fn told(error: &LoadError, documents: &Path) {
             assert!(finding.file.ends_with("documents.yaml") && !finding.reason.is_empty(), "{error}");
         }
         LoadError::AllocationsCorrupt { .. }
+        | LoadError::AllocationsUnreadable { .. }
         | LoadError::AllocationsLocked { .. }
         | LoadError::AllocationsUnwritable { .. } => panic!("{error}"),
     }

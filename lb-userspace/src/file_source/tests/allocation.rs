@@ -125,6 +125,16 @@ fn a_corrupt_or_locked_allocation_file_is_an_error_and_stays_as_it_is() {
     }
 }
 
+/// Its content may be right: nobody is told to delete it.
+#[test]
+fn an_allocation_file_that_cannot_be_read_is_not_called_damaged() {
+    let folder = Folder::new(&[("a.yaml", MY_SERVICE)]);
+    fs::create_dir_all(folder.options().allocation_path()).unwrap();
+    let error = load(&folder.options()).unwrap_err();
+    assert!(matches!(error, LoadError::AllocationsUnreadable { .. }), "{error}");
+    assert!(error.to_string().contains("cannot be read") && !error.to_string().contains("delete"), "{error}");
+}
+
 #[test]
 fn a_change_that_takes_a_node_port_in_use_keeps_what_worked() {
     let folder = Folder::new(&[
