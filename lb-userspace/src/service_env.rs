@@ -31,12 +31,11 @@ impl ServiceEnv {
     /// The variables for a container in `namespace`. `links` is the pod's `enableServiceLinks`.
     pub fn of(model: &Model, namespace: &str, links: bool) -> Self {
         let mut env = Self::default();
-        for (name, service) in in_scope(model, namespace, links).into_values() {
-            match service.cluster_ips.first() {
-                Some(address) => env.add(&name.name, *address, service),
-                None => env.without_address.push(name.clone()),
-            }
+        let (addressed, without_address) = in_scope(model, namespace, links);
+        for (name, service, address) in addressed.into_values() {
+            env.add(&name.name, address, service);
         }
+        env.without_address = without_address.into_iter().cloned().collect();
         env
     }
 
@@ -73,21 +72,27 @@ impl ServiceEnv {
     }
 }
 
-/// E2, E3: own Services with links, and the master's unless an own one has its name.
-fn in_scope<'a>(model: &'a Model, namespace: &str, links: bool) -> BTreeMap<&'a str, (&'a ObjectName, &'a Service)> {
-    let mut services = BTreeMap::new();
+type Addressed<'a> = BTreeMap<&'a str, (&'a ObjectName, &'a Service, IpAddr)>;
+
+/// E2, E3: own Services with links, and the master's unless an own one has its name; beside them those that have no address.
+fn in_scope<'a>(model: &'a Model, namespace: &str, links: bool) -> (Addressed<'a>, Vec<&'a ObjectName>) {
+    let (mut services, mut without) = (BTreeMap::new(), Vec::new());
     for (name, service) in &model.services {
         let master = (name.namespace.as_str(), name.name.as_str()) == MASTER;
         let own = links && name.namespace == namespace;
-        // E1, before E3: a headless `kubernetes` replaces nothing.
-        if service.headless || service.service_type == ServiceType::ExternalName {
+        // E1, before E3: a `kubernetes` that is headless, or has no address yet, replaces nothing.
+        if !(own || master) || service.headless || service.service_type == ServiceType::ExternalName {
             continue;
         }
-        if own || (master && !services.contains_key(name.name.as_str())) {
-            services.insert(name.name.as_str(), (name, service));
+        let Some(address) = service.cluster_ips.first() else {
+            without.push(name);
+            continue;
+        };
+        if own || !services.contains_key(name.name.as_str()) {
+            services.insert(name.name.as_str(), (name, service, *address));
         }
     }
-    services
+    (services, without)
 }
 
 /// What the variables of a Service, or of a port's name, have of it (E4).

@@ -75,8 +75,12 @@ fn e3_an_own_kubernetes_replaces_the_default_one_only_with_links() {
         assert_eq!(hosts(&both, namespace, true), ["KUBERNETES_SERVICE_HOST=10.96.0.9"]);
         assert_eq!(hosts(&both, namespace, false), ["KUBERNETES_SERVICE_HOST=10.96.0.1"]);
         assert!(!variables(&both, namespace, true).iter().any(|line| line.contains("443")));
-        let headless = master + &own("clusterIP: None, ports: [{port: 80}]");
+        let headless = master.clone() + &own("clusterIP: None, ports: [{port: 80}]");
         assert_eq!(hosts(&headless, namespace, true), ["KUBERNETES_SERVICE_HOST=10.96.0.1"]);
+        let waiting = master + &own("ports: [{port: 80}]");
+        assert_eq!(hosts(&waiting, namespace, true), ["KUBERNETES_SERVICE_HOST=10.96.0.1"], "E1 before E3");
+        let without = ServiceEnv::of(&model(&waiting), namespace, true).without_address;
+        assert_eq!(without.iter().map(ToString::to_string).collect::<Vec<_>>(), [format!("{namespace}/kubernetes")]);
     }
 }
 
