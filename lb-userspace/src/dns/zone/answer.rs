@@ -15,13 +15,13 @@ type Found = Option<Vec<Data>>;
 impl Zone {
     /// Answers a question. `name` is in any case (D1), without a dot at its end.
     pub fn answer(&self, name: &str, kind: Kind) -> Answer {
-        let mut name = name.to_ascii_lowercase();
-        let Some((apex, labels)) = self.split(&name) else { return Answer::Foreign };
+        let asked = name.to_ascii_lowercase();
+        let Some((apex, labels)) = self.split(&asked) else { return Answer::Foreign };
         if apex != self.options.zone {
             return self.address_answer(apex, labels, kind);
         }
         let mut records: Vec<Record> = Vec::new();
-        let mut exists = false;
+        let (mut name, mut exists) = (asked.clone(), false);
         for step in 0..=MAX_ALIASES {
             let Some((apex, labels)) = self.split(&name).filter(|(apex, _)| *apex == self.options.zone) else { break };
             let Some(found) = self.found(apex, labels, kind) else { break };
@@ -36,6 +36,11 @@ impl Zone {
                 Record { owner: owner.clone(), ttl, data }
             }));
             let Some(target) = alias else { break };
+            // Once is enough, also of aliases that lead in a circle (RFC 2181 5).
+            let seen = |record: &Record| record.owner.as_deref().unwrap_or(&asked) == target;
+            if records.iter().any(seen) {
+                break;
+            }
             name = target;
         }
         let apex = self.options.zone.clone();

@@ -171,6 +171,22 @@ fn d11_an_alias_leads_to_its_target_inside_the_zone() {
 }
 
 #[test]
+fn d11_aliases_in_a_circle_are_written_once() {
+    let mut model = model();
+    let alias = |name: &str| crate::model::ObjectName { namespace: "shop".to_owned(), name: name.to_owned() };
+    let mut service = model.services[&alias("alias")].clone();
+    for (name, target) in [("self", "self"), ("one", "two"), ("two", "one")] {
+        service.external_name = Some(format!("{target}.shop.svc.cluster.local"));
+        model.services.insert(alias(name), service.clone());
+    }
+    let zone = Zone::new(&model, options());
+    for (name, count) in [("self", 1), ("one", 2), ("two", 2)] {
+        let answer = zone.answer(&format!("{name}.shop.svc.cluster.local"), Kind::A);
+        assert!(matches!(&answer, Answer::Records(records) if records.len() == count), "{name}: {answer:?}");
+    }
+}
+
+#[test]
 fn d13_namespaces_apexes_and_names_that_are_not() {
     for name in ["empty.svc.cluster.local", "shop.svc.cluster.local", "svc.cluster.local", "cluster.local"] {
         no_data(name, Kind::A);
