@@ -7,6 +7,8 @@ pub mod metrics;
 pub mod server;
 pub mod site;
 mod sockets;
+mod tcp;
+mod udp;
 pub mod upstream;
 mod wire;
 mod worker;

@@ -12,7 +12,12 @@ use hickory_proto::rr::{RData, Record as WireRecord, rdata};
 
 use super::*;
 use crate::{
-    dns::{Clients, Server, listen, zone, zones::now},
+    dns::{
+        Clients, Server, listen,
+        tcp::{CONNECTIONS_OF_CLIENT, QUESTIONS},
+        zone,
+        zones::now,
+    },
     model::{Endpoint, EndpointSlice, IpFamily, Model, ObjectName, Touched},
 };
 
@@ -57,6 +62,10 @@ struct Running {
 }
 
 fn start(endpoints: Option<u8>) -> Running {
+    start_at([127, 0, 0, 1].into(), endpoints)
+}
+
+fn start_at(address: IpAddr, endpoints: Option<u8>) -> Running {
     let zones = Arc::new(Zones::default());
     if let Some(endpoints) = endpoints {
         let options = zone::Options::new("cluster.local".to_owned(), 5);
@@ -64,7 +73,7 @@ fn start(endpoints: Option<u8>) -> Running {
     }
     // A port that is free for TCP is most often free for UDP: try until one is.
     for _ in 0..20 {
-        let free = std::net::TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("an address");
+        let free = std::net::TcpListener::bind((address, 0)).expect("a port").local_addr().expect("an address");
         if let Ok(server) = listen(&[free], &Handler::new(Arc::clone(&zones), Rules::default()), "--listen") {
             return Running { _server: server, at: free, zones };
         }
@@ -171,6 +180,67 @@ async fn long_answers_are_cut_over_udp_and_whole_over_tcp() {
     let mut answer = vec![0; length.into()];
     tcp.read_exact(&mut answer).await.expect("an answer");
     assert_eq!((answer[2] & 2, answer[6..8].to_vec()), (0, 200_u16.to_be_bytes().to_vec()));
+}
+
+/// Linux has all of 127.0.0.0/8: whoever asks 127.0.0.2 by a connected socket takes no answer of 127.0.0.1.
+#[tokio::test]
+async fn who_listens_everywhere_answers_from_the_address_that_was_asked() {
+    for everywhere in [IpAddr::from([0; 4]), IpAddr::from([0_u16; 8])] {
+        let server = start_at(everywhere, Some(1));
+        let mut asked = vec!["127.0.0.1", "127.0.0.2"];
+        if everywhere.is_ipv6() {
+            asked.push("::1");
+        }
+        for asked in asked {
+            let asked: IpAddr = asked.parse().expect("an address");
+            let any = if asked.is_ipv4() { IpAddr::from([0; 4]) } else { [0_u16; 8].into() };
+            let socket = UdpSocket::bind((any, 0)).await.expect("a socket");
+            socket.connect((asked, server.at.port())).await.expect("connected");
+            socket.send(&question(NAME, A, IN)).await.expect("sent");
+            let mut answer = [0; 512];
+            let length = timeout(Duration::from_secs(5), socket.recv(&mut answer)).await;
+            let length = length.unwrap_or_else(|_| panic!("no answer of {asked} at {everywhere}")).expect("received");
+            assert_eq!(answer[length - 4..length], [10, 0, 0, 1], "{asked}");
+        }
+    }
+}
+
+/// An answer by this connection; none if it has ended.
+async fn by_tcp(stream: &mut TcpStream) -> Option<Vec<u8>> {
+    let bytes = question(NAME, A, IN);
+    let length = u16::try_from(bytes.len()).expect("a short question");
+    stream.write_all(&[&length.to_be_bytes()[..], &bytes].concat()).await.ok()?;
+    let mut answer = vec![0; stream.read_u16().await.ok()?.into()];
+    stream.read_exact(&mut answer).await.ok()?;
+    Some(answer)
+}
+
+#[tokio::test]
+async fn idle_connections_of_one_client_keep_nobody_out() {
+    let server = start(Some(1));
+    let mut connections = Vec::new();
+    for _ in 0..CONNECTIONS_OF_CLIENT + 1 {
+        connections.push(TcpStream::connect(server.at).await.expect("connected"));
+    }
+    let socket = tokio::net::TcpSocket::new_v4().expect("a socket");
+    socket.bind("127.0.0.2:0".parse().expect("an address")).expect("bound");
+    let mut other = socket.connect(server.at).await.expect("connected");
+    assert!(by_tcp(&mut other).await.is_some(), "another client");
+    assert!(by_tcp(connections.last_mut().expect("one")).await.is_some(), "the newest one");
+    assert!(by_tcp(&mut connections[1]).await.is_some(), "one of the allowed");
+    assert!(by_tcp(&mut connections[0]).await.is_none(), "the one that was silent longest");
+}
+
+#[tokio::test]
+async fn a_connection_has_so_many_questions() {
+    let server = start(Some(1));
+    let mut stream = TcpStream::connect(server.at).await.expect("connected");
+    for asked in 0..QUESTIONS {
+        assert!(by_tcp(&mut stream).await.is_some(), "question {asked}");
+    }
+    assert!(by_tcp(&mut stream).await.is_none(), "one more");
+    let mut again = TcpStream::connect(server.at).await.expect("connected");
+    assert!(by_tcp(&mut again).await.is_some(), "a new one");
 }
 
 #[tokio::test]
