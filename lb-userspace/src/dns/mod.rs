@@ -17,13 +17,14 @@ mod zones;
 
 use std::{
     io,
-    net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket},
     sync::Arc,
     time::Duration,
 };
 
 use anyhow::Context as _;
 use ipnet::IpNet;
+use nix::sys::socket::SockaddrStorage;
 use tokio::signal::unix::{SignalKind, signal};
 
 use self::{
@@ -59,12 +60,44 @@ impl Clients {
     /// # Errors
     /// The server would ask itself.
     pub fn rules(&self, listen: &[SocketAddr]) -> anyhow::Result<Rules> {
-        if let Some(own) = self.upstream.iter().find(|server| listen.contains(server)) {
+        let here = Here::new();
+        if let Some(own) = self.upstream.iter().find(|server| listen.iter().any(|at| here.is_at(*at, **server))) {
             anyhow::bail!("--upstream {own} is where this server listens; give a server that knows other names");
         }
         let upstream = (!self.upstream.is_empty()).then(|| Upstream::new(self.upstream.clone()));
         let limit = Limit::new(self.rate, self.exempt.clone());
         Ok(Rules { upstream, recursion: self.recursion.clone(), limit })
+    }
+}
+
+/// What leads to this machine.
+struct Here {
+    addresses: Vec<IpAddr>,
+}
+
+impl Here {
+    fn new() -> Self {
+        let all = nix::ifaddrs::getifaddrs().into_iter().flatten().filter_map(|interface| interface.address);
+        let ip = |address: SockaddrStorage| {
+            let v4 = || address.as_sockaddr_in().map(|address| SocketAddr::from(*address));
+            let any = address.as_sockaddr_in6().map(|address| SocketAddr::from(*address)).or_else(v4);
+            any.map(|any| any.ip())
+        };
+        Self { addresses: all.filter_map(ip).collect() }
+    }
+
+    /// Whether a question to `server` arrives at a listener of `at`.
+    fn is_at(&self, at: SocketAddr, server: SocketAddr) -> bool {
+        let (own, asked) = (at.ip().to_canonical(), server.ip().to_canonical());
+        // Who asks the address of nobody asks the loopback one.
+        let asked = match asked {
+            IpAddr::V4(Ipv4Addr::UNSPECIFIED) => Ipv4Addr::LOCALHOST.into(),
+            IpAddr::V6(Ipv6Addr::UNSPECIFIED) => Ipv6Addr::LOCALHOST.into(),
+            asked => asked,
+        };
+        let everywhere = own.is_unspecified() && (own.is_ipv6() || asked.is_ipv4());
+        let is_here = || asked.is_loopback() || self.addresses.contains(&asked);
+        at.port() == server.port() && (own == asked || everywhere && is_here())
     }
 }
 

@@ -85,6 +85,7 @@ pub(super) struct Elsewhere {
     target: Name,
     kind: RecordType,
     limit: usize,
+    client: IpAddr,
     begin: Instant,
 }
 
@@ -122,6 +123,13 @@ impl Handler {
     /// The answer once others have been asked.
     pub(super) async fn finish(&self, elsewhere: Elsewhere) -> Option<Vec<u8>> {
         self.inner.finish(elsewhere).await
+    }
+
+    /// Finds out whether the servers that know other names lead back here.
+    pub(super) fn probe(&self) {
+        if let Some(upstream) = &self.inner.rules.upstream {
+            upstream.probe();
+        }
     }
 
     /// The UDP answer to these bytes: as over a socket, for tests and fuzzing.
@@ -176,6 +184,7 @@ impl Inner {
         let asks = recursion && asked.head.recursion_desired();
         let target = match self.ask_zone(asked, query, flags, out) {
             Local::Done(code) => return Ok(code),
+            Local::Foreign if self.came_back(query) => return Ok(asked.plain(out, Code::Refused, flags)),
             Local::LeadsOut(_) if !asks => return Ok(Code::NoError),
             Local::Foreign if !asks => return Ok(asked.plain(out, Code::Refused, flags)),
             Local::LeadsOut(target) => Some(target),
@@ -184,7 +193,7 @@ impl Inner {
                 None
             }
         };
-        let elsewhere = Elsewhere::new(out, target.as_deref(), query.kind, asked.limit);
+        let elsewhere = Elsewhere::new(out, target.as_deref(), query.kind, asked.limit, client);
         elsewhere.map_or_else(|| Ok(asked.plain(out, Code::ServFail, flags)), |elsewhere| Err(Box::new(elsewhere)))
     }
 
@@ -192,6 +201,15 @@ impl Inner {
     fn may_recurse(&self, client: IpAddr) -> bool {
         let client = client.to_canonical();
         self.rules.upstream.is_some() && self.rules.recursion.iter().any(|net| net.contains(&client))
+    }
+
+    /// Whether it is what we ask others, to find out whether they lead back here.
+    fn came_back(&self, query: &Query<'_>) -> bool {
+        self.rules.upstream.as_ref().is_some_and(|upstream| {
+            let mut name = String::new();
+            query.name(&mut name);
+            upstream.came_back(&name.to_ascii_lowercase())
+        })
     }
 
     fn ask_zone(&self, asked: &Asked<'_>, query: &Query<'_>, flags: Flags, out: &mut Vec<u8>) -> Local {
@@ -249,8 +267,8 @@ impl Inner {
     }
 
     async fn finish(&self, elsewhere: Elsewhere) -> Option<Vec<u8>> {
-        let Elsewhere { mut answer, target, kind, limit, begin } = elsewhere;
-        let found = self.rules.upstream.as_ref()?.ask(&target, kind).await;
+        let Elsewhere { mut answer, target, kind, limit, client, begin } = elsewhere;
+        let found = self.rules.upstream.as_ref()?.ask(&target, kind, client).await;
         self.metrics.passed_on(match found {
             Ok(_) => "answered",
             Err(Failure::Busy) => "refused",
@@ -258,10 +276,10 @@ impl Inner {
         });
         // The code is that of the end of the aliases (RFC 6604).
         answer.metadata.response_code = match found {
-            Ok(Message { metadata, answers, authorities, .. }) => {
-                answer.answers.extend(answers);
-                answer.authorities = authorities;
-                metadata.response_code
+            Ok(found) => {
+                answer.answers.extend_from_slice(&found.answers);
+                answer.authorities.clone_from(&found.authorities);
+                found.metadata.response_code
             }
             Err(_) => ResponseCode::ServFail,
         };
@@ -273,7 +291,7 @@ impl Inner {
 
 impl Elsewhere {
     /// Begins with the answer that is written so far; none if there is nothing to ask.
-    fn new(written: &[u8], target: Option<&str>, kind: Type, limit: usize) -> Option<Self> {
+    fn new(written: &[u8], target: Option<&str>, kind: Type, limit: usize, client: IpAddr) -> Option<Self> {
         let answer = Message::from_vec(written).ok()?;
         let target = match target {
             Some(target) => {
@@ -283,7 +301,7 @@ impl Elsewhere {
             }
             None => answer.queries.first()?.name().clone(),
         };
-        Some(Self { answer, target, kind: RecordType::from(kind.0), limit, begin: Instant::now() })
+        Some(Self { answer, target, kind: RecordType::from(kind.0), limit, client, begin: Instant::now() })
     }
 }
 

@@ -12,14 +12,14 @@ use hickory_proto::rr::{RData, Record as WireRecord, rdata};
 
 use super::*;
 use crate::{
-    dns::{
-        Clients, Server, listen,
-        tcp::{CONNECTIONS_OF_CLIENT, QUESTIONS},
-        zone,
-        zones::now,
-    },
+    dns::{Clients, Server, listen, zone, zones::now},
     model::{Endpoint, EndpointSlice, IpFamily, Model, ObjectName, Touched},
 };
+
+#[path = "circle_tests.rs"]
+mod circles;
+#[path = "tcp_tests.rs"]
+mod over_tcp;
 
 const A: u16 = 1;
 const ANY: u16 = 255;
@@ -205,44 +205,6 @@ async fn who_listens_everywhere_answers_from_the_address_that_was_asked() {
     }
 }
 
-/// An answer by this connection; none if it has ended.
-async fn by_tcp(stream: &mut TcpStream) -> Option<Vec<u8>> {
-    let bytes = question(NAME, A, IN);
-    let length = u16::try_from(bytes.len()).expect("a short question");
-    stream.write_all(&[&length.to_be_bytes()[..], &bytes].concat()).await.ok()?;
-    let mut answer = vec![0; stream.read_u16().await.ok()?.into()];
-    stream.read_exact(&mut answer).await.ok()?;
-    Some(answer)
-}
-
-#[tokio::test]
-async fn idle_connections_of_one_client_keep_nobody_out() {
-    let server = start(Some(1));
-    let mut connections = Vec::new();
-    for _ in 0..CONNECTIONS_OF_CLIENT + 1 {
-        connections.push(TcpStream::connect(server.at).await.expect("connected"));
-    }
-    let socket = tokio::net::TcpSocket::new_v4().expect("a socket");
-    socket.bind("127.0.0.2:0".parse().expect("an address")).expect("bound");
-    let mut other = socket.connect(server.at).await.expect("connected");
-    assert!(by_tcp(&mut other).await.is_some(), "another client");
-    assert!(by_tcp(connections.last_mut().expect("one")).await.is_some(), "the newest one");
-    assert!(by_tcp(&mut connections[1]).await.is_some(), "one of the allowed");
-    assert!(by_tcp(&mut connections[0]).await.is_none(), "the one that was silent longest");
-}
-
-#[tokio::test]
-async fn a_connection_has_so_many_questions() {
-    let server = start(Some(1));
-    let mut stream = TcpStream::connect(server.at).await.expect("connected");
-    for asked in 0..QUESTIONS {
-        assert!(by_tcp(&mut stream).await.is_some(), "question {asked}");
-    }
-    assert!(by_tcp(&mut stream).await.is_none(), "one more");
-    let mut again = TcpStream::connect(server.at).await.expect("connected");
-    assert!(by_tcp(&mut again).await.is_some(), "a new one");
-}
-
 #[tokio::test]
 async fn answers_begin_with_another_record_each_time() {
     let server = start(Some(2));
@@ -389,13 +351,4 @@ fn the_serial_does_not_begin_anew_with_the_process() {
     let first = zones.sizes().serial;
     assert!(before > 1 && first >= before, "{first}");
     assert!(zones.follow(&model(2), &Touched::All) && zones.sizes().serial > first);
-}
-
-#[test]
-fn nobody_asks_themselves() {
-    assert!(
-        Clients { upstream: vec!["127.0.0.1:53".parse().expect("an address")], ..Clients::default() }
-            .rules(&["127.0.0.1:53".parse().expect("an address")])
-            .is_err_and(|error| error.to_string().contains("--upstream 127.0.0.1:53"))
-    );
 }

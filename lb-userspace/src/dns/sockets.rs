@@ -26,6 +26,7 @@ impl Server {
                 tasks.spawn(udp::answer(udp::Socket::new(udp)?, handler.clone()));
                 tasks.spawn(tcp::answer(listener.try_into()?, handler.clone()));
             }
+            handler.probe();
             Ok(async move {
                 let ended = tasks.join_next().await;
                 tracing::error!("DNS: a socket is answered no more: {ended:?}");
