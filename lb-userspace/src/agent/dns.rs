@@ -1,6 +1,7 @@
 //! DNS inside the agent (`run --dns`).
 
 use std::{
+    collections::BTreeMap,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     sync::Arc,
 };
@@ -44,28 +45,27 @@ pub(super) struct Dns {
     handler: Handler,
     follower: Option<Follower>,
     _server: Server,
-    /// Of a cluster's Node the addresses are known later.
-    node: Node,
+    /// None where it was said where to listen.
+    node: Option<AtNode>,
 }
 
-/// The server at the own Node's addresses.
-enum Node {
-    /// None, or that of all addresses has them.
-    None,
-    /// Until the Node with this name is known.
-    Awaited(String),
-    Listening(#[expect(dead_code, reason = "it ends when it is dropped")] Server),
-    Failed(Problem),
+/// The servers at the own Node's addresses, as these come and go.
+struct AtNode {
+    name: String,
+    servers: BTreeMap<SocketAddr, Server>,
+    /// Why not, until it is tried again.
+    failed: BTreeMap<SocketAddr, String>,
+    /// It was said that there is no such address.
+    missing: bool,
 }
 
 impl Dns {
     /// Listens, if asked for. Questions get SERVFAIL until the first [`Self::set`].
     pub(super) fn start(options: &RunOptions, model: &Model) -> anyhow::Result<Option<Self>> {
         let Some(DnsOptions { listen, zone, clients, cluster }) = &options.dns else { return Ok(None) };
-        let (at, node) = match (listen.as_slice(), cluster) {
-            ([], Some(_)) => (vec![LOOPBACK], Node::Awaited(options.node.clone())),
-            ([], None) => ([vec![LOOPBACK], own(model, &options.node)].concat(), Node::None),
-            _ => (listen.clone(), Node::None),
+        let (at, node) = match listen.as_slice() {
+            [] => (vec![LOOPBACK], Some(AtNode::new(&options.node))),
+            _ => (listen.clone(), None),
         };
         let zones = Arc::new(Zones::default());
         let handler = Handler::new(Arc::clone(&zones), clients.rules(&at)?);
@@ -76,44 +76,39 @@ impl Dns {
         if follower.is_none() {
             tracing::info!("{words}");
         }
-        Ok(Some(Self { zones, zone: zone.clone(), handler, follower, _server: server, node }))
+        let mut dns = Self { zones, zone: zone.clone(), handler, follower, _server: server, node };
+        if cluster.is_none() {
+            dns.listen_at_node(model);
+        }
+        Ok(Some(dns))
     }
 
-    /// Answers from this state from here on, unless the names are a cluster's: of that the agent knows only what a datapath
-    /// needs, and where its Node is. No more than `touched` is another one.
+    /// Answers from this state from here on, at the Node's addresses too, unless the names are a cluster's: of that the agent
+    /// knows only what a datapath needs, and where its Node is. No more than `touched` is another one.
     pub(super) fn set(&mut self, model: &Model, touched: &Touched) {
-        if self.follower.is_some() {
-            self.listen_at_node(model);
-        } else if !self.zones.follow(model, touched) {
+        self.listen_at_node(model);
+        if self.follower.is_none() && !self.zones.follow(model, touched) {
             self.zones.set(Zone::new(model, self.zone.clone()));
         }
     }
 
-    fn listen_at_node(&mut self, model: &Model) {
-        let Node::Awaited(name) = &self.node else { return };
-        let at = own(model, name);
-        if at.is_empty() {
-            return;
+    /// Tries the addresses again that could not be listened on: an interface may have them now.
+    pub(super) fn again(&mut self, model: &Model) {
+        if self.node.as_ref().is_some_and(|node| !node.failed.is_empty()) {
+            self.listen_at_node(model);
         }
-        self.node = match dns::listen(&at, &self.handler, FLAG) {
-            Ok(server) => {
-                tracing::info!("answering for {} on {} too", self.zone.zone, dns::words(&at));
-                Node::Listening(server)
-            }
-            Err(error) => {
-                tracing::error!("DNS: {error:#}");
-                let fix = format!("free the address, or say where to listen with {FLAG}; then start again");
-                Node::Failed(Problem { object: "DNS".to_owned(), cause: format!("{error:#}"), fix })
-            }
-        };
+    }
+
+    fn listen_at_node(&mut self, model: &Model) {
+        if let Some(node) = &mut self.node {
+            node.follow(&own(model, &node.name), &self.handler, &self.zone.zone);
+        }
     }
 
     /// What is wrong.
     pub(super) fn problems(&self) -> Vec<Problem> {
         let mut problems = self.follower.as_ref().map_or_else(Vec::new, Follower::problems);
-        if let Node::Failed(problem) = &self.node {
-            problems.push(problem.clone());
-        }
+        problems.extend(self.node.iter().flat_map(AtNode::problems));
         problems
     }
 
@@ -123,7 +118,96 @@ impl Dns {
     }
 }
 
+impl AtNode {
+    fn new(name: &str) -> Self {
+        Self { name: name.to_owned(), servers: BTreeMap::new(), failed: BTreeMap::new(), missing: false }
+    }
+
+    /// Listens there and nowhere else; a Node that is gone keeps its servers until it is there again.
+    fn follow(&mut self, at: &[SocketAddr], handler: &Handler, zone: &str) {
+        if at.is_empty() {
+            if !self.missing && self.servers.is_empty() {
+                tracing::warn!("DNS: Node {} has no InternalIP yet: {zone} is answered on {LOOPBACK} alone", self.name);
+            }
+            self.missing = true;
+            return;
+        }
+        self.missing = false;
+        self.servers.retain(|address, _| at.contains(address));
+        self.failed.retain(|address, _| at.contains(address));
+        for address in at {
+            if self.servers.contains_key(address) {
+                continue;
+            }
+            match dns::listen(&[*address], handler, FLAG) {
+                Ok(server) => {
+                    tracing::info!("answering for {zone} on {address} too");
+                    self.failed.remove(address);
+                    self.servers.insert(*address, server);
+                }
+                Err(error) => {
+                    let cause = format!("{error:#}");
+                    let told = self.failed.insert(*address, cause.clone());
+                    if told.as_ref() != Some(&cause) {
+                        tracing::error!("DNS: {cause}");
+                    }
+                }
+            }
+        }
+    }
+
+    fn problems(&self) -> impl Iterator<Item = Problem> {
+        let fix = format!("free the address, which is tried again, or say where to listen with {FLAG}");
+        self.failed.values().map(move |cause| Problem {
+            object: "DNS".to_owned(),
+            cause: cause.clone(),
+            fix: fix.clone(),
+        })
+    }
+}
+
 fn own(model: &Model, node: &str) -> Vec<SocketAddr> {
     let node = model.nodes.get(node).into_iter().flat_map(|node| node.internal_ips.iter().copied());
     node.map(|address| SocketAddr::new(address, PORT)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::UdpSocket;
+
+    use super::*;
+    use crate::dns::server::Rules;
+
+    /// A port that nobody has at either address.
+    fn free() -> [SocketAddr; 2] {
+        loop {
+            let port = UdpSocket::bind("127.0.0.5:0").expect("a socket").local_addr().expect("an address").port();
+            let both = ["127.0.0.5", "127.0.0.6"].map(|address| SocketAddr::new(address.parse().expect("one"), port));
+            if both.iter().all(|at| UdpSocket::bind(at).is_ok() && std::net::TcpListener::bind(at).is_ok()) {
+                return both;
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn the_nodes_addresses_are_followed_and_what_failed_is_tried_again() {
+        let handler = Handler::new(Arc::new(Zones::default()), Rules::default());
+        let mut node = AtNode::new("node-0");
+        let [first, second] = free();
+        let taken = UdpSocket::bind(second).expect("a socket");
+        node.follow(&[], &handler, "cluster.local");
+        assert!(node.servers.is_empty() && node.problems().next().is_none());
+        node.follow(&[first, second], &handler, "cluster.local");
+        assert!(node.servers.keys().eq([&first]));
+        let told: Vec<_> = node.problems().map(|problem| problem.cause).collect();
+        assert!(matches!(told.as_slice(), [told] if told.contains(&second.to_string())), "{told:?}");
+        drop(taken);
+        node.follow(&[first, second], &handler, "cluster.local");
+        assert!(node.servers.keys().eq([&first, &second]) && node.problems().next().is_none());
+        node.follow(&[second], &handler, "cluster.local");
+        assert!(node.servers.keys().eq([&second]));
+        assert!(UdpSocket::bind(first).is_ok(), "it is free again");
+        node.follow(&[], &handler, "cluster.local");
+        assert!(node.servers.keys().eq([&second]), "a Node that is gone for a moment");
+    }
 }

@@ -21,6 +21,9 @@ impl Agent {
     /// Links, addresses or routes may have changed; `heard`: the kernel says so.
     pub(super) async fn network_changed(&mut self, heard: bool) {
         self.network.list(&self.options).await;
+        if let Some(dns) = &mut self.dns {
+            dns.again(&self.model);
+        }
         // A new interface first: what it carries until then passes untranslated, and the tables are there already.
         if self.attached {
             self.network.attach(&mut self.datapath);
