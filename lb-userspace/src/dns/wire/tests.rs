@@ -78,6 +78,24 @@ fn decoded(bytes: &[u8]) -> Message {
     Message::from_vec(bytes).expect("a message")
 }
 
+/// A zone may be so long that its Services have names and endpoints of them have none.
+#[test]
+fn a_name_of_more_than_255_octets_is_none() {
+    let asked = query(&[b"a"], 33, [1, 0, 0, 0], &[]);
+    let Read::Query(query) = read(&asked) else { panic!("no question") };
+    let label = "x".repeat(63);
+    for (last, broken) in [(61, false), (62, true)] {
+        let name = format!("{label}.{label}.{label}.{}", "y".repeat(last));
+        let mut bytes = Vec::new();
+        let mut writer = Writer::new(&mut bytes, &query, 4096, 1232);
+        writer.answer(None, Type::SRV, 5, |it| it.whole_name(&name));
+        assert_eq!(writer.is_broken(), broken, "a whole name");
+        let mut writer = Writer::new(&mut bytes, &query, 4096, 1232);
+        writer.answer(None, Type::PTR, 5, |it| it.name(&name));
+        assert_eq!(writer.is_broken(), broken, "a name");
+    }
+}
+
 #[test]
 fn answers_are_those_that_are_written() {
     let asked = query(&[b"WEB", b"svc", b"cluster", b"local"], 1, [1, 0, 0, 1], &opt(&[0], 0, 900));

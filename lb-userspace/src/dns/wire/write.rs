@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use hickory_proto::op::ResponseCode;
 
 use super::{
-    HEADER, LABEL, OPT, OPT_LENGTH,
+    HEADER, LABEL, NAME, OPT, OPT_LENGTH,
     read::{Class, Head, Query, Type},
 };
 
@@ -195,7 +195,7 @@ impl<'a> Writer<'a> {
 
     /// A name, which ends with a pointer where its end has been written before.
     pub(in crate::dns) fn name(&mut self, name: &str) {
-        let (begin, mut rest) = (self.bytes.len(), name.trim_end_matches('.'));
+        let (begin, mut rest) = (self.bytes.len(), self.checked(name));
         while !rest.is_empty() {
             if let Some(at) = self.find(rest) {
                 self.word(0xc000 | at);
@@ -210,11 +210,18 @@ impl<'a> Writer<'a> {
 
     /// A name without pointers (RFC 2782).
     pub(in crate::dns) fn whole_name(&mut self, name: &str) {
-        let mut rest = name.trim_end_matches('.');
+        let mut rest = self.checked(name);
         while !rest.is_empty() {
             rest = self.label(rest);
         }
         self.bytes.push(0);
+    }
+
+    /// Without the dot at its end. On the wire each label has its length in front, and the root is one octet.
+    fn checked<'b>(&mut self, name: &'b str) -> &'b str {
+        let name = name.trim_end_matches('.');
+        self.broken |= name.len() > NAME - 2;
+        name
     }
 
     /// Writes the first label; what is behind it.
