@@ -39,7 +39,7 @@ pub(super) struct Dns {
     )]
     master: Option<String>,
     /// Where to listen, UDP and TCP; may be repeated
-    #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:53")]
+    #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:53", value_parser = listen)]
     listen: Vec<SocketAddr>,
     /// The cluster's domain
     #[arg(long, visible_alias = "cluster-domain", value_name = "NAME", default_value = resolv::ZONE, value_parser = zone)]
@@ -117,13 +117,19 @@ pub(super) struct RunDns {
     dns: bool,
     /// Where to answer them, UDP and TCP; may be repeated [default: port 53 of 127.0.0.1 and of the Node's `InternalIP`
     /// addresses]
-    #[arg(long, value_name = "ADDR:PORT")]
+    #[arg(long, value_name = "ADDR:PORT", value_parser = listen)]
     dns_listen: Vec<SocketAddr>,
     /// The cluster's domain
     #[arg(long, value_name = "NAME", default_value = resolv::ZONE, value_parser = zone)]
     cluster_domain: String,
     #[command(flatten)]
     rules: DnsRules,
+}
+
+/// One port of UDP and TCP: 0 would be two, which nobody knows.
+fn listen(text: &str) -> Result<SocketAddr, String> {
+    let at = text.parse().ok().filter(|at: &SocketAddr| at.port() != 0);
+    at.ok_or_else(|| format!("write ADDRESS:PORT, such as 127.0.0.1:{DNS_PORT} or [::]:{DNS_PORT}"))
 }
 
 /// Name servers.
@@ -215,6 +221,14 @@ impl RunDns {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn where_to_listen_has_a_port() {
+        assert_eq!(listen("[::]:53"), Ok("[::]:53".parse().expect("an address")));
+        for text in ["127.0.0.1", "127.0.0.1:0", "localhost:53", "::1:53:", ""] {
+            assert!(listen(text).is_err_and(|error| error.contains("127.0.0.1:53")), "{text}");
+        }
+    }
 
     #[test]
     fn servers_are_written_or_read() {
