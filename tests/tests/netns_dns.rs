@@ -5,7 +5,7 @@ use std::{
     net::{IpAddr, SocketAddr, UdpSocket},
     path::PathBuf,
     process::Command,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use lb_tests::{
@@ -179,13 +179,14 @@ fn count(socket: &UdpSocket, kind: u16) -> Result<u16, String> {
     Ok(u16::from_be_bytes([answer[6], answer[7]]))
 }
 
+/// Every change is followed, by both families. How soon is a measurement, and no test's: `cargo xtask bench dns` shows the
+/// time from a change of readiness to the first answer that has it, as p50 and p99 of many changes.
 #[test]
 fn headless_answers_follow_readiness() {
     needs_root!();
     let names = Names::start(&Setup::tcx(false));
     let (world, asking) = (&names.world, names.world.node(1).pod(0));
     let pod = world.node(0).pod(1);
-    let mut slowest = Duration::ZERO;
     for (server, kind) in DNS.into_iter().zip([1, 28]) {
         let at: SocketAddr = SocketAddr::new(server.parse().expect("an address"), 53);
         let any = SocketAddr::new(if at.is_ipv4() { [0; 4].into() } else { [0_u16; 8].into() }, 0);
@@ -193,18 +194,15 @@ fn headless_answers_follow_readiness() {
         socket.connect(at).expect("connected");
         socket.set_read_timeout(Some(Duration::from_millis(500))).expect("a limit");
         for (ready, expected) in [(false, 1), (true, 2), (false, 1), (true, 2)] {
-            let since = Instant::now();
             world.pod_ready(pod, ready).expect("written");
             let what = format!("{expected} addresses of type {kind} by {server}");
-            let took = wait_until(&what, Duration::from_secs(5), || match count(&socket, kind) {
-                Ok(count) if count == expected => Ok(since.elapsed()),
+            wait_until(&what, Duration::from_secs(20), || match count(&socket, kind) {
+                Ok(count) if count == expected => Ok(()),
                 other => Err(format!("{other:?}")),
-            });
-            slowest = slowest.max(took.expect("followed"));
+            })
+            .expect("followed");
         }
     }
-    println!("headless answers followed readiness after at most {} ms", slowest.as_millis());
-    assert!(slowest < Duration::from_secs(5), "{slowest:?}");
 }
 
 /// What the datapath does not watch has names too: a headless Service, and a Namespace that is empty.
