@@ -198,10 +198,7 @@ fn the_name_service_is_behind_kube_dns_and_starts_as_it_says() {
     // The command line is understood: it ends for want of a cluster, not for a word of it.
     let words = dns.command().expect("a command");
     let mut command = std::process::Command::new(lb_tests::binary("ballast").expect("ballast"));
-    command
-        .args(&words[1..])
-        .args(["--kubeconfig", "/nonexistent", "--listen", "127.0.0.1:5353"])
-        .env_remove("KUBECONFIG");
+    command.args(&words[1..]).args(["--kubeconfig", "/nonexistent"]).env_remove("KUBECONFIG");
     let output = command.output().expect("run");
     let told = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.code() == Some(1) && told.contains("/nonexistent"), "{told}");
