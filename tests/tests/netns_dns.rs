@@ -205,6 +205,30 @@ fn headless_answers_follow_readiness() {
     }
 }
 
+/// The Node's document may be written after the agent has started.
+#[test]
+fn a_node_that_comes_later_is_listened_on() {
+    needs_root!();
+    let world = World::builder().rp_filter(1).build().expect("a world");
+    world.apply_service(&Service::new("my-service", "app", "web").port(80, PORT, None)).expect("a Service");
+    let (node, manifests) = (world.node(0), world.manifests());
+    let allocations = world.directory().join("allocations.json");
+    let source =
+        ["-f".as_ref(), manifests.as_os_str(), "--allocations".as_ref(), allocations.as_os_str(), "--dns".as_ref()];
+    let agent = Agent::start_on(&world, node, &Setup::tcx(false), source).expect("an agent");
+    world.apply_nodes().expect("nodes");
+    for server in node.ips() {
+        wait_until(&format!("an answer by {server}"), Duration::from_secs(20), || {
+            let mut command = world.node(1).pod(0).place().command("dig").expect("a command");
+            command.args(["+time=1", "+tries=1", "A", &format!("my-service.default.{ZONE}"), &format!("@{server}")]);
+            let output = command.output().map_err(|error| error.to_string())?;
+            let text = String::from_utf8_lossy(&output.stdout).into_owned();
+            if text.contains("ANSWER: 1,") { Ok(()) } else { Err(format!("{text}\n{}", agent.stderr())) }
+        })
+        .expect("answered");
+    }
+}
+
 /// What the datapath does not watch has names too: a headless Service, and a Namespace that is empty.
 #[test]
 fn in_a_cluster_the_agent_answers_at_its_nodes_addresses() {
