@@ -17,7 +17,7 @@ async fn by_tcp(stream: &mut TcpStream) -> Option<Vec<u8>> {
 async fn idle_connections_of_one_client_keep_nobody_out() {
     let server = start(Some(1));
     let mut connections = Vec::new();
-    for _ in 0..CONNECTIONS_OF_CLIENT + 1 {
+    for _ in 0..=CONNECTIONS_OF_CLIENT {
         connections.push(TcpStream::connect(server.at).await.expect("connected"));
     }
     let socket = tokio::net::TcpSocket::new_v4().expect("a socket");
