@@ -30,7 +30,7 @@ pub(super) struct Controller {
     )]
     master: Option<String>,
     /// BallastConfiguration with the addressPools; it is read again when it changes
-    #[arg(long, value_name = "FILE", required_unless_present = "config_map", conflicts_with = "config_map")]
+    #[arg(long, value_name = "FILE", conflicts_with = "config_map")]
     config: Option<PathBuf>,
     #[arg(
         long,
@@ -73,21 +73,30 @@ pub(super) struct Controller {
     metrics_bind_address: Bind,
 }
 
+/// Nobody waits longer for a leader, and every time that is so far away can be told.
+const LONGEST: Duration = Duration::from_hours(24);
+
 /// As Go writes them, in whole units: `15s`, `500ms`, `1m`.
 fn duration(text: &str) -> Result<Duration, String> {
     let at = text.find(|letter: char| !letter.is_ascii_digit()).unwrap_or(text.len());
     let (number, unit) = text.split_at(at);
     let number: u64 = number.parse().map_err(|_| "write a duration such as 15s".to_owned())?;
-    match unit {
-        "ms" => Ok(Duration::from_millis(number)),
-        "s" => Ok(Duration::from_secs(number)),
-        "m" => number.checked_mul(60).map(Duration::from_secs).ok_or_else(|| "that is too long".to_owned()),
-        _ => Err("write a duration such as 15s, with ms, s or m".to_owned()),
-    }
+    let found = match unit {
+        "ms" => Duration::from_millis(number),
+        "s" => Duration::from_secs(number),
+        "m" => Duration::from_secs(number.saturating_mul(60)),
+        _ => return Err("write a duration such as 15s, with ms, s or m".to_owned()),
+    };
+    if found > LONGEST { Err(format!("{text} is too long: write at most 1440m, a day")) } else { Ok(found) }
 }
 
 impl Controller {
     pub(super) fn options(self, state_dir: &std::path::Path) -> anyhow::Result<controller::Options> {
+        let pools = match (self.config, self.config_map) {
+            (Some(path), _) => PoolSource::File(path),
+            (None, Some((namespace, name))) => PoolSource::ConfigMap(ObjectName { namespace, name }),
+            (None, None) => missing("the address pools are missing: give --config FILE or --config-map NAMESPACE/NAME"),
+        };
         let access = match Access::find(self.kubeconfig, self.master, state_dir) {
             Err(error @ AccessError::Nothing) => missing(&error.to_string()),
             found => found?,
@@ -100,11 +109,6 @@ impl Controller {
         if let Some(cause) = terms.wrong() {
             missing(&format!("leader election: {cause}"));
         }
-        let pools = match (self.config, self.config_map) {
-            (Some(path), _) => PoolSource::File(path),
-            (None, Some((namespace, name))) => PoolSource::ConfigMap(ObjectName { namespace, name }),
-            (None, None) => missing("give --config FILE or --config-map NAMESPACE/NAME"),
-        };
         let lease = if self.leader_elect {
             let (namespace, name) = (self.leader_elect_resource_namespace, self.leader_elect_resource_name);
             Some(LeaseOptions { name: ObjectName { namespace, name }, identity: identity()?, terms })
@@ -143,6 +147,10 @@ mod tests {
         assert_eq!(duration("15s"), Ok(Duration::from_secs(15)));
         assert_eq!(duration("500ms"), Ok(Duration::from_millis(500)));
         assert_eq!(duration("2m"), Ok(Duration::from_mins(2)));
+        assert_eq!(duration("1440m"), Ok(LONGEST));
+        for bad in ["1441m", "86400001ms", "18446744073709551615s", "18446744073709551615m", "18446744073709551616ms"] {
+            assert!(duration(bad).is_err(), "{bad}");
+        }
         for bad in ["", "s", "15", "15h", "-1s", "1.5s"] {
             assert!(duration(bad).is_err(), "{bad}");
         }

@@ -99,7 +99,7 @@ impl Candidate {
             seconds: self.terms.lease.as_secs(),
             acquired: own.map_or_else(|| time.clone(), |record| record.acquired.clone()),
             renewed: time,
-            transitions: old.map_or(0, |record| record.transitions + u64::from(own.is_none())),
+            transitions: old.map_or(0, |record| record.transitions.saturating_add(u64::from(own.is_none()))),
         }
     }
 
@@ -193,6 +193,16 @@ mod tests {
         other.observe(released, now);
         assert!(one.leads_until().is_none() && other.may_take(now) && other.holder().is_none());
         assert_eq!(other.claim("t2".to_owned()).transitions, 1);
+    }
+
+    /// Whoever may write Leases must not be able to end a controller by it.
+    #[test]
+    fn any_number_in_a_lease_can_be_gone_on_from() {
+        let ([mut one, _], start) = (candidates(), Instant::now());
+        let record = Record { holder: "x".to_owned(), seconds: u64::MAX, transitions: u64::MAX, ..Record::default() };
+        one.observe(record, start);
+        assert!(!one.may_take(start + SECOND * 1000));
+        assert_eq!(one.claim("t0".to_owned()).transitions, u64::MAX);
     }
 
     #[test]

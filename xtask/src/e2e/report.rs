@@ -71,9 +71,11 @@ impl Report {
     fn section(&self, stamp: &Stamp) -> String {
         let Facts { versions, dns, flavour, nodes, procs, seconds, skip } = &self.facts;
         let skip = if skip.is_empty() { "nothing".to_owned() } else { format!("`{skip}`") };
+        // As `without_upstream` takes them away.
+        let without = if *dns == Dns::Ballast { ", DNS without `--upstream` and `--allow-recursion`" } else { "" };
         let mut text = format!(
             "{}\n\
-             - {}\n- commit {}, {}, kernel {}\n- {versions}\n- deploy/, flavour {flavour}; {nodes} nodes, {procs} tests at once, \
+             - {}\n- commit {}, {}, kernel {}\n- {versions}\n- deploy/, flavour {flavour}{without}; {nodes} nodes, {procs} tests at once, \
              {seconds} s; left out: {skip}\n- `cargo xtask e2e --focus '{}' --nodes {nodes}{}{}`\n\n```text\n",
             self.title(),
             self.summary(),
