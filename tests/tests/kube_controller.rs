@@ -209,6 +209,86 @@ fn broken_pools_change_nothing_and_mended_ones_are_taken() {
     stale("ballast_controller_pools_stale 0").expect("well again");
 }
 
+fn note(api: &ApiServer, kind: &str, name: &str) -> String {
+    let of = |event: &&Value| event["regarding"]["kind"] == kind && event["regarding"]["name"] == name;
+    let events = api.objects("events");
+    let notes = events.iter().filter(of).map(|event| format!("{} {}", event["reason"], event["note"]));
+    notes.collect::<Vec<_>>().join("\n")
+}
+
+#[test]
+fn wrong_pools_are_told_by_events_on_their_config_map() {
+    let api = cluster();
+    let controller = Controller::with_map(&api);
+    controller.wait("it leads", || if controller.leads() { Ok(()) } else { Err("it does not".to_owned()) });
+    let told = |what: &str| {
+        let found = note(&api, "ConfigMap", "pools");
+        if found.contains("InvalidAddressPools") && found.contains(what) { Ok(()) } else { Err(found) }
+    };
+    for (text, expected) in [
+        (
+            "[{name: x, addresses: [192.0.2.0/28]}, {name: y, addresses: [192.0.2.8/30]}]",
+            "192.0.2.8/30 of pool y overlaps 192.0.2.0/28 of pool x",
+        ),
+        ("[{name: x, addresses: [abc]}]", "\"abc\" is no range of addresses"),
+        ("[{name: x, addresses: {", "kube-system/pools: "),
+    ] {
+        api.put(pools(text));
+        controller.wait(text, || told(expected));
+    }
+    // Nobody who has an address, or gets one of the last good pools, is told anything.
+    api.put(service("a", &json!({})));
+    controller.wait("a has an address", || has(&api, "a", &["198.51.100.1"]));
+    assert_eq!(note(&api, "Service", "a"), "");
+}
+
+#[test]
+fn before_the_first_good_pools_whoever_waits_is_told_what_is_wrong_with_them() {
+    let api = cluster();
+    api.put(pools("[{name: x, addresses: [192.0.2.0/28]}, {name: y, addresses: [192.0.2.8/30]}]"));
+    api.put(service("a", &json!({})));
+    api.put(service("b", &json!({"loadBalancerClass": "ballast.dev/lb"})));
+    let mut has_one = service("c", &json!({}));
+    has_one["status"] = json!({"loadBalancer": {"ingress": [{"ip": "192.0.2.1", "ipMode": "VIP"}]}, "conditions": [
+        {"type": CONDITION, "status": "True", "reason": "Assigned", "message": "192.0.2.1 of pool x"}]});
+    api.put(has_one.clone());
+    let controller = Controller::with_map(&api);
+    let expected = "192.0.2.8/30 of pool y overlaps 192.0.2.0/28 of pool x";
+    controller.wait("those who wait are told", || {
+        let found = [note(&api, "Service", "a"), note(&api, "Service", "b"), note(&api, "ConfigMap", "pools")];
+        if found.iter().all(|note| note.contains(expected)) { Ok(()) } else { Err(format!("{found:?}")) }
+    });
+    let condition_of_b = condition(&find(&api, "b"));
+    assert_eq!(
+        (&condition_of_b["status"], &condition_of_b["reason"]),
+        (&json!("False"), &json!("InvalidAddressPools"))
+    );
+    assert!(condition(&find(&api, "a")).is_null(), "without a class it may be another controller's");
+    assert_eq!(
+        (find(&api, "c")["status"].clone(), note(&api, "Service", "c")),
+        (has_one["status"].clone(), String::new())
+    );
+    api.put(pools("[{name: x, addresses: [192.0.2.0/28]}]"));
+    controller.wait("they have addresses", || {
+        has(&api, "a", &["192.0.2.0"])?;
+        has(&api, "b", &["192.0.2.2"])?;
+        has(&api, "c", &["192.0.2.1"])
+    });
+}
+
+#[test]
+fn a_refused_service_is_logged_once() {
+    let api = cluster();
+    api.put(service("wrong", &json!({"clusterIP": "None", "clusterIPs": ["None"]})));
+    api.put(service("a", &json!({})));
+    let controller = Controller::with_map(&api);
+    controller.wait("a has an address", || has(&api, "a", &["198.51.100.1"]));
+    api.put(service("b", &json!({})));
+    controller.wait("b has an address", || has(&api, "b", &["198.51.100.2"]));
+    let log = controller.process.stderr();
+    assert_eq!(log.lines().filter(|line| line.contains("default/wrong")).count(), 1, "{log}");
+}
+
 #[test]
 fn one_leads_the_other_takes_over_when_it_ends_or_dies() {
     let api = cluster();
@@ -288,6 +368,42 @@ fn what_cannot_be_written_is_told_and_written_later() {
     controller.wait("a has an address", || has(&api, "a", &["198.51.100.1"]));
 }
 
+/// As `kubectl replace --force` does it; the events come together, while the write is under way.
+#[test]
+fn a_service_that_is_made_again_while_its_status_is_written_gets_its_address() {
+    let api = cluster();
+    let controller = Controller::with_map(&api);
+    controller.wait("it leads", || if controller.leads() { Ok(()) } else { Err("it does not".to_owned()) });
+    api.undo_patches("services", "a", 2);
+    api.put(service("a", &json!({})));
+    controller.wait("a has an address in the end", || has(&api, "a", &["198.51.100.1"]));
+    assert_eq!(find(&api, "a")["metadata"]["uid"], "uid-of-a-again-again");
+}
+
+/// Of what was between nothing is told.
+#[test]
+fn a_service_that_a_new_list_shows_as_it_was_gets_its_address() {
+    let api = cluster();
+    let controller = Controller::with_map(&api);
+    controller.wait("it leads", || if controller.leads() { Ok(()) } else { Err("it does not".to_owned()) });
+    api.undo_patches("services", "a", 1);
+    api.refuse("patch", "services/status", Some(Fault::Slow(1000)));
+    api.put(service("a", &json!({})));
+    controller.wait("a is written", || {
+        let written = api.requests().iter().any(|request| request == "patch services/status");
+        if written { Ok(()) } else { Err("it is not".to_owned()) }
+    });
+    api.hold("services", true);
+    api.refuse("patch", "services/status", None);
+    controller.wait("a is made again", || {
+        let uid = find(&api, "a")["metadata"]["uid"].clone();
+        if uid == "uid-of-a-again" { Ok(()) } else { Err(uid.to_string()) }
+    });
+    api.compact();
+    api.hold("services", false);
+    controller.wait("a has an address in the end", || has(&api, "a", &["198.51.100.1"]));
+}
+
 #[test]
 fn pools_come_of_a_file_and_a_wrong_command_line_is_told() {
     let api = cluster();
@@ -304,7 +420,11 @@ fn pools_come_of_a_file_and_a_wrong_command_line_is_told() {
         assert_eq!(output.status.code(), Some(2), "{output:?}");
         String::from_utf8_lossy(&output.stderr).into_owned()
     };
-    assert!(said(&["--master", "http://127.0.0.1:1"]).contains("--config <FILE>"));
+    assert!(said(&["--master", "http://127.0.0.1:1"]).contains("--config FILE or --config-map NAMESPACE/NAME"));
+    let long = ["--leader-elect-lease-duration", "18446744073709551615s"];
+    let long =
+        said(&[&["--config-map", "a/b", "--leader-elect-renew-deadline", "18446744073709551614s"], &long[..]].concat());
+    assert!(long.contains("18446744073709551614s is too long: write at most 1440m"), "{long}");
     let short = ["--master", "http://127.0.0.1:1", "--config-map", "a/b", "--leader-elect-lease-duration", "10s"];
     assert!(said(&short).contains("must be longer than the renew deadline"));
 }

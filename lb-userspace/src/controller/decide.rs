@@ -2,9 +2,11 @@
 
 use std::{collections::BTreeMap, net::IpAddr};
 
+use super::underway::Underway;
 use crate::{
     model::{BalancerCondition, Model, ObjectName, Service},
-    pools::{self, Assignment, CLASS, Claimant, Pools, Refusal, Surroundings},
+    pools::{self, Assignment, CLASS, Claimant, Pools, Reason, Refusal, Surroundings},
+    report::Problem,
 };
 
 /// Reason of the condition of a Service that has its addresses.
@@ -18,9 +20,6 @@ pub struct Wanted {
     /// Our condition; none: it goes.
     pub condition: Option<BalancerCondition>,
 }
-
-/// What was written before and is not in the model yet: addresses, with the Service they were decided for.
-pub type Underway = BTreeMap<ObjectName, (Service, Vec<IpAddr>)>;
 
 /// What is to be done.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -65,13 +64,12 @@ fn owner(service: &Service, pools: &Pools) -> Owner {
 
 /// Decides for all Services.
 pub fn decide(model: &Model, pools: &Pools, underway: &Underway) -> Decision {
-    let written = |name: &ObjectName| underway.get(name).map(|(_, ips)| ips.as_slice());
     let owners: BTreeMap<&ObjectName, Owner> =
         model.services.iter().map(|(name, service)| (name, owner(service, pools))).collect();
     let claimants = model.services.iter().map(|(name, service)| Claimant {
         name,
         service,
-        held: written(name).unwrap_or(&service.load_balancer_ips),
+        held: underway.ips(name).unwrap_or(&service.load_balancer_ips),
         ours: owners.get(name) == Some(&Owner::Ours),
     });
     let cluster_ips: BTreeMap<IpAddr, &ObjectName> = model
@@ -111,6 +109,33 @@ pub fn decide(model: &Model, pools: &Pools, underway: &Underway) -> Decision {
     decision
 }
 
+/// Decides while there have been no good pools yet: whoever waits for an address is told why. Nobody loses one.
+pub fn wait(model: &Model, problem: &Problem) -> Decision {
+    let refusal = Refusal {
+        reason: Reason::InvalidPools,
+        field: "spec.type".to_owned(),
+        cause: format!("{}: {}", problem.object, problem.cause),
+        fix: problem.fix.clone(),
+    };
+    let mut decision = Decision::default();
+    for (name, service) in &model.services {
+        let others = service.balancer.as_ref().is_some_and(|balancer| balancer.other_ingress);
+        if !pools::is_ours(service) || !service.load_balancer_ips.is_empty() || others {
+            continue;
+        }
+        let refusals = vec![refusal.clone()];
+        let assignment = Assignment { addresses: Vec::new(), refusals };
+        let wanted = Wanted { ingress: None, ..wanted(&assignment) };
+        // Whether one without a class will be ours, the pools tell: its status is left alone.
+        let condition = service.balancer.as_ref().and_then(|balancer| balancer.condition.as_ref());
+        if (has_class(service) || condition.is_some()) && differs(service, condition, &wanted) {
+            decision.writes.insert(name.clone(), wanted);
+        }
+        decision.refusals.insert(name.clone(), assignment.refusals);
+    }
+    decision
+}
+
 fn has_class(service: &Service) -> bool {
     service.balancer.as_ref().is_some_and(|balancer| balancer.class.is_some())
 }
@@ -145,214 +170,5 @@ impl Decision {
     }
 }
 
-/// Drops what the model shows by now, or what was decided for a Service that is another one.
-pub fn settle(underway: &mut Underway, model: &Model) {
-    underway.retain(|name, (decided_for, _)| model.services.get(name) == Some(decided_for));
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::{
-        desired::fixture,
-        model::{Balancer, ServiceType, TrafficPolicy},
-        pools::{AddressPool, Reason},
-    };
-
-    fn pools(yaml: &str) -> Pools {
-        let written: Vec<AddressPool> = serde_saphyr::from_str(yaml).expect("pools");
-        written.try_into().expect("valid")
-    }
-
-    fn home() -> Pools {
-        pools("[{name: home, addresses: [198.51.100.1-198.51.100.2]}]")
-    }
-
-    fn service(ips: &[&str], balancer: Balancer) -> Service {
-        Service {
-            external_policy: TrafficPolicy::Cluster,
-            load_balancer_ips: ips.iter().map(|ip| ip.parse().expect("an address")).collect(),
-            balancer: (balancer != Balancer::default()).then(|| Box::new(balancer)),
-            ..fixture::service()
-        }
-    }
-
-    fn said(is_true: bool, reason: &str, message: &str) -> BalancerCondition {
-        BalancerCondition { is_true, reason: reason.to_owned(), message: message.to_owned() }
-    }
-
-    fn of_class(class: &str) -> Balancer {
-        Balancer { class: Some(class.to_owned()), ..Balancer::default() }
-    }
-
-    fn model(services: Vec<(&str, Service)>) -> Model {
-        let services = services.into_iter().map(|(name, service)| (fixture::name(name), service)).collect();
-        Model { services, ..Model::default() }
-    }
-
-    fn ips(wanted: &Wanted) -> Option<Vec<String>> {
-        wanted.ingress.as_ref().map(|ips| ips.iter().map(ToString::to_string).collect())
-    }
-
-    /// The model after all was written.
-    fn apply(model: &mut Model, decision: &Decision) {
-        for (name, wanted) in &decision.writes {
-            let service = model.services.get_mut(name).expect("there");
-            let mut balancer = service.balancer.take().unwrap_or_default();
-            balancer.condition.clone_from(&wanted.condition);
-            if let Some(ips) = &wanted.ingress {
-                service.load_balancer_ips.clone_from(ips);
-                balancer.other_ingress = false;
-            }
-            service.balancer = (*balancer != Balancer::default()).then_some(balancer);
-        }
-    }
-
-    #[test]
-    fn addresses_are_written_once_with_their_pool() {
-        let mut model = model(vec![("a", service(&[], Balancer::default())), ("b", service(&[], of_class(CLASS)))]);
-        let decision = decide(&model, &home(), &Underway::new());
-        let written = &decision.writes[&fixture::name("a")];
-        assert_eq!(ips(written), Some(vec!["198.51.100.1".to_owned()]));
-        assert_eq!(written.condition, Some(said(true, "Assigned", "198.51.100.1 of pool home")));
-        assert_eq!((decision.assigned, decision.in_use["home"], decision.writes.len()), (2, 2, 2));
-        apply(&mut model, &decision);
-        assert_eq!(decide(&model, &home(), &Underway::new()).writes, BTreeMap::new());
-    }
-
-    #[test]
-    fn what_was_written_counts_before_it_is_seen() {
-        let mut model = model(vec![("z", service(&[], Balancer::default()))]);
-        let first = decide(&model, &home(), &Underway::new());
-        let mut underway: Underway = [(
-            fixture::name("z"),
-            (model.services[&fixture::name("z")].clone(), vec!["198.51.100.1".parse().expect("an address")]),
-        )]
-        .into();
-        // Its event was on its way before ours is.
-        model.services.insert(fixture::name("a"), service(&[], Balancer::default()));
-        settle(&mut underway, &model);
-        let second = decide(&model, &home(), &underway);
-        assert_eq!(ips(&second.writes[&fixture::name("a")]), Some(vec!["198.51.100.2".to_owned()]));
-        assert_eq!(second.writes[&fixture::name("z")], first.writes[&fixture::name("z")]);
-        apply(&mut model, &second);
-        settle(&mut underway, &model);
-        assert!(underway.is_empty());
-    }
-
-    #[test]
-    fn a_refusal_is_said_and_unsaid() {
-        let mut model = model(vec![
-            (
-                "a",
-                service(
-                    &["198.51.100.1"],
-                    Balancer {
-                        condition: Some(said(true, "Assigned", "198.51.100.1 of pool home")),
-                        ..Balancer::default()
-                    },
-                ),
-            ),
-            (
-                "b",
-                service(
-                    &["198.51.100.2"],
-                    Balancer {
-                        condition: Some(said(true, "Assigned", "198.51.100.2 of pool home")),
-                        ..Balancer::default()
-                    },
-                ),
-            ),
-            ("c", service(&[], Balancer::default())),
-        ]);
-        let decision = decide(&model, &home(), &Underway::new());
-        assert_eq!(decision.writes.len(), 1, "the others keep theirs: {:?}", decision.writes);
-        let condition = decision.writes[&fixture::name("c")].condition.clone().expect("said");
-        assert!(
-            !condition.is_true
-                && condition.reason == "AddressPoolsExhausted"
-                && condition.message.contains("home (198.51.100.1-198.51.100.2)")
-        );
-        assert_eq!(decision.refusals[&fixture::name("c")][0].reason, Reason::PoolsExhausted);
-        apply(&mut model, &decision);
-        assert!(decide(&model, &home(), &Underway::new()).writes.is_empty());
-        model.services.remove(&fixture::name("a"));
-        let decision = decide(&model, &home(), &Underway::new());
-        assert_eq!(
-            decision.writes[&fixture::name("c")].condition,
-            Some(said(true, "Assigned", "198.51.100.1 of pool home"))
-        );
-    }
-
-    #[test]
-    fn a_foreign_class_is_never_touched() {
-        let foreign = || of_class("metallb.io/lb");
-        let said_once = Balancer { condition: Some(said(true, "Assigned", "x")), ..foreign() };
-        let hostname = Balancer { other_ingress: true, ..foreign() };
-        let model = model(vec![
-            ("a", service(&["198.51.100.1"], foreign())),
-            ("b", service(&[], foreign())),
-            ("c", service(&["203.0.113.1"], said_once)),
-            ("d", service(&[], hostname)),
-            ("e", service(&[], Balancer::default())),
-        ]);
-        let decision = decide(&model, &home(), &Underway::new());
-        assert_eq!(decision.writes.keys().collect::<Vec<_>>(), [&fixture::name("c"), &fixture::name("e")]);
-        assert_eq!(decision.writes[&fixture::name("c")], Wanted { ingress: None, condition: None });
-        assert_eq!(
-            ips(&decision.writes[&fixture::name("e")]),
-            Some(vec!["198.51.100.2".to_owned()]),
-            "the other's is taken"
-        );
-    }
-
-    #[test]
-    fn what_another_gave_without_a_class_is_left_or_taken_over() {
-        let model = model(vec![
-            ("cloud", service(&["203.0.113.1"], Balancer::default())),
-            ("hostname", service(&[], Balancer { other_ingress: true, ..Balancer::default() })),
-            ("metal", service(&["198.51.100.2"], Balancer::default())),
-        ]);
-        let decision = decide(&model, &home(), &Underway::new());
-        assert_eq!(decision.writes.keys().collect::<Vec<_>>(), [&fixture::name("metal")]);
-        assert_eq!(ips(&decision.writes[&fixture::name("metal")]), Some(vec!["198.51.100.2".to_owned()]));
-    }
-
-    #[test]
-    fn what_was_ours_goes_with_the_type() {
-        let ours = Balancer { condition: Some(said(true, "Assigned", "x")), ..Balancer::default() };
-        let pending = Balancer { condition: Some(said(false, "AddressPoolsExhausted", "x")), ..Balancer::default() };
-        let changed =
-            |ips: &[&str], balancer| Service { service_type: ServiceType::NodePort, ..service(ips, balancer) };
-        let model = model(vec![
-            ("a", changed(&[], ours)),
-            ("b", changed(&[], pending)),
-            ("c", changed(&[], Balancer::default())),
-        ]);
-        let decision = decide(&model, &home(), &Underway::new());
-        assert_eq!(decision.writes.len(), 2);
-        assert_eq!(decision.writes[&fixture::name("a")], Wanted { ingress: Some(Vec::new()), condition: None });
-        assert_eq!(decision.writes[&fixture::name("b")], Wanted { ingress: None, condition: None });
-    }
-
-    #[test]
-    fn without_pools_only_those_that_name_us_are_told() {
-        let model = model(vec![("a", service(&[], Balancer::default())), ("b", service(&[], of_class(CLASS)))]);
-        let decision = decide(&model, &Pools::default(), &Underway::new());
-        assert_eq!(decision.writes.keys().collect::<Vec<_>>(), [&fixture::name("b")]);
-        assert_eq!(
-            decision.writes[&fixture::name("b")].condition.as_ref().map(|condition| &*condition.reason),
-            Some("NoAddressPool")
-        );
-        assert_eq!(decision.refusals.len(), 1);
-    }
-
-    #[test]
-    fn a_cluster_ip_is_no_load_balancer_address() {
-        let mut model = model(vec![("a", service(&[], Balancer::default()))]);
-        model.services.get_mut(&fixture::name("a")).expect("there").cluster_ips =
-            vec!["198.51.100.1".parse().expect("an address")];
-        let decision = decide(&model, &home(), &Underway::new());
-        assert_eq!(ips(&decision.writes[&fixture::name("a")]), Some(vec!["198.51.100.2".to_owned()]));
-    }
-}
+mod tests;

@@ -13,6 +13,7 @@ mod election;
 mod leadership;
 mod pool_source;
 mod site;
+mod underway;
 
 use std::{
     collections::BTreeSet,
@@ -29,10 +30,11 @@ use tokio::{
 };
 
 pub use self::{
-    decide::{Decision, Underway, Wanted, decide, settle},
+    decide::{Decision, Wanted, decide, wait},
     election::{Candidate, Record, Terms},
     leadership::LeaseOptions,
     pool_source::PoolSource,
+    underway::Underway,
 };
 use self::{
     leadership::{Campaign, Leadership},
@@ -44,6 +46,7 @@ use crate::{
     events::{Event, Ledger, Regarding},
     k8s::source::{Access, Api, Kind, Recorder, Source, Timing, Written},
     model::{Model, ObjectName, Touched},
+    pools::Pools,
     report::Problem,
 };
 
@@ -158,7 +161,7 @@ impl Controller {
         let recorder = source.recorder(&self.identity);
         let mut ledger = Ledger::default();
         let mut told: Vec<Problem> = Vec::new();
-        let (mut model, mut underway) = (Model::default(), Underway::new());
+        let (mut model, mut underway) = (Model::default(), Underway::default());
         let mut looks = interval(pool_source::EVERY);
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let (mut is_due, mut again) = (false, Again::default());
@@ -170,29 +173,33 @@ impl Controller {
                 _ = looks.tick() => is_due |= self.read_pools().await,
                 () = again.due() => is_due = true,
             }
-            tell(&mut told, source.problems(Severity::Error));
-            send(&mut ledger, &recorder, &refused);
+            is_due |= underway.doubt(&source.told());
+            tell(&mut told, source.watch_problems(Severity::Error));
+            send(&mut ledger, &recorder, refused.iter().cloned().chain(self.reader.event()));
             self.site.change(|shown| shown.events = recorder.sent());
             if !source.is_complete() || !is_due {
                 continue;
             }
-            let Some(pools) = &self.reader.pools else { continue };
             is_due = false;
             if !std::mem::replace(&mut listed, true) {
                 tracing::info!("{} Services of {}", model.services.len(), source.words());
             }
-            settle(&mut underway, &model);
-            let decision = decide(&model, pools, &underway);
+            underway.settle(&model);
+            let decision = match (&self.reader.pools, &self.reader.problem) {
+                (Some(pools), _) => decide(&model, pools, &underway),
+                (None, Some(problem)) => wait(&model, problem),
+                (None, None) => continue,
+            };
             let failed = self.write(&model, &decision, &mut underway).await;
             again.after(failed, Instant::now());
             refused = events(&decision);
-            send(&mut ledger, &recorder, &refused);
+            send(&mut ledger, &recorder, refused.iter().cloned().chain(self.reader.event()));
             self.site.change(|shown| {
                 shown.listed = true;
                 shown.assigned = decision.assigned;
                 shown.pending = decision.refusals.len() as u64;
+                let pools = self.reader.pools.iter().flat_map(Pools::iter);
                 shown.in_use = pools
-                    .iter()
                     .map(|pool| (pool.name.clone(), decision.in_use.get(&pool.name).copied().unwrap_or(0)))
                     .collect();
             });
@@ -202,11 +209,7 @@ impl Controller {
     /// Writes what differs, several at a time; whether some failed.
     async fn write(&self, model: &Model, decision: &Decision, underway: &mut Underway) -> bool {
         let all = decision.writes.iter().filter_map(|(name, wanted)| Some((name, model.services.get(name)?, wanted)));
-        // What is on its way was decided for the same Service: it is not written again before it is seen.
-        let all = all.filter(|(name, _, wanted)| {
-            let sent = underway.get(*name).map(|(_, ips)| ips);
-            sent.is_none() || sent != wanted.ingress.as_ref()
-        });
+        let all = all.filter(|(name, _, wanted)| !underway.has(name, wanted));
         let write = |(name, service, wanted)| async move {
             // In front of each: a Lease may end while others are written.
             let written =
@@ -219,9 +222,9 @@ impl Controller {
         while let Some((name, service, wanted, written)) = answers.next().await {
             match written {
                 Some(Ok(Written::Done)) => {
-                    let ips = wanted.ingress.clone().unwrap_or_else(|| service.load_balancer_ips.clone());
-                    say(name, &service.load_balancer_ips, &ips);
-                    underway.insert(name.clone(), (service.clone(), ips));
+                    let ips = wanted.ingress.as_ref().unwrap_or(&service.load_balancer_ips);
+                    say(name, &service.load_balancer_ips, ips);
+                    underway.sent(name, service, wanted);
                     self.site.change(|shown| shown.written += 1);
                 }
                 Some(Ok(Written::Newer)) => {
@@ -290,8 +293,8 @@ fn tell(told: &mut Vec<Problem>, now: Vec<Problem>) {
 }
 
 /// What is due of them; what does not fit into the queue comes with the next look.
-fn send(ledger: &mut Ledger, recorder: &Recorder, events: &BTreeSet<Event>) {
-    for due in ledger.observe(events.clone(), Instant::now()) {
+fn send(ledger: &mut Ledger, recorder: &Recorder, events: impl Iterator<Item = Event>) {
+    for due in ledger.observe(events.collect(), Instant::now()) {
         let event = due.event.clone();
         if !recorder.send(due) {
             ledger.not_sent(&event);

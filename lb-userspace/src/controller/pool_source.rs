@@ -2,7 +2,14 @@
 
 use std::{fmt, path::PathBuf, time::Duration};
 
-use crate::{config, k8s::source::Api, model::ObjectName, pools::Pools, report::Problem};
+use crate::{
+    config,
+    events::{Event, Regarding},
+    k8s::source::{Api, Kind},
+    model::ObjectName,
+    pools::{Pools, Reason},
+    report::Problem,
+};
 
 /// How often it is looked whether they changed. A mounted `ConfigMap` is a link that is replaced, another file system may
 /// tell nothing: looking is what works everywhere.
@@ -40,14 +47,12 @@ impl Reader {
         Self { source, text: None, pools: None, problem: None }
     }
 
-    /// Looks; whether the pools are others now. What is broken changes nothing.
+    /// Looks; whether the pools are others now, or there are none and it is told otherwise why. What is broken changes no
+    /// pools.
     pub(super) async fn read(&mut self, api: &Api) -> bool {
         let text = match self.fetch(api).await {
             Ok(text) => text,
-            Err(problem) => {
-                self.tell(problem);
-                return false;
-            }
+            Err(problem) => return self.tell(problem),
         };
         if self.text.as_ref() == Some(&text) && self.problem.is_none() {
             return false;
@@ -68,10 +73,7 @@ impl Reader {
                 self.pools = Some(pools);
                 changed
             }
-            Err(error) => {
-                self.tell(self.problem(&error.to_string(), "correct it"));
-                false
-            }
+            Err(error) => self.tell(self.problem(&error.to_string(), "correct it")),
         }
     }
 
@@ -106,11 +108,25 @@ impl Reader {
         }
     }
 
-    fn tell(&mut self, problem: Problem) {
-        if self.problem.as_ref() != Some(&problem) {
+    fn tell(&mut self, problem: Problem) -> bool {
+        let is_new = self.problem.as_ref() != Some(&problem);
+        if is_new {
             tracing::error!("{}: {} ({})", problem.object, problem.cause, problem.fix);
         }
         self.problem = Some(problem);
+        is_new && self.pools.is_none()
+    }
+
+    /// What is wrong with a `ConfigMap`, for those who look at it.
+    pub(super) fn event(&self) -> Option<Event> {
+        let (PoolSource::ConfigMap(name), Some(problem)) = (&self.source, &self.problem) else { return None };
+        Some(Event {
+            regarding: Regarding { kind: Kind::ConfigMap, name: name.clone() },
+            reason: Reason::InvalidPools.word(),
+            note: format!("{} ({})", problem.cause, problem.fix),
+            of_node: false,
+            varies: false,
+        })
     }
 }
 

@@ -19,6 +19,8 @@ pub enum Reason {
     PoolsExhausted,
     /// It needs both families and can have one.
     BothFamilies,
+    /// The pools are wrong, or cannot be read.
+    InvalidPools,
 }
 
 impl Reason {
@@ -32,6 +34,7 @@ impl Reason {
             Self::NoPool => "NoAddressPool",
             Self::PoolsExhausted => "AddressPoolsExhausted",
             Self::BothFamilies => "RequireDualStack",
+            Self::InvalidPools => "InvalidAddressPools",
         }
     }
 }

@@ -200,8 +200,13 @@ fn write(
                 (200, object)
             }
         };
+        let before = store.get(resource, namespace, &named);
         store.put(object.clone());
-        (code, store.get(resource, namespace, &named).unwrap_or(object))
+        let now = store.get(resource, namespace, &named).unwrap_or(object);
+        if let Some(before) = before.filter(|_| request.method == "PATCH") {
+            store.undo(resource, &before);
+        }
+        (code, now)
     })
 }
 

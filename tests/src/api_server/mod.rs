@@ -159,6 +159,12 @@ impl ApiServer {
         self.shared.change(|store| store.refuse(verb, resource, fault));
     }
 
+    /// An object is deleted and made again as it was before, each of the next so many times that somebody patches it: before
+    /// that is answered.
+    pub fn undo_patches(&self, resource: &str, name: &str, times: usize) {
+        self.shared.change(|store| store.undo_patches(resource, name, times));
+    }
+
     /// Away: connections are closed, and new ones are too.
     pub fn away(&self, away: bool) {
         self.shared.change(|store| store.set_away(away));

@@ -27,6 +27,8 @@ pub(super) struct Store {
     pub(super) bookmarks: u64,
     faults: BTreeMap<String, VecDeque<Fault>>,
     refused: BTreeMap<(String, String), Fault>,
+    /// How many patches are undone yet, by resource and name.
+    undone: BTreeMap<(String, String), usize>,
     pub(super) away: bool,
     pub(super) departures: u64,
     pub(super) token: Option<String>,
@@ -48,6 +50,7 @@ impl Default for Store {
             bookmarks: 0,
             faults: BTreeMap::new(),
             refused: BTreeMap::new(),
+            undone: BTreeMap::new(),
             away: false,
             departures: 0,
             token: None,
@@ -158,6 +161,23 @@ impl Store {
             Some(fault) => self.refused.insert(key, fault),
             None => self.refused.remove(&key),
         };
+    }
+
+    pub(super) fn undo_patches(&mut self, resource: &str, name: &str, times: usize) {
+        self.undone.insert((resource.to_owned(), name.to_owned()), times);
+    }
+
+    /// What was patched is deleted and made again as it was `before`, if that is asked for.
+    pub(super) fn undo(&mut self, resource: &str, before: &Value) {
+        let text = |field: &str| before["metadata"][field].as_str().unwrap_or_default().to_owned();
+        let Some(left) = self.undone.get_mut(&(resource.to_owned(), text("name"))).filter(|left| **left > 0) else {
+            return;
+        };
+        *left -= 1;
+        self.delete(resource, &text("namespace"), &text("name"));
+        let mut again = before.clone();
+        again["metadata"]["uid"] = format!("{}-again", text("uid")).into();
+        self.put(again);
     }
 
     pub(super) fn set_away(&mut self, away: bool) {

@@ -68,12 +68,24 @@ pub(super) struct Cluster {
     settled: BTreeSet<Kind>,
     issues: BTreeMap<(Kind, ObjectName), Vec<Issue>>,
     changes: Changes,
+    /// Services the server told of, where that is asked for.
+    told: Option<BTreeSet<ObjectName>>,
 }
 
 impl Cluster {
     /// Starts with what need not be waited for.
     pub(super) fn new(settled: impl IntoIterator<Item = Kind>) -> Self {
         Self { settled: settled.into_iter().collect(), ..Self::default() }
+    }
+
+    /// Keeps in mind from now on of which Services the server told.
+    pub(super) fn keep_told(&mut self) {
+        self.told = Some(BTreeSet::new());
+    }
+
+    /// The Services the server told of since this was asked last, be they as they were before or not.
+    pub(super) fn told(&mut self) -> BTreeSet<ObjectName> {
+        self.told.as_mut().map(std::mem::take).unwrap_or_default()
     }
 
     /// Whether all kinds have been listed once.
@@ -92,6 +104,14 @@ impl Cluster {
             Change::Services(delta) => self.changes.services += delta.objects(),
             Change::Slices(delta) => self.changes.slices += delta.objects(),
             Change::Nodes(_) | Change::ServiceCidrs(_) | Change::Namespaces(_) | Change::Pods(_) => {}
+        }
+        if let (Some(told), Change::Services(delta)) = (&mut self.told, &change) {
+            match delta {
+                Delta::Whole(all) => told.extend(all.iter().map(|(name, _)| name.clone())),
+                Delta::Set(name, _) | Delta::Gone(name) => {
+                    told.insert(name.clone());
+                }
+            }
         }
         let Self { pending, complete, settled, issues, .. } = self;
         let model = if *complete { &mut *live } else { pending };

@@ -6,7 +6,9 @@ use ipnet::IpNet;
 use k8s_openapi::{
     Resource,
     api::{
-        core::v1::{Namespace as NamespaceApi, Node as NodeApi, Pod as PodApi, Service as ServiceApi},
+        core::v1::{
+            ConfigMap as ConfigMapApi, Namespace as NamespaceApi, Node as NodeApi, Pod as PodApi, Service as ServiceApi,
+        },
         discovery::v1::EndpointSlice as EndpointSliceApi,
         networking::v1::ServiceCIDR as ServiceCidrApi,
     },
@@ -20,7 +22,7 @@ use crate::{
     model::{self, ObjectName},
 };
 
-/// A kind of objects that is watched.
+/// A kind of objects that is watched, or told of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kind {
     /// Service.
@@ -35,10 +37,12 @@ pub enum Kind {
     Namespace,
     /// Pod.
     Pod,
+    /// `ConfigMap`: read one at a time, never watched.
+    ConfigMap,
 }
 
 impl Kind {
-    /// All there are.
+    /// All that can be watched.
     pub(super) const ALL: [Self; 6] =
         [Self::Service, Self::EndpointSlice, Self::Node, Self::ServiceCidr, Self::Namespace, Self::Pod];
 
@@ -51,6 +55,7 @@ impl Kind {
             Self::ServiceCidr => ServiceCidrApi::URL_PATH_SEGMENT,
             Self::Namespace => NamespaceApi::URL_PATH_SEGMENT,
             Self::Pod => PodApi::URL_PATH_SEGMENT,
+            Self::ConfigMap => ConfigMapApi::URL_PATH_SEGMENT,
         }
     }
 
@@ -63,6 +68,7 @@ impl Kind {
             Self::ServiceCidr => ServiceCidrApi::GROUP,
             Self::Namespace => NamespaceApi::GROUP,
             Self::Pod => PodApi::GROUP,
+            Self::ConfigMap => ConfigMapApi::GROUP,
         }
     }
 
@@ -74,6 +80,7 @@ impl Kind {
             Self::ServiceCidr => ServiceCidrApi::VERSION,
             Self::Namespace => NamespaceApi::VERSION,
             Self::Pod => PodApi::VERSION,
+            Self::ConfigMap => ConfigMapApi::VERSION,
         }
     }
 
@@ -122,6 +129,7 @@ impl fmt::Display for Kind {
             Self::ServiceCidr => ServiceCidrApi::KIND,
             Self::Namespace => NamespaceApi::KIND,
             Self::Pod => PodApi::KIND,
+            Self::ConfigMap => ConfigMapApi::KIND,
         })
     }
 }
@@ -158,7 +166,7 @@ impl Selectors {
             Kind::EndpointSlice => ("labelSelector", &*self.slices),
             Kind::Node => ("fieldSelector", &*self.nodes),
             Kind::Pod => ("fieldSelector", &*self.pods),
-            Kind::ServiceCidr | Kind::Namespace => return None,
+            Kind::ServiceCidr | Kind::Namespace | Kind::ConfigMap => return None,
         };
         (!selector.is_empty()).then_some((parameter, selector))
     }

@@ -42,7 +42,7 @@ pub use self::{
 use super::{EndpointSlice, Namespace, Node, Pod, Service, ServiceCidr};
 use crate::{
     convert::Severity,
-    model::{Changes, Model, Touched},
+    model::{Changes, Model, ObjectName, Touched},
     report::{Problem, WatchStatus},
 };
 
@@ -107,7 +107,9 @@ impl Source {
     /// Begins to watch what whoever gives load balancer addresses needs: all Services, whatever serves them, and the labels
     /// of namespaces.
     pub fn start_balancers(api: &Api, timing: Timing) -> Self {
-        Self::watch_with(api, &Selectors::default(), timing, &[Kind::Service, Kind::Namespace])
+        let mut source = Self::watch_with(api, &Selectors::default(), timing, &[Kind::Service, Kind::Namespace]);
+        source.cluster.keep_told();
+        source
     }
 
     async fn watch(access: Access, selectors: &Selectors, timing: Timing, kinds: &[Kind]) -> Result<Self, AccessError> {
@@ -131,6 +133,7 @@ impl Source {
                 Kind::ServiceCidr => start.watch::<ServiceCidr>(),
                 Kind::Namespace => start.watch::<Namespace>(),
                 Kind::Pod => start.watch::<Pod>(),
+                Kind::ConfigMap => {}
             }
         }
         Self {
@@ -153,6 +156,11 @@ impl Source {
     /// Objects told by the server so far.
     pub const fn changes(&self) -> Changes {
         self.cluster.changes()
+    }
+
+    /// The Services the server told of since this was asked last, be they as they were before or not; of a source of balancers.
+    pub fn told(&mut self) -> BTreeSet<ObjectName> {
+        self.cluster.told()
     }
 
     /// What was asked of API servers.
@@ -227,6 +235,11 @@ impl Source {
     /// State of the watches.
     pub fn status(&self) -> Vec<WatchStatus> {
         self.watches.status()
+    }
+
+    /// What is wrong with watches; what is wrong with objects is in the log already.
+    pub fn watch_problems(&self, severity: Severity) -> Vec<Problem> {
+        self.watches.problems(severity).collect()
     }
 
     /// What is wrong with objects and watches.
