@@ -167,6 +167,8 @@ impl Pools {
 }
 
 #[cfg(test)]
+mod neighbours;
+#[cfg(test)]
 mod properties;
 #[cfg(test)]
 mod ranges;

@@ -22,7 +22,7 @@ fn dual() -> Service {
     Service { ip_families: vec![IpFamily::V4, IpFamily::V6], ..service() }
 }
 
-fn asking(mut service: Service, ips: &str) -> Service {
+pub(super) fn asking(mut service: Service, ips: &str) -> Service {
     service.annotations.insert(ANNOTATION_ADDRESSES.to_owned(), ips.to_owned());
     service
 }
@@ -35,7 +35,7 @@ pub(super) fn sharing(mut service: Service, key: &str, port: u16) -> Service {
     service
 }
 
-fn with(service: Service, balancer: Balancer) -> Service {
+pub(super) fn with(service: Service, balancer: Balancer) -> Service {
     Service { balancer: Some(Box::new(balancer)), ..service }
 }
 
@@ -53,7 +53,7 @@ impl Town {
         Self { services, ..Self::default() }
     }
 
-    fn holding(mut self, name: &str, ips: &[&str]) -> Self {
+    pub(super) fn holding(mut self, name: &str, ips: &[&str]) -> Self {
         self.held.insert(fixture::name(name), ips.iter().map(|ip| ip.parse().expect("an address")).collect());
         self
     }

@@ -183,6 +183,26 @@ fn what_another_gave_without_a_class_is_left_or_taken_over() {
     assert_eq!(ips(&decision.writes[&fixture::name("metal")]), Some(vec!["198.51.100.2".to_owned()]));
 }
 
+/// Nobody else may write there.
+#[test]
+fn under_our_class_what_another_wrote_is_replaced() {
+    let assigned = Some(said(true, "Assigned", "198.51.100.2 of pool home"));
+    let model = model(vec![
+        ("address", service(&["203.0.113.1"], of_class(CLASS))),
+        (
+            "hostname",
+            service(
+                &["198.51.100.2"],
+                Balancer { other_ingress: true, condition: assigned.clone(), ..of_class(CLASS) },
+            ),
+        ),
+    ]);
+    let decision = decide(&model, &home(), &Underway::default());
+    assert_eq!(ips(&decision.writes[&fixture::name("address")]), Some(vec!["198.51.100.1".to_owned()]));
+    let written = &decision.writes[&fixture::name("hostname")];
+    assert_eq!((ips(written), &written.condition), (Some(vec!["198.51.100.2".to_owned()]), &assigned));
+}
+
 #[test]
 fn what_was_ours_goes_with_the_type() {
     let ours = Balancer { condition: Some(said(true, "Assigned", "x")), ..Balancer::default() };
