@@ -212,7 +212,8 @@ fn broken_pools_change_nothing_and_mended_ones_are_taken() {
 fn note(api: &ApiServer, kind: &str, name: &str) -> String {
     let of = |event: &&Value| event["regarding"]["kind"] == kind && event["regarding"]["name"] == name;
     let events = api.objects("events");
-    let notes = events.iter().filter(of).map(|event| format!("{} {}", event["reason"], event["note"]));
+    let text = |event: &Value, field: &str| event[field].as_str().unwrap_or_default().to_owned();
+    let notes = events.iter().filter(of).map(|event| format!("{} {}", text(event, "reason"), text(event, "note")));
     notes.collect::<Vec<_>>().join("\n")
 }
 
@@ -231,7 +232,7 @@ fn wrong_pools_are_told_by_events_on_their_config_map() {
             "192.0.2.8/30 of pool y overlaps 192.0.2.0/28 of pool x",
         ),
         ("[{name: x, addresses: [abc]}]", "\"abc\" is no range of addresses"),
-        ("[{name: x, addresses: {", "kube-system/pools: "),
+        ("[{name: x, addresses: {", "unclosed bracket"),
     ] {
         api.put(pools(text));
         controller.wait(text, || told(expected));
@@ -333,10 +334,17 @@ fn one_leads_the_other_takes_over_when_it_ends_or_dies() {
 #[test]
 fn a_leader_that_cannot_renew_writes_nothing_more() {
     let api = cluster();
+    api.put(service("z", &json!({})));
     let controller = Controller::with_map(&api);
-    controller.wait("it leads", || if controller.leads() { Ok(()) } else { Err("it does not".to_owned()) });
+    let assigned = |count: u32| {
+        let page = Controller::get(controller.metrics, "/metrics");
+        let line = format!("ballast_controller_services{{state=\"assigned\"}} {count}");
+        if page.lines().any(|found| found == line) { Ok(()) } else { Err(page) }
+    };
+    controller.wait("it leads", || assigned(1));
     api.refuse("update", "leases", Some(Fault::Answer(500, None)));
     controller.wait("it leads no more", || if controller.leads() { Err("it does".to_owned()) } else { Ok(()) });
+    controller.wait("what it decided is no more", || assigned(0));
     api.put(service("a", &json!({})));
     let renewals = || api.requests().iter().filter(|request| *request == "update leases").count();
     let before = renewals();
@@ -348,7 +356,54 @@ fn a_leader_that_cannot_renew_writes_nothing_more() {
         controller.process.stderr()
     );
     api.refuse("update", "leases", None);
-    controller.wait("it leads again and writes", || has(&api, "a", &["198.51.100.1"]));
+    controller.wait("it leads again and writes", || has(&api, "a", &["198.51.100.2"]));
+}
+
+#[test]
+fn who_loses_the_race_for_the_lease_does_not_lead() {
+    let api = cluster();
+    api.refuse("create", "leases", Some(Fault::Answer(409, None)));
+    api.put(service("a", &json!({})));
+    let controller = Controller::with_map(&api);
+    controller.wait("it tries", || {
+        let tries = api.requests().iter().filter(|request| *request == "create leases").count();
+        if tries > 3 { Ok(()) } else { Err(tries.to_string()) }
+    });
+    assert!(!controller.leads() && ips(&find(&api, "a")).is_empty());
+    api.refuse("create", "leases", None);
+    controller.wait("it leads and writes", || has(&api, "a", &["198.51.100.1"]));
+}
+
+/// Its event is late: what is read in front of a write counts.
+#[test]
+fn a_service_that_is_another_one_by_now_is_not_written() {
+    let api = cluster();
+    api.put(pools("[{name: home, addresses: [198.51.100.1]}]"));
+    for name in ["a", "b"] {
+        api.put(service(name, &json!({})));
+    }
+    let controller = Controller::with_map(&api);
+    controller.wait("b waits", || {
+        let condition = condition(&find(&api, "b"));
+        if condition["reason"] == "AddressPoolsExhausted" { Ok(()) } else { Err(condition.to_string()) }
+    });
+    api.hold("services", true);
+    let mut changed = find(&api, "b");
+    changed["spec"]["type"] = json!("NodePort");
+    api.put(changed);
+    api.put(pools(POOLS));
+    controller.wait("it sees that b is another one", || {
+        let page = Controller::get(controller.metrics, "/metrics");
+        let outdated =
+            page.lines().find_map(|line| line.strip_prefix("ballast_controller_status_writes_outdated_total "));
+        if outdated.is_some_and(|count| count != "0") { Ok(()) } else { Err(page) }
+    });
+    assert!(ips(&find(&api, "b")).is_empty());
+    api.hold("services", false);
+    controller.wait("b says nothing any more", || {
+        let condition = condition(&find(&api, "b"));
+        if condition.is_null() { Ok(()) } else { Err(condition.to_string()) }
+    });
 }
 
 #[test]

@@ -226,3 +226,23 @@ impl Campaign {
 fn jitter(most: Duration) -> Duration {
     crate::k8s::source::spread(most)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Nobody may have told it: the request that renews hangs.
+    #[tokio::test]
+    async fn it_leads_no_longer_than_its_lease_is_sure_to_hold() {
+        let (sender, until) = watch::channel(Some(Instant::now() + Duration::from_millis(20)));
+        let mut leadership = Leadership { until, state: Arc::default() };
+        leadership.lost().await;
+        assert!(!leadership.leads());
+        sender.send_replace(Some(Instant::now() + Duration::from_hours(1)));
+        leadership.won().await;
+        assert!(leadership.leads());
+        sender.send_replace(None);
+        leadership.lost().await;
+        assert!(!leadership.leads());
+    }
+}
