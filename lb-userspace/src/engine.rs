@@ -1,9 +1,10 @@
 //! From a model to the maps: compute, number, plan, apply. No clock and no network; the agent feeds it.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fs, io,
     net::IpAddr,
+    num::NonZeroU16,
     path::{Path, PathBuf},
 };
 
@@ -13,7 +14,7 @@ use crate::{
     desired::{self, Desired, Endpoints, NodeContext},
     ids::Ids,
     image::{self, Capacity, Image, NextHops},
-    model::{Model, ObjectName, Touched},
+    model::{Model, ObjectName, Protocol, Touched},
     plan::{self, ApplyError},
     report::Problem,
     store::MapStore,
@@ -128,6 +129,25 @@ impl Engine {
     pub fn backends(&self) -> Backends {
         let backends = self.desired.services.values().flat_map(|service| &service.backends);
         Backends::all(backends.map(|backend| backend.addr).collect())
+    }
+
+    /// For as long as an earlier agent's tables are served: a Service that they have nothing of had no room in them, and so
+    /// has no endpoints here for the probes of load balancers.
+    pub fn show_no_room(&mut self) {
+        let Desired { services, health_checks, .. } = &mut self.desired;
+        if health_checks.is_empty() {
+            return;
+        }
+        let tables = image::programmed(&self.mirror);
+        let served: BTreeSet<(IpAddr, NonZeroU16, Protocol)> =
+            tables.values().flat_map(|it| &it.frontends).map(|it| (it.addr, it.port, it.protocol)).collect();
+        let mut has_room: BTreeMap<&ObjectName, bool> = BTreeMap::new();
+        for (key, service) in services.iter().filter(|(_, service)| !service.frontends.is_empty()) {
+            let is_served = service.frontends.iter().any(|it| served.contains(&(it.addr, it.port, key.protocol)));
+            *has_room.entry(&key.service).or_default() |= is_served;
+        }
+        let without = health_checks.iter_mut().filter(|(name, _)| has_room.get(name) == Some(&false));
+        without.for_each(|(_, check)| check.local = 0);
     }
 
     /// Next hops are other ones than they were at the last sync: the next one is about everything.
@@ -277,4 +297,49 @@ pub(crate) fn load_ids(file: &Path) -> io::Result<(Ids, Option<Problem>)> {
             (Ids::default(), Some(problem))
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        desired::{HealthCheck, fixture},
+        image::NextHopInfo,
+        model::{EndpointSlice, Service, ServicePort},
+        store::testing::FakeStore,
+    };
+
+    #[test]
+    fn a_service_that_the_tables_have_nothing_of_has_no_endpoints_for_probes() {
+        let (mut model, node) = fixture::web();
+        let probed = |number: u16| Some(fixture::port(number));
+        let two =
+            Service { cluster_ips: vec![[10, 96, 0, 20].into()], load_balancer_ips: vec![], ..fixture::service() };
+        let two = Service {
+            ports: two.ports.iter().map(|port| ServicePort { node_port: probed(30_081), ..port.clone() }).collect(),
+            health_check_node_port: probed(31_002),
+            ..two
+        };
+        if let Some(web) = model.services.get_mut(&fixture::name("web")) {
+            web.health_check_node_port = probed(31_001);
+        }
+        let mut store = FakeStore::new(Capacity::uniform(64));
+        let directory = tempfile::tempdir().expect("a directory");
+        let (mut engine, _) = Engine::open(&mut store, directory.path()).expect("an engine");
+        let _backends = engine.compute(&model, &node, &Touched::All);
+        engine.sync(&mut store, &BTreeMap::<IpAddr, NextHopInfo>::new(), &[]).expect("synced");
+
+        let slice = EndpointSlice { service: "two".into(), ..model.slices[&fixture::name("web-1")].clone() };
+        model.slices.insert(fixture::name("two-1"), slice);
+        model.services.insert(fixture::name("two"), two);
+        let (mut engine, _) = Engine::open(&mut store, directory.path()).expect("an engine");
+        let _backends = engine.compute(&model, &node, &Touched::All);
+        let local = |engine: &Engine| {
+            let checks = &engine.desired.health_checks;
+            checks.iter().map(|(name, HealthCheck { local, .. })| (name.name.clone(), *local)).collect::<Vec<_>>()
+        };
+        assert_eq!(local(&engine), [("two".to_owned(), 1), ("web".to_owned(), 1)]);
+        engine.show_no_room();
+        assert_eq!(local(&engine), [("two".to_owned(), 0), ("web".to_owned(), 1)]);
+    }
 }

@@ -264,13 +264,14 @@ impl Agent {
         Ok(agent)
     }
 
-    /// What is pinned may be newer than the snapshot: that is only what the commands show until the objects are here.
+    /// What is pinned may be newer than the snapshot: that is only what commands and probes show until the objects are here.
     fn show_snapshot(&mut self) {
         if let (Some(snapshot), _) = snapshot::read(&snapshot::file(&self.options.state_dir), &self.options.node) {
             self.model = snapshot.model;
             let node = self.node();
             // Nothing is programmed of it.
             let _backends = self.engine.compute(&self.model, &node, &Touched::All);
+            self.engine.show_no_room();
         }
     }
 

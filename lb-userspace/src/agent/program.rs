@@ -47,13 +47,13 @@ impl Agent {
         if !self.input.is_ready() {
             if self.attached {
                 self.reroute().await;
+                self.serve_shown();
             }
             return;
         }
         let begin = Instant::now();
         self.web.queued();
-        let own = self.model.nodes.get(&self.options.node);
-        self.web.health.set_eligible(own.is_none_or(|node| !node.going));
+        self.heed_own_node();
         let node = self.node();
         let mut backends = self.engine.compute(&self.model, &node, touched);
         if ways == Ask::All && !backends.whole {
@@ -80,6 +80,21 @@ impl Agent {
         if backends.whole || ways_changed {
             self.network.route(&self.engine.desired).await;
         }
+    }
+
+    /// Load balancers that are told nothing send nothing: until the objects are here they are told what was last known, at
+    /// the addresses there are now.
+    fn serve_shown(&mut self) {
+        self.heed_own_node();
+        if !self.engine.desired.health_checks.is_empty() {
+            let node = self.node();
+            self.serve_probes(&node.node_port_addrs);
+        }
+    }
+
+    fn heed_own_node(&self) {
+        let own = self.model.nodes.get(&self.options.node);
+        self.web.health.set_eligible(own.is_none_or(|node| !node.going));
     }
 
     /// What load balancers are told follows the tables. A Service that has no room in them has no endpoints here.

@@ -1,0 +1,139 @@
+//! Agents that start while their API server is away: what the node tells load balancers, people and its service manager.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
+
+use lb_tests::{
+    Agent, Echo, NODE_PORT, Node, Setup, TARGET, World, api_server::ApiServer, client::Call, kube, needs_root,
+    wait_until, web::get,
+};
+use serde_json::{Value, json};
+
+const VIP: &str = "10.96.0.10";
+const PROBED: u16 = 30_999;
+const HEALTH: &str = "127.0.0.1:10256";
+
+/// A world with an API server and Service `web`, which load balancers probe; one endpoint is on each node.
+struct Kube {
+    api: ApiServer,
+    _servers: Vec<Echo>,
+    world: World,
+}
+
+impl Kube {
+    fn new() -> Self {
+        let world = World::builder().rp_filter(1).build().expect("a world");
+        let api = ApiServer::of_world(&world).expect("an API server");
+        let pods = [world.node(0).pod(0), world.node(1).pod(0)];
+        api.put(json!({
+            "apiVersion": "v1", "kind": "Service", "metadata": {"name": "web", "namespace": "default", "uid": "uid-of-web"},
+            "spec": {
+                "type": "LoadBalancer", "externalTrafficPolicy": "Local", "healthCheckNodePort": PROBED,
+                "clusterIP": VIP, "clusterIPs": [VIP], "ipFamilies": ["IPv4"],
+                "ports": [{"name": "http", "protocol": "TCP", "port": 80, "nodePort": NODE_PORT}],
+            },
+        }));
+        api.put(json!({
+            "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
+            "metadata": {"name": "web-1", "namespace": "default", "labels": {"kubernetes.io/service-name": "web"}},
+            "ports": [{"name": "http", "protocol": "TCP", "port": TARGET}],
+            "endpoints": pods.map(|pod| json!({"addresses": [pod.ipv4()], "nodeName": pod.node(), "conditions": {}})),
+        }));
+        let servers = pods.map(|pod| Echo::start(pod.place(), &[TARGET], &[]).expect("a server")).into();
+        Self { api, _servers: servers, world }
+    }
+
+    fn agent(&self) -> Agent {
+        Agent::start_on(&self.world, self.node(), &Setup::tcx(true), ["--master", &self.api.url()]).expect("an agent")
+    }
+
+    fn node(&self) -> &Node {
+        self.world.node(0)
+    }
+
+    /// Its Service by this node's nodePort, from outside.
+    fn call(&self) -> anyhow::Result<String> {
+        let to = SocketAddr::new(self.node().ipv4().into(), NODE_PORT);
+        let answer = Call::tcp(to).timeout(Duration::from_secs(2)).run_one(self.world.client())?;
+        Ok(answer.reached()?.0.to_owned())
+    }
+
+    fn served(&self) {
+        let wanted = self.node().pod(0).name();
+        wait_until("the nodePort", Duration::from_secs(10), || match self.call() {
+            Ok(name) if name == wanted => Ok(()),
+            other => Err(format!("{other:?}")),
+        })
+        .expect("served");
+    }
+
+    /// What a load balancer's probe of this address finds: status and local endpoints.
+    fn probed(&self, ip: IpAddr, wanted: (u16, u64)) {
+        wait_until(&format!("{wanted:?} at {ip}"), Duration::from_secs(10), || {
+            let (status, body) = get(self.world.client(), &SocketAddr::new(ip, PROBED).to_string(), "/")?;
+            let body: Value = serde_json::from_str(&body).map_err(|error| format!("{body}: {error}"))?;
+            if (Some(wanted.0), Some(wanted.1)) == (Some(status), body["localEndpoints"].as_u64()) {
+                Ok(())
+            } else {
+                Err(format!("{status}: {body}"))
+            }
+        })
+        .expect("the answer");
+    }
+
+    /// `/healthz`: its status, and whether the node is eligible.
+    fn healthz(&self, wanted: (u16, bool)) {
+        wait_until(&format!("{wanted:?} of /healthz"), Duration::from_secs(10), || {
+            let (status, body) = get(self.node(), HEALTH, "/healthz")?;
+            let body: Value = serde_json::from_str(&body).map_err(|error| format!("{body}: {error}"))?;
+            let found = (status, body["nodeEligible"] == json!(true));
+            if found == wanted { Ok(()) } else { Err(format!("{status}: {body}")) }
+        })
+        .expect("the answer");
+    }
+
+    /// The Node, with the autoscaler's taint or without.
+    fn put_node(&self, going: bool) {
+        let mut node = kube::node_document(self.node());
+        if going {
+            node["spec"]["taints"] = json!([{"key": "ToBeDeletedByClusterAutoscaler", "effect": "NoSchedule"}]);
+        }
+        self.api.put(node);
+    }
+}
+
+#[test]
+fn rule_2_6_1_load_balancers_are_told_what_was_last_known() {
+    needs_root!();
+    let kube = Kube::new();
+    let mut agent = kube.agent();
+    let node = kube.node();
+    kube.served();
+    kube.probed(node.ipv4().into(), (200, 1));
+    agent.stop().expect("stopped");
+    kube.api.away(true);
+    agent.launch().expect("launched");
+    kube.served();
+    for ip in node.ips() {
+        kube.probed(ip, (200, 1));
+    }
+    kube.healthz((200, true));
+    // At the addresses that there are now.
+    node.namespace().ip("address add 192.0.2.77/32 dev eth0\n").expect("an address");
+    kube.world.router().ip(&format!("route add 192.0.2.77/32 via {}\n", node.ipv4())).expect("a route");
+    kube.probed("192.0.2.77".parse().expect("an address"), (200, 1));
+    // A node that was going away when it was last heard of still is.
+    kube.api.away(false);
+    kube.put_node(true);
+    kube.healthz((503, false));
+    agent.stop().expect("stopped");
+    kube.api.away(true);
+    agent.launch().expect("launched");
+    kube.healthz((503, false));
+    kube.probed(node.ipv4().into(), (200, 1));
+    kube.put_node(false);
+    kube.api.away(false);
+    kube.healthz((200, true));
+}
