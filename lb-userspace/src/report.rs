@@ -24,7 +24,8 @@ pub struct Status {
     /// The watches at the API server; none with documents.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub watches: Vec<WatchStatus>,
-    /// What is served is of a snapshot of that age, until the cluster's objects are listed; absent otherwise.
+    /// What is served was the cluster's so long ago and may not be now: it is of a snapshot or of an earlier agent until the
+    /// objects are listed, or a watch has failed; absent otherwise.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stale_seconds: Option<u64>,
     /// Local-traffic detector in words, for example `NodeCIDR 10.244.1.0/24,fd00:10:244:1::/64` or `none`.

@@ -226,5 +226,9 @@ fn after_a_reboot_a_snapshot_serves_until_the_api_answers() {
     kube.serve(&[3]);
     kube.api.away(false);
     kube.wait_call(VIPS[0], &kube.pod(3));
-    assert_eq!(agent.status().expect("a status").stale_seconds, None);
+    wait_until("the snapshot to be over", Duration::from_secs(10), || {
+        let stale = agent.status().map_err(|error| format!("{error:#}"))?.stale_seconds;
+        if stale.is_none() { Ok(()) } else { Err(format!("{stale:?}")) }
+    })
+    .expect("over");
 }

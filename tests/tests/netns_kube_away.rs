@@ -2,17 +2,21 @@
 
 use std::{
     net::{IpAddr, SocketAddr},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use lb_tests::{
-    Agent, Echo, NODE_PORT, Node, Setup, TARGET, World, api_server::ApiServer, client::Call, kube, needs_root,
-    wait_until, web::get,
+    Agent, Echo, NODE_PORT, Node, Setup, TARGET, World,
+    api_server::ApiServer,
+    client::Call,
+    kube, needs_root, scoreboard, wait_until,
+    web::{get, value},
 };
 use serde_json::{Value, json};
 
 const VIP: &str = "10.96.0.10";
 const PROBED: u16 = 30_999;
+const METRICS: &str = "127.0.0.1:10249";
 const HEALTH: &str = "127.0.0.1:10256";
 
 /// A world with an API server and Service `web`, which load balancers probe; one endpoint is on each node.
@@ -94,6 +98,17 @@ impl Kube {
         .expect("the answer");
     }
 
+    /// Whether what is served is told to be stale, by `status` and by the metrics.
+    fn stale(&self, agent: &Agent, wanted: bool) {
+        wait_until(&format!("stale: {wanted}"), Duration::from_secs(20), || {
+            let status = agent.status().map_err(|error| format!("{error:#}"))?;
+            let (_, page) = get(self.node(), METRICS, "/metrics")?;
+            let told = (status.stale_seconds.is_some(), value(&page, "ballast_config_stale") > 0.0);
+            if told == (wanted, wanted) { Ok(()) } else { Err(format!("{told:?}: {:?}", status.watches)) }
+        })
+        .expect("told");
+    }
+
     /// The Node, with the autoscaler's taint or without.
     fn put_node(&self, going: bool) {
         let mut node = kube::node_document(self.node());
@@ -136,4 +151,44 @@ fn rule_2_6_1_load_balancers_are_told_what_was_last_known() {
     kube.put_node(false);
     kube.api.away(false);
     kube.healthz((200, true));
+}
+
+#[test]
+fn r4_what_may_be_stale_is_told_with_its_age() {
+    needs_root!();
+    let kube = Kube::new();
+    let mut agent = kube.agent();
+    kube.served();
+    kube.stale(&agent, false);
+    // Away while the agent runs.
+    kube.api.away(true);
+    kube.stale(&agent, true);
+    // And when it starts again on what is pinned.
+    agent.stop().expect("stopped");
+    agent.launch().expect("launched");
+    kube.stale(&agent, true);
+    kube.served();
+    kube.healthz((200, true));
+    let text = agent.query(&["status"]).expect("a status");
+    assert!(text.lines().any(|line| line.starts_with("Stale: ")), "{text}");
+    let begin = Instant::now();
+    kube.api.away(false);
+    kube.stale(&agent, false);
+    scoreboard(
+        "R4",
+        &format!(
+            "the API server away and the agent restarted: a LoadBalancer Service is served and its health check answers 200, \
+             stale is told, and no more {} s after the server is back",
+            begin.elapsed().as_secs()
+        ),
+    );
+    // Without a snapshot the age is at least that of the agent.
+    agent.stop().expect("stopped");
+    for name in ["snapshot", "snapshot.previous"] {
+        let path = kube.node().state_dir().join(name);
+        assert!(std::fs::remove_file(&path).is_ok() || !path.exists(), "{}", path.display());
+    }
+    kube.api.away(true);
+    agent.launch().expect("launched");
+    kube.stale(&agent, true);
 }

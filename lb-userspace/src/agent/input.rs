@@ -2,13 +2,13 @@
 
 use anyhow::Context as _;
 use ipnet::IpNet;
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time::Instant};
 
 use super::{RunOptions, loader::Loader, snapshot};
 use crate::{
     convert::Severity,
     file_source::{self, Finding, LoadError, Watch},
-    k8s::source::{self, Access, Calls, Recorder, Selectors, Timing},
+    k8s::source::{self, Access, Calls, Kind, Recorder, Selectors, Timing},
     model::{Changes, Model, Touched},
     report::{Problem, WatchStatus},
 };
@@ -50,8 +50,17 @@ enum From {
 
 struct Cluster {
     source: source::Source,
-    /// The model is of a snapshot of that time, in seconds since 1970.
-    snapshot: Option<u64>,
+    started: Instant,
+    until: Until,
+}
+
+/// What is served until a cluster's objects have all been listed. Times are in seconds since 1970.
+enum Until {
+    Nothing,
+    /// What an earlier agent left in the tables; the model is of the snapshot of that time, if there is one.
+    Tables(Option<u64>),
+    /// The model is of the snapshot of that time, and so are the tables.
+    Snapshot(u64),
 }
 
 struct Documents {
@@ -77,7 +86,8 @@ impl Input {
                     service_cidrs: service_cidrs.is_none(),
                     timing: Timing::default(),
                 };
-                From::Cluster(Box::new(Cluster { source: source::Source::start(options).await?, snapshot: None }))
+                let source = source::Source::start(options).await?;
+                From::Cluster(Box::new(Cluster { source, started: Instant::now(), until: Until::Nothing }))
             }
         };
         Ok(Self { from, first: true })
@@ -87,13 +97,7 @@ impl Input {
     pub(super) async fn next(&mut self, model: &mut Model) -> anyhow::Result<Touched> {
         match &mut self.from {
             From::Documents(documents) => documents.next(model).await,
-            From::Cluster(cluster) => {
-                let touched = cluster.source.changed(model).await;
-                if cluster.source.is_complete() {
-                    cluster.snapshot = None;
-                }
-                Ok(touched)
-            }
+            From::Cluster(cluster) => Ok(cluster.source.changed(model).await),
         }
     }
 
@@ -101,23 +105,31 @@ impl Input {
     pub(super) const fn is_ready(&self) -> bool {
         match &self.from {
             From::Documents(_) => true,
-            From::Cluster(cluster) => cluster.source.is_complete() || cluster.snapshot.is_some(),
+            From::Cluster(cluster) => cluster.source.is_complete() || matches!(cluster.until, Until::Snapshot(_)),
         }
     }
 
     /// The model is of a snapshot until all is listed.
     pub(super) const fn set_snapshot(&mut self, at_seconds: u64) {
+        self.set_until(Until::Snapshot(at_seconds));
+    }
+
+    /// Until all is listed the tables are an earlier agent's, and the model is of the snapshot of that time.
+    pub(super) const fn set_tables(&mut self, at_seconds: Option<u64>) {
+        self.set_until(Until::Tables(at_seconds));
+    }
+
+    const fn set_until(&mut self, until: Until) {
         if let From::Cluster(cluster) = &mut self.from {
-            cluster.snapshot = Some(at_seconds);
+            cluster.until = until;
         }
     }
 
-    /// Age of the snapshot that the model is of.
+    /// Age of what is served, where it may be no longer what the cluster says.
     pub(super) fn stale_seconds(&self) -> Option<u64> {
         match &self.from {
             From::Documents(_) => None,
-            // A clock that was set back makes no age.
-            From::Cluster(cluster) => cluster.snapshot.map(|saved| snapshot::now().saturating_sub(saved)),
+            From::Cluster(cluster) => cluster.stale_seconds(),
         }
     }
 
@@ -198,8 +210,22 @@ impl Input {
 }
 
 impl Cluster {
+    fn stale_seconds(&self) -> Option<u64> {
+        if self.source.is_complete() {
+            return out_of_step(&self.source.status());
+        }
+        // A clock that was set back makes no age.
+        let ago = |saved| snapshot::now().saturating_sub(saved);
+        match self.until {
+            Until::Nothing => None,
+            // At least.
+            Until::Tables(None) => Some(self.started.elapsed().as_secs()),
+            Until::Tables(Some(saved)) | Until::Snapshot(saved) => Some(ago(saved)),
+        }
+    }
+
     fn waiting(&self) -> Problem {
-        let (cause, fix) = if self.snapshot.is_some() {
+        let (cause, fix) = if matches!(self.until, Until::Snapshot(_)) {
             (
                 "what is served is of a snapshot: the cluster's objects have not all been listed since the agent started",
                 "see the watches",
@@ -212,6 +238,16 @@ impl Cluster {
         };
         Problem { object: "source".to_owned(), cause: cause.to_owned(), fix: fix.to_owned() }
     }
+}
+
+/// For how long one of the watches has followed nothing since it failed. `ServiceCIDR` objects do not count: they hardly ever
+/// change, and a role or a cluster may do without them.
+fn out_of_step(watches: &[WatchStatus]) -> Option<u64> {
+    let is_broken = |watch: &&WatchStatus| {
+        !watch.synced && watch.last_error.is_some() && watch.resource != Kind::ServiceCidr.resource()
+    };
+    let age = |watch: &WatchStatus| watch.last_event_seconds.unwrap_or(u64::MAX).min(watch.since_seconds);
+    watches.iter().filter(is_broken).map(age).max()
 }
 
 impl Documents {
@@ -279,5 +315,37 @@ impl Documents {
     fn problems(&self, severity: Severity) -> Vec<Problem> {
         let of = self.findings.iter().filter(|finding| finding.severity == severity).map(Problem::from);
         of.chain(self.error.clone().filter(|_| severity == Severity::Error)).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_served_is_stale_from_when_a_watch_fails_until_it_follows_again() {
+        let watch = |kind: Kind, synced, since_seconds, heard, error: Option<&str>| WatchStatus {
+            resource: kind.resource().to_owned(),
+            synced,
+            since_seconds,
+            last_event_seconds: heard,
+            last_error: error.map(str::to_owned),
+            last_error_seconds: error.map(|_| 1),
+        };
+        let well = || watch(Kind::Service, true, 900, Some(30), Some("once"));
+        for (other, wanted) in [
+            (watch(Kind::Node, true, 900, Some(3), None), None),
+            // Listed just now, and about to be followed for the first time.
+            (watch(Kind::Node, false, 2, Some(0), None), None),
+            (watch(Kind::Node, false, 700, Some(730), Some("away")), Some(700)),
+            // Only lists come through.
+            (watch(Kind::Node, false, 700, Some(20), Some("may not watch")), Some(20)),
+            (watch(Kind::Node, false, 700, None, Some("away")), Some(700)),
+            (watch(Kind::ServiceCidr, false, 700, None, Some("may not list")), None),
+        ] {
+            assert_eq!(out_of_step(&[well(), other.clone()]), wanted, "{other:?}");
+        }
+        let two = [watch(Kind::Node, false, 7, None, Some("away")), watch(Kind::Service, false, 9, None, Some("away"))];
+        assert_eq!(out_of_step(&two), Some(9));
     }
 }

@@ -266,7 +266,9 @@ impl Agent {
 
     /// What is pinned may be newer than the snapshot: that is only what commands and probes show until the objects are here.
     fn show_snapshot(&mut self) {
-        if let (Some(snapshot), _) = snapshot::read(&snapshot::file(&self.options.state_dir), &self.options.node) {
+        let (found, _) = snapshot::read(&snapshot::file(&self.options.state_dir), &self.options.node);
+        self.input.set_tables(found.as_ref().map(|snapshot| snapshot.at_seconds));
+        if let Some(snapshot) = found {
             self.model = snapshot.model;
             let node = self.node();
             // Nothing is programmed of it.

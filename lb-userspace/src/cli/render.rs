@@ -308,7 +308,10 @@ pub(super) fn status(status: &Status) -> String {
         );
     }
     if let Some(seconds) = status.stale_seconds {
-        line(&mut text, &format!("Stale:        a snapshot of {seconds} s ago is served until the API server answers"));
+        line(
+            &mut text,
+            &format!("Stale:        what is served is of {seconds} s ago, until the API server tells more"),
+        );
     }
     if !status.watches.is_empty() {
         text.push('\n');

@@ -155,7 +155,11 @@ impl Now<'_> {
         let events = events.map(|(outcome, count)| (vec![("outcome", outcome.to_owned())], count));
         registry.register("events", "Events by what became of them", counters(events));
         let stale = u64::from(self.status.stale_seconds.is_some());
-        registry.register("config_stale", "1 while a snapshot is served for want of an API server", gauge(stale));
+        registry.register(
+            "config_stale",
+            "1 while what is served may be older than what the API server has",
+            gauge(stale),
+        );
         let (synced, all) =
             self.status.watches.iter().fold((0, 0), |(synced, all), watch| (synced + u64::from(watch.synced), all + 1));
         registry.register("watches", "Watches at the API server", gauge(all));
