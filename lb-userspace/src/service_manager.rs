@@ -1,7 +1,9 @@
-//! What a service manager is told (`sd_notify(3))`: `READY=1` once the first state is in the tables, `WATCHDOG=1` as long as
-//! the loop goes round, `STOPPING=1` at the end. Without `$NOTIFY_SOCKET` nobody is told anything.
+//! What a service manager is told (`sd_notify(3)`): `READY=1` once the node forwards, be it by what an earlier agent left,
+//! or has nothing to forward yet; `STATUS=` which of these it is; `WATCHDOG=1` as long as the loop goes round; `STOPPING=1` at
+//! the end. Without `$NOTIFY_SOCKET` nobody is told anything.
 
 use std::{
+    borrow::Cow,
     io,
     os::{
         linux::net::SocketAddrExt as _,
@@ -15,8 +17,10 @@ use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
 /// What happened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Notice {
-    /// The first state is in the tables and the hooks are attached.
+    /// It has started.
     Ready,
+    /// For people.
+    Status(&'static str),
     /// The loop still goes round.
     Alive,
     /// It ends in order.
@@ -24,11 +28,12 @@ pub(crate) enum Notice {
 }
 
 impl Notice {
-    const fn text(self) -> &'static str {
+    fn text(self) -> Cow<'static, str> {
         match self {
-            Self::Ready => "READY=1",
-            Self::Alive => "WATCHDOG=1",
-            Self::Stopping => "STOPPING=1",
+            Self::Ready => "READY=1".into(),
+            Self::Status(words) => format!("STATUS={words}").into(),
+            Self::Alive => "WATCHDOG=1".into(),
+            Self::Stopping => "STOPPING=1".into(),
         }
     }
 }
@@ -73,7 +78,7 @@ impl ServiceManager {
     /// Tells it; one that does not listen is only logged.
     pub(crate) fn tell(&self, notice: Notice) {
         if let Some(path) = &self.socket
-            && let Err(error) = send(path, notice.text())
+            && let Err(error) = send(path, &notice.text())
         {
             tracing::warn!("cannot tell the service manager {} at $NOTIFY_SOCKET {path}: {error}", notice.text());
         }
@@ -149,9 +154,10 @@ mod tests {
             watchdog.tick().await;
             watchdog.tick().await;
             assert!(begin.elapsed() < Duration::from_secs(5));
+            manager.tell(Notice::Status("serving"));
             manager.tell(Notice::Alive);
             manager.tell(Notice::Stopping);
-            for wanted in ["READY=1", "WATCHDOG=1", "STOPPING=1"] {
+            for wanted in ["READY=1", "STATUS=serving", "WATCHDOG=1", "STOPPING=1"] {
                 let mut buffer = [0; 64];
                 let length = socket.recv(&mut buffer).expect("told");
                 assert_eq!(buffer.get(..length), Some(wanted.as_bytes()));

@@ -54,7 +54,9 @@ pub struct Agent {
     /// The arguments that say where its objects come from.
     source: Vec<OsString>,
     config: PathBuf,
-    /// Instead of both.
+    /// Further variables.
+    environment: Vec<(&'static str, OsString)>,
+    /// Instead of all three.
     container: Option<Container>,
     state_dir: PathBuf,
     bpffs: PathBuf,
@@ -85,6 +87,7 @@ impl Agent {
             process: None,
             source: source.into_iter().map(Into::into).collect(),
             config,
+            environment: Vec::new(),
             container: None,
             state_dir: node.state_dir(),
             bpffs: node.bpffs(),
@@ -102,6 +105,7 @@ impl Agent {
             process: None,
             source: Vec::new(),
             config: PathBuf::new(),
+            environment: Vec::new(),
             container: Some(Container::new(manifest, node, setup, &folder)?),
             state_dir: node.state_dir(),
             bpffs: node.bpffs(),
@@ -114,6 +118,11 @@ impl Agent {
     /// Agents on every node.
     pub fn start_all(world: &World, setup: &Setup) -> anyhow::Result<Vec<Self>> {
         world.nodes().iter().map(|node| Self::start(world, node, setup)).collect()
+    }
+
+    /// Sets a variable of its environment, from the next [`launch`](Self::launch) on; a container has its own.
+    pub fn set_variable(&mut self, name: &'static str, value: impl Into<OsString>) {
+        self.environment.push((name, value.into()));
     }
 
     /// Starts it again after [`kill`](Self::kill) or [`stop`](Self::stop), and waits until it answers.
@@ -146,6 +155,7 @@ impl Agent {
         command.arg("--config").arg(&self.config);
         // Whoever reads the log of a failed test wants to see each change.
         command.args(["--v", "2"]);
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         self.where_it_lives(&mut command);
         Ok(command)
     }

@@ -269,3 +269,56 @@ fn the_controller_writes_statuses_events_and_its_own_lease() {
     let told = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.code() == Some(1) && told.contains("/nonexistent"), "{told}");
 }
+
+/// The settings of a section of the systemd unit, in order.
+fn unit(section: &str) -> Vec<(String, String)> {
+    let text = include_str!("../../deploy/systemd/ballast.service");
+    let mut found = Vec::new();
+    let mut here = false;
+    for line in text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')) {
+        if let Some(name) = line.strip_prefix('[') {
+            here = name == format!("{section}]");
+        } else if here {
+            let (key, value) = line.split_once('=').unwrap_or_else(|| panic!("no setting: {line}"));
+            found.push((key.to_owned(), value.to_owned()));
+        }
+    }
+    found
+}
+
+#[test]
+fn the_systemd_unit_never_keeps_the_kubelet_waiting_and_never_gives_up() {
+    let of = |section: &str, key: &str| -> String {
+        let found: Vec<String> =
+            unit(section).into_iter().filter(|(found, _)| found == key).map(|(_, value)| value).collect();
+        assert!(found.len() <= 1, "{key} twice");
+        found.concat()
+    };
+    // A first node's kubelet starts the API server: its start may be held up, but not for ever.
+    assert_eq!((of("Service", "Type").as_str(), of("Unit", "Before").as_str()), ("notify", "kubelet.service"));
+    let seconds: u64 = of("Service", "TimeoutStartSec").parse().expect("a number of seconds");
+    assert!((30..=120).contains(&seconds), "{seconds}");
+    for later in ["network-online.target", "kubelet.service", "containerd.service"] {
+        let before = ["After", "Requires", "Wants"].map(|key| of("Unit", key)).join(" ");
+        assert!(!before.contains(later), "{before}");
+    }
+    assert_eq!((of("Service", "Restart").as_str(), of("Unit", "StartLimitIntervalSec").as_str()), ("always", "0"));
+    // As much as the container without all rights.
+    let least = Manifest::least().expect("a manifest").capabilities().expect("capabilities");
+    let wanted: BTreeSet<String> = least.iter().map(|name| format!("CAP_{name}")).collect();
+    let found = of("Service", "CapabilityBoundingSet");
+    assert_eq!(found.split_whitespace().map(str::to_owned).collect::<BTreeSet<_>>(), wanted);
+    for (key, value) in [("NoNewPrivileges", "yes"), ("ProtectSystem", "strict"), ("StateDirectory", "ballast")] {
+        assert_eq!(of("Service", key), value, "{key}");
+    }
+    // The arguments are some of `ballast run`.
+    let mut help = std::process::Command::new(lb_tests::binary("ballast").expect("ballast"));
+    let help = help.args(["run", "--help"]).output().expect("run");
+    let help = String::from_utf8(help.stdout).expect("text");
+    let command = of("Service", "ExecStart");
+    let words: Vec<&str> = command.split_whitespace().collect();
+    assert_eq!(words.get(..2), Some(&["/usr/local/bin/ballast", "run"][..]));
+    for flag in words.iter().filter(|word| word.starts_with('-')) {
+        assert!(help.contains(&format!("{flag} ")), "{flag} is not in {help}");
+    }
+}

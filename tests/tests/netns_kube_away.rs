@@ -2,6 +2,7 @@
 
 use std::{
     net::{IpAddr, SocketAddr},
+    os::unix::net::UnixDatagram,
     time::{Duration, Instant},
 };
 
@@ -191,4 +192,66 @@ fn r4_what_may_be_stale_is_told_with_its_age() {
     kube.api.away(true);
     agent.launch().expect("launched");
     kube.stale(&agent, true);
+}
+
+/// A service manager's socket.
+struct Manager {
+    socket: UnixDatagram,
+}
+
+impl Manager {
+    /// The agent tells this one from its next start on.
+    fn of(kube: &Kube, agent: &mut Agent) -> Self {
+        let path = kube.world.directory().join("notify");
+        let socket = UnixDatagram::bind(&path).expect("a socket");
+        agent.set_variable("NOTIFY_SOCKET", path);
+        Self { socket }
+    }
+
+    /// What is told, up to what begins with `wanted`.
+    fn until(&self, wanted: &str) -> Vec<String> {
+        let end = Instant::now() + Duration::from_secs(30);
+        let mut heard = Vec::new();
+        loop {
+            let left = end.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
+            self.socket.set_read_timeout(Some(left)).expect("a socket");
+            let mut buffer = [0; 256];
+            let length = self.socket.recv(&mut buffer).unwrap_or_else(|error| panic!("{wanted}: {error}: {heard:?}"));
+            let text = String::from_utf8_lossy(buffer.get(..length).unwrap_or_default()).into_owned();
+            let found = text.starts_with(wanted);
+            heard.push(text);
+            if found {
+                return heard;
+            }
+        }
+    }
+}
+
+const AS_LEFT: &str = "STATUS=forwarding as an earlier agent left it, until the cluster's objects are listed";
+
+#[test]
+fn a_service_manager_never_waits_for_the_api_server() {
+    needs_root!();
+    let kube = Kube::new();
+    let mut agent = kube.agent();
+    kube.served();
+    agent.stop().expect("stopped");
+    let manager = Manager::of(&kube, &mut agent);
+    // On what is pinned.
+    kube.api.away(true);
+    agent.launch().expect("launched");
+    assert_eq!(manager.until("STATUS="), ["READY=1", AS_LEFT]);
+    kube.api.away(false);
+    assert_eq!(manager.until("STATUS="), ["STATUS=serving"]);
+    agent.stop().expect("stopped");
+    assert_eq!(manager.until("STOPPING="), ["STOPPING=1"]);
+    // On nothing: a node's first start, before its kubelet, which starts the API server.
+    agent.cleanup().expect("cleaned");
+    kube.api.away(true);
+    agent.launch().expect("launched");
+    let nothing = "STATUS=nothing to serve yet: the cluster's objects have not all been listed";
+    assert_eq!(manager.until("STATUS="), ["READY=1", nothing]);
+    kube.api.away(false);
+    assert_eq!(manager.until("STATUS="), ["STATUS=serving"]);
+    kube.served();
 }

@@ -40,7 +40,6 @@ impl SourceOptions {
 /// The source as the agent has it.
 pub(super) struct Input {
     from: From,
-    first: bool,
 }
 
 enum From {
@@ -90,7 +89,7 @@ impl Input {
                 From::Cluster(Box::new(Cluster { source, started: Instant::now(), until: Until::Nothing }))
             }
         };
-        Ok(Self { from, first: true })
+        Ok(Self { from })
     }
 
     /// Waits for news; what of the model is another one now. Nothing is lost when it is dropped before its end.
@@ -107,6 +106,12 @@ impl Input {
             From::Documents(_) => true,
             From::Cluster(cluster) => cluster.source.is_complete() || matches!(cluster.until, Until::Snapshot(_)),
         }
+    }
+
+    /// Whether that is so.
+    pub(super) const fn is_snapshot(&self) -> bool {
+        matches!(&self.from, From::Cluster(cluster)
+            if !cluster.source.is_complete() && matches!(cluster.until, Until::Snapshot(_)))
     }
 
     /// The model is of a snapshot until all is listed.
@@ -141,11 +146,6 @@ impl Input {
     /// Whether a snapshot is to be kept of the model.
     pub(super) const fn is_of_cluster(&self) -> bool {
         matches!(&self.from, From::Cluster(cluster) if cluster.source.is_complete())
-    }
-
-    /// Whether this is asked for the first time.
-    pub(super) const fn is_first(&mut self) -> bool {
-        std::mem::replace(&mut self.first, false)
     }
 
     /// Tries again what failed and tells nobody when it would succeed.

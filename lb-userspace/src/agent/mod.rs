@@ -15,6 +15,7 @@ mod loader;
 mod network;
 mod orphans;
 mod program;
+mod ready;
 mod settings;
 mod snapshot;
 mod status;
@@ -33,7 +34,7 @@ use tokio::{
 
 pub use self::{cleanup::cleanup, dns::DnsOptions, input::SourceOptions};
 use self::{
-    collect::Collection, dns::Dns, events::Events, input::Input, network::Network, orphans::Orphans,
+    collect::Collection, dns::Dns, events::Events, input::Input, network::Network, orphans::Orphans, ready::Readiness,
     takeover::Takeover, verify::Verification, web::Web,
 };
 use crate::{
@@ -111,6 +112,7 @@ struct Agent {
     snapshots: snapshot::Writer,
     /// The first state is in the maps, or an earlier agent's still is: hooks are attached.
     attached: bool,
+    readiness: Readiness,
     /// Why the maps are not what they should be.
     sync_error: Option<Problem>,
     /// Found once, at start.
@@ -161,6 +163,7 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
             () = watchdog.tick() => manager.tell(Notice::Alive),
+            () = agent.readiness.overdue() => {}
             touched = agent.input.next(&mut agent.model), if !resting => {
                 let touched = touched?;
                 if touched != Touched::NOTHING {
@@ -239,6 +242,7 @@ impl Agent {
             model,
             snapshots,
             attached: false,
+            readiness: Readiness::new(),
             sync_error: None,
             start_problems: problem.into_iter().chain(oom).collect(),
             socket_hooks: HookStatus::default(),
@@ -312,14 +316,6 @@ impl Agent {
         }
         if *touched == Touched::All {
             memory::give_back();
-        }
-    }
-
-    /// Says once that everything is in place.
-    fn tell_ready(&mut self, manager: &ServiceManager) {
-        if self.input.is_ready() && self.input.is_first() {
-            manager.tell(Notice::Ready);
-            tracing::info!("ready: {} Services, {} frontends", self.model.services.len(), self.frontends());
         }
     }
 
