@@ -168,6 +168,7 @@ mod tests {
     fn slice(port: u16, endpoints: &[(u8, (bool, bool, bool), Option<&str>)]) -> EndpointSlice {
         EndpointSlice {
             triggered: None,
+            of_controller: false,
             service: "web".into(),
             family: IpFamily::V4,
             ports: vec![EndpointPort {

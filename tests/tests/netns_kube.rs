@@ -50,7 +50,10 @@ impl Kube {
             "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": family,
             "metadata": {
                 "name": format!("web-{}", family.to_lowercase()), "namespace": "default",
-                "labels": {"kubernetes.io/service-name": "web"},
+                "labels": {
+                    "kubernetes.io/service-name": "web",
+                    "endpointslice.kubernetes.io/managed-by": "endpointslice-controller.k8s.io",
+                },
             },
             "ports": [{"name": "http", "protocol": "TCP", "port": TARGET}],
             "endpoints": pods.iter().map(endpoint).collect::<Vec<_>>(),
@@ -87,7 +90,7 @@ fn service(name: &str, vips: [&str; 2]) -> Value {
         "apiVersion": "v1", "kind": "Service", "metadata": {"name": name, "namespace": "default"},
         "spec": {
             "type": "ClusterIP", "clusterIP": vips[0], "clusterIPs": vips, "ipFamilies": ["IPv4", "IPv6"],
-            "ipFamilyPolicy": "PreferDualStack", "internalTrafficPolicy": "Cluster", "sessionAffinity": "None",
+            "selector": {"app": name}, "ipFamilyPolicy": "PreferDualStack", "internalTrafficPolicy": "Cluster", "sessionAffinity": "None",
             "ports": [{"name": "http", "protocol": "TCP", "port": 80, "targetPort": TARGET}],
         },
         "status": {"loadBalancer": {}},

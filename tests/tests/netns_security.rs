@@ -1,6 +1,7 @@
 //! R22: what strangers on the network cannot do to Services, both families, tcx and XDP (reliability.md section 7).
 
 use std::{
+    collections::BTreeSet,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     time::Duration,
 };
@@ -8,13 +9,14 @@ use std::{
 use lb_common::verdict::Counter;
 use lb_tests::{
     Agent, Capture, Echo, NODE_PORT, Setup, TARGET, World,
+    api_server::ApiServer,
     client::{self, Hold},
     inject::{self, ACK, FIN, Injector, RST, SYN},
     kube::{PodSpec, Service},
     needs_root, scoreboard, wait_until,
 };
 use lb_userspace::report::{FlowList, FlowRow};
-use serde_json::json;
+use serde_json::{Value, json};
 
 /// A port of node 1 that listens on its loopback addresses only.
 const PRIVATE: u16 = 7777;
@@ -245,4 +247,110 @@ fn r22_forged_errors_change_nothing() {
     needs_root!();
     forged_errors(&Setup::tcx(false));
     forged_errors(&Setup::xdp(false));
+}
+
+/// CVE-2021-25740: whoever may write an EndpointSlice leads a Service's traffic to where they like.
+struct Written {
+    api: ApiServer,
+    world: World,
+}
+
+impl Written {
+    fn new() -> Self {
+        let world = World::builder().build().expect("a world");
+        let api = ApiServer::of_world(&world).expect("an API server");
+        let written = Self { api, world };
+        written.service("web", "10.96.0.10", json!({"app": "web"}));
+        written.service("lent", "10.96.0.11", Value::Null);
+        written
+    }
+
+    fn service(&self, name: &str, vip: &str, selector: Value) {
+        self.api.put(json!({
+            "apiVersion": "v1", "kind": "Service",
+            "metadata": {"name": name, "namespace": "default", "uid": format!("uid-of-{name}")},
+            "spec": {"clusterIP": vip, "clusterIPs": [vip], "ports": [{"name": "http", "port": 80}], "selector": selector},
+        }));
+    }
+
+    /// A slice of a Service with one endpoint; who wrote it, as it says itself.
+    fn slice(&self, name: &str, service: &str, by: &str, address: IpAddr, node: Option<&str>) {
+        let family = if address.is_ipv4() { "IPv4" } else { "IPv6" };
+        self.api.put(json!({
+            "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": family,
+            "metadata": {
+                "name": name, "namespace": "default", "uid": format!("uid-of-{name}"),
+                "labels": {"kubernetes.io/service-name": service, "endpointslice.kubernetes.io/managed-by": by},
+            },
+            "ports": [{"name": "http", "protocol": "TCP", "port": TARGET}],
+            "endpoints": [{"addresses": [address], "nodeName": node, "conditions": {}}],
+        }));
+    }
+}
+
+#[test]
+fn r22_endpoints_where_no_pods_are_are_told_with_their_slice() {
+    needs_root!();
+    const CONTROLLER: &str = "endpointslice-controller.k8s.io";
+    let written = Written::new();
+    let [one, two] = [written.world.node(0), written.world.node(1)];
+    let mut wanted = BTreeSet::new();
+    for (family, stranger) in [("4", "203.0.113.66"), ("6", "2001:db8::66")] {
+        let stranger: IpAddr = stranger.parse().expect("an address");
+        // By hand, of a Service without Pods and of one with: of no node, of one nobody knows, of the agent's own.
+        for (service, node, by) in [
+            ("web", None, "me"),
+            ("web", Some("no-such-node"), "me"),
+            ("web", Some(one.name()), "me"),
+            ("lent", None, CONTROLLER),
+        ] {
+            let name = format!("{service}-{}-{family}", node.unwrap_or("nowhere"));
+            written.slice(&name, service, by, stranger, node);
+            wanted.insert(name);
+        }
+        // Pods, as the controller tells of them, and as somebody else does who is right.
+        for pod in [one.pod(0), two.pod(0)] {
+            let address = pod.ip_like(stranger);
+            written.slice(&format!("pods-{}-{family}", pod.node()), "web", CONTROLLER, address, Some(pod.node()));
+            written.slice(&format!("same-{}-{family}", pod.node()), "lent", "me", address, None);
+        }
+    }
+    let agent = Agent::start_on(&written.world, one, &Setup::tcx(false), ["--master", &written.api.url()]);
+    let agent = agent.expect("an agent");
+    let warned = || -> anyhow::Result<BTreeSet<String>> {
+        let of = |object: &str| object.strip_prefix("EndpointSlice default/").map(str::to_owned);
+        Ok(agent.status()?.warnings.iter().filter_map(|warning| of(&warning.object)).collect())
+    };
+    let told = || -> BTreeSet<String> {
+        let events = written.api.objects("events");
+        let foreign = events.iter().filter(|event| event["reason"] == "ForeignEndpoints");
+        foreign.map(|event| event["regarding"]["name"].as_str().unwrap_or_default().to_owned()).collect()
+    };
+    wait_until("the Events", Duration::from_secs(30), || {
+        let found = (warned().map_err(|error| format!("{error:#}"))?, told());
+        if found == (wanted.clone(), wanted.clone()) { Ok(()) } else { Err(format!("{found:?}")) }
+    })
+    .expect("told");
+    let events = written.api.objects("events");
+    let event = events.iter().find(|event| event["regarding"]["name"] == "web-nowhere-4").expect("an Event");
+    assert_eq!((&event["type"], &event["regarding"]["uid"]), (&json!("Warning"), &json!("uid-of-web-nowhere-4")));
+    let note = event["note"].as_str().expect("a note");
+    assert!(note.contains("203.0.113.66") && note.contains("default/web"), "{note}");
+    // They are served all the same, as kube-proxy does: one address, and two pods.
+    agent.wait_service("web", 3).expect("served");
+    // One that comes later is told soon, one that goes is no more.
+    written.slice("late", "web", "me", "203.0.113.99".parse().expect("an address"), None);
+    written.api.delete("endpointslices", "default", "web-nowhere-4");
+    wanted.remove("web-nowhere-4");
+    wanted.insert("late".to_owned());
+    wait_until("the warnings", Duration::from_secs(30), || {
+        let found = warned().map_err(|error| format!("{error:#}"))?;
+        if found == wanted { Ok(()) } else { Err(format!("{found:?}")) }
+    })
+    .expect("told");
+    scoreboard(
+        "R22",
+        "hand-made slices (CVE-2021-25740): endpoints outside of the pods' ranges, of no node, of one nobody knows and of the \
+         own one, IPv4 and IPv6: each told by a warning and an Event on its slice, those of pods are not",
+    );
 }

@@ -4,9 +4,12 @@ use std::{collections::BTreeSet, time::Instant};
 
 use super::Agent;
 use crate::{
+    config::DetectLocal,
     convert::Severity,
+    desired::foreign::Known,
     events::{Event, Ledger},
     k8s::source::{Recorder, Sent},
+    model::Touched,
     report::Problem,
     web::metrics::EventCounts,
 };
@@ -52,6 +55,16 @@ impl Events {
 }
 
 impl Agent {
+    /// Looks for endpoints where no pods are, in no more than `touched`.
+    pub(super) fn look_for_foreign(&mut self, touched: &Touched) {
+        let cluster = match &self.options.config.detect_local {
+            DetectLocal::ClusterCidr(ranges) => ranges.as_slice(),
+            _ => &[],
+        };
+        let known = Known { all_nodes: !self.input.has_cluster(), cluster };
+        self.foreign.look(&self.model, known, touched);
+    }
+
     /// Tells the cluster what is wrong with its objects. While they are not all listed it is told nothing: what is wrong
     /// with a snapshot may be mended by now.
     pub(super) fn tell_events(&mut self) {
@@ -67,6 +80,7 @@ impl Agent {
         found.extend(of(&self.input.problems(Severity::Warning), "PartlyIgnored", false));
         found.extend(of(&desired.problems, "NotServed", false));
         found.extend(of(&desired.warnings, "PartlyServed", false));
+        found.extend(of(&self.foreign.problems().collect::<Vec<_>>(), "ForeignEndpoints", false));
         // How large the maps are is this node's configuration; what room is left changes with every Service.
         let refused = of(&self.engine.refused, "NoRoom", true).into_iter();
         found.extend(refused.map(|event| Event { varies: true, ..event }));

@@ -41,6 +41,7 @@ use crate::{
     bpf::{self, Datapath},
     config::Config,
     control::{self, Request, Response},
+    desired::foreign::Foreign,
     engine::Engine,
     gc::Clock,
     lock::InstanceLock,
@@ -125,6 +126,7 @@ struct Agent {
     netns_cookie: u64,
     collection: Collection,
     verification: Verification,
+    foreign: Foreign,
     events: Events,
     web: Web,
     dns: Option<Dns>,
@@ -178,6 +180,7 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
             _ = list.tick() => {
                 agent.network_changed(false).await;
                 agent.input.retry();
+                agent.look_for_foreign(&Touched::All);
                 agent.tell_events();
                 logs::tell_suppressed();
             }
@@ -249,6 +252,7 @@ impl Agent {
             orphans: Orphans::open(),
             collection,
             verification: Verification::new(),
+            foreign: Foreign::default(),
             events,
             web,
             dns,
@@ -306,6 +310,7 @@ impl Agent {
             dns.set(&self.model, touched);
         }
         self.program(touched).await;
+        self.look_for_foreign(touched);
         self.tell_events();
         if self.input.is_of_cluster() {
             self.snapshots.mark();

@@ -5,7 +5,7 @@ use crate::{
     control::Response,
     convert::Severity,
     describe::{self, ServiceNumbers},
-    desired::{BackendAddr, ServiceKey, foreign},
+    desired::{BackendAddr, ServiceKey},
     gc::{Clock, Survey},
     ids::BackendKey,
     model::ObjectName,
@@ -58,7 +58,7 @@ impl Agent {
             .chain(self.without_node())
             .chain(rights::effective().ok().and_then(rights::unseen))
             .chain(self.verification.warning())
-            .chain(foreign::foreign(&self.model, !self.input.has_cluster()))
+            .chain(self.foreign.warnings())
             .chain(self.events.problem())
             .collect()
     }

@@ -9,7 +9,10 @@ use super::{
     issue::Issue,
 };
 use crate::{
-    k8s::{self, ANNOTATION_LEADER, ANNOTATION_TRIGGER, LABEL_SERVICE_NAME, LABEL_SKIP_MIRROR, TAINT_TO_BE_DELETED},
+    k8s::{
+        self, ANNOTATION_LEADER, ANNOTATION_TRIGGER, ENDPOINT_SLICE_CONTROLLER, LABEL_MANAGED_BY, LABEL_SERVICE_NAME,
+        LABEL_SKIP_MIRROR, TAINT_TO_BE_DELETED,
+    },
     model::{Endpoint, EndpointPort, EndpointSlice, IpFamily, Node, Pod},
 };
 
@@ -175,7 +178,9 @@ pub(crate) fn slice(raw: &k8s::EndpointSlice) -> Result<(Option<EndpointSlice>, 
         });
     }
     let triggered = raw.metadata.annotations.get(ANNOTATION_TRIGGER).and_then(|text| micros(text));
-    Ok((Some(EndpointSlice { service: service.clone(), family, ports, endpoints, triggered }), issues))
+    let of_controller = raw.metadata.labels.get(LABEL_MANAGED_BY).is_some_and(|who| who == ENDPOINT_SLICE_CONTROLLER);
+    let slice = EndpointSlice { service: service.clone(), family, ports, endpoints, triggered, of_controller };
+    Ok((Some(slice), issues))
 }
 
 /// RFC 3339 as microseconds since 1970. What is no time only tells nothing.
@@ -223,6 +228,7 @@ pub(crate) fn mirrored(raw: &k8s::Endpoints) -> Result<(Vec<EndpointSlice>, Vec<
         }
         slices.extend(by_family.into_iter().map(|(family, endpoints)| EndpointSlice {
             triggered: None,
+            of_controller: false,
             service: raw.metadata.name.clone(),
             family,
             ports: ports.clone(),

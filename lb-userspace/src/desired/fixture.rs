@@ -65,6 +65,7 @@ pub(crate) fn web() -> (Model, NodeContext) {
     model.services.insert(name("web"), service());
     let slice = EndpointSlice {
         triggered: None,
+        of_controller: false,
         service: "web".into(),
         family: IpFamily::V4,
         ports: vec![EndpointPort { name: "http".into(), protocol: Protocol::Tcp, port: port(8080) }],

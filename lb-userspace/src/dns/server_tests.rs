@@ -43,6 +43,7 @@ fn model(endpoints: u8) -> Model {
         ports: Vec::new(),
         endpoints: (1..=endpoints).map(endpoint).collect(),
         triggered: None,
+        of_controller: false,
     };
     let text = "apiVersion: v1\nkind: Service\nmetadata: {name: db, namespace: shop}\nspec: {clusterIP: None}\n";
     let directory = tempfile::tempdir().expect("a directory");

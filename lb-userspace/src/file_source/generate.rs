@@ -81,6 +81,7 @@ fn from_pods(name: &ObjectName, service: &Service, family: IpFamily, pods: &[Nam
         .into_iter()
         .map(|(ports, endpoints)| EndpointSlice {
             triggered: None,
+            of_controller: true,
             service: name.name.clone(),
             family,
             ports: ports.into_iter().map(|(name, protocol, port)| EndpointPort { name, protocol, port }).collect(),

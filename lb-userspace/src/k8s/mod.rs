@@ -32,6 +32,10 @@ pub use self::{
 
 /// Label that names the Service of an `EndpointSlice`.
 pub const LABEL_SERVICE_NAME: &str = "kubernetes.io/service-name";
+/// Label that names who writes an `EndpointSlice`.
+pub const LABEL_MANAGED_BY: &str = "endpointslice.kubernetes.io/managed-by";
+/// Its value for whoever makes slices of the Pods that Services select.
+pub const ENDPOINT_SLICE_CONTROLLER: &str = "endpointslice-controller.k8s.io";
 /// Label that gives a Service to another proxy (semantics.md 2.1.2).
 pub const LABEL_PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";
 /// Label that keeps an Endpoints object from being mirrored.

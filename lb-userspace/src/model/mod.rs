@@ -295,6 +295,9 @@ pub struct EndpointSlice {
     pub endpoints: Vec<Endpoint>,
     /// When what led to its last change happened, as the endpoint controller tells it; microseconds since 1970.
     pub triggered: Option<i64>,
+    /// It says that the endpoint slice controller made it, of the Pods that a Service selects.
+    #[serde(default)]
+    pub of_controller: bool,
 }
 
 impl EndpointSlice {
@@ -387,6 +390,7 @@ mod tests {
             ports: Vec::new(),
             endpoints: Vec::new(),
             triggered: None,
+            of_controller: false,
         };
         let model = |slices: &[(&str, &str)]| Model {
             slices: slices.iter().map(|(of, service)| (name(of), slice(service))).collect(),

@@ -176,5 +176,12 @@ pub(crate) fn slice(random: &mut Random, name: &str, service: &Service, family: 
         protocol: service_port.protocol,
         port: port(8080),
     });
-    EndpointSlice { service: name.to_owned(), family, ports: ports.collect(), endpoints, triggered: None }
+    EndpointSlice {
+        service: name.to_owned(),
+        family,
+        ports: ports.collect(),
+        endpoints,
+        triggered: None,
+        of_controller: false,
+    }
 }
