@@ -6,7 +6,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use lb_tests::api_server::{ApiServer, Fault};
+use lb_tests::{
+    api_server::{ApiServer, Fault},
+    scoreboard,
+};
 use lb_userspace::{
     k8s::source::{Access, Options, Selectors, Source, Timing},
     model::{Model, ObjectName, Touched},
@@ -299,6 +302,12 @@ fn histories(count: u64) {
             panic!("history {seed} (WATCH_MODEL_SEED={seed} repeats its choices): {error}");
         }
     }
+    scoreboard(
+        "R5",
+        &format!(
+            "{count} random histories of a misbehaving API server: each ends as the server, nothing before all is listed"
+        ),
+    );
 }
 
 #[test]
