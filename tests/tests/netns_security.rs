@@ -18,6 +18,8 @@ use lb_tests::{
 use lb_userspace::report::{FlowList, FlowRow};
 use serde_json::{Value, json};
 
+/// Who writes the slices of Services with selectors.
+const CONTROLLER: &str = "endpointslice-controller.k8s.io";
 /// A port of node 1 that listens on its loopback addresses only.
 const PRIVATE: u16 = 7777;
 /// Longer than a flow that was reset lives without a packet.
@@ -260,12 +262,12 @@ impl Written {
         let world = World::builder().build().expect("a world");
         let api = ApiServer::of_world(&world).expect("an API server");
         let written = Self { api, world };
-        written.service("web", "10.96.0.10", json!({"app": "web"}));
-        written.service("lent", "10.96.0.11", Value::Null);
+        written.service("web", "10.96.0.10", &json!({"app": "web"}));
+        written.service("lent", "10.96.0.11", &Value::Null);
         written
     }
 
-    fn service(&self, name: &str, vip: &str, selector: Value) {
+    fn service(&self, name: &str, vip: &str, selector: &Value) {
         self.api.put(json!({
             "apiVersion": "v1", "kind": "Service",
             "metadata": {"name": name, "namespace": "default", "uid": format!("uid-of-{name}")},
@@ -291,7 +293,6 @@ impl Written {
 #[test]
 fn r22_endpoints_where_no_pods_are_are_told_with_their_slice() {
     needs_root!();
-    const CONTROLLER: &str = "endpointslice-controller.k8s.io";
     let written = Written::new();
     let [one, two] = [written.world.node(0), written.world.node(1)];
     let mut wanted = BTreeSet::new();
