@@ -187,6 +187,13 @@ async fn one_bad_object_blocks_no_other_and_keeps_its_last_good_version() {
     until(&mut source, &mut model, "well", well).await;
 }
 
+fn kubeconfig(server: &str, user: &str) -> String {
+    format!(
+        "apiVersion: v1\nkind: Config\ncurrent-context: c\ncontexts: [{{name: c, context: {{cluster: c, user: u}}}}]\n\
+         clusters: [{{name: c, cluster: {{server: \"{server}\"}}}}]\nusers: [{{name: u, user: {{{user}}}}}]\n"
+    )
+}
+
 #[tokio::test]
 async fn credentials_are_read_anew() {
     let api = server();
@@ -194,12 +201,7 @@ async fn credentials_are_read_anew() {
     let directory = tempfile::tempdir().expect("a directory");
     let path = directory.path().join("kubeconfig");
     let token = |token: &str| {
-        let text = format!(
-            "apiVersion: v1\nkind: Config\ncurrent-context: c\ncontexts: [{{name: c, context: {{cluster: c, user: u}}}}]\n\
-             clusters: [{{name: c, cluster: {{server: \"{}\"}}}}]\nusers: [{{name: u, user: {{token: {token}}}}}]\n",
-            api.url()
-        );
-        std::fs::write(&path, text).expect("written");
+        std::fs::write(&path, kubeconfig(&api.url(), &format!("token: {token}"))).expect("written");
     };
     token("first");
     let access = Access::Kubeconfig { path: path.clone(), master: None };
@@ -224,11 +226,17 @@ async fn a_wrong_kubeconfig_or_url_ends_the_start() {
         (config("kind: ["), "kubeconfig"),
         (config("apiVersion: v1\nkind: Config\n"), "context"),
         (config("apiVersion: v1\nkind: Config\ncurrent-context: gone\ncontexts: []\n"), "gone"),
+        (config(&kubeconfig("127.0.0.1:99999", "token: a")), "127.0.0.1:99999"),
+        (config(&kubeconfig("ftp://a", "token: a")), "server ftp://a"),
+        (config(&kubeconfig("/just/path", "token: a")), "server /just/path"),
+        (config(&kubeconfig("https://192.0.2.1", r#"token: "abc\n""#)), "the user's token"),
         (Access::Master("ftp://a".into()), "give a URL such as"),
         (Access::Master("https://".into()), "--master"),
     ] {
-        let error = start(access.clone()).await.map(drop).expect_err("refused");
-        assert!(error.to_string().contains(part), "{access:?}: {error}");
+        let error = start(access.clone()).await.map(drop).expect_err("refused").to_string();
+        assert!(error.contains(part), "{access:?}: {error}");
+        let of_file = matches!(access, Access::Kubeconfig { .. });
+        assert!(!of_file || error.contains("`kubectl --kubeconfig` can use"), "{error}");
     }
 }
 
@@ -264,26 +272,29 @@ async fn a_kubeconfig_that_breaks_while_it_is_used_is_told_and_read_again() {
     api.require_token("good");
     let directory = tempfile::tempdir().expect("a directory");
     let path = directory.path().join("kubeconfig");
-    let good = format!(
-        "apiVersion: v1\nkind: Config\ncurrent-context: c\ncontexts: [{{name: c, context: {{cluster: c, user: u}}}}]\n\
-         clusters: [{{name: c, cluster: {{server: \"{}\"}}}}]\nusers: [{{name: u, user: {{token: good}}}}]\n",
-        api.url()
-    );
+    let good = kubeconfig(&api.url(), "token: good");
     std::fs::write(&path, &good).expect("written");
     let mut source = start(Access::Kubeconfig { path: path.clone(), master: None }).await.expect("started");
     let mut model = Model::default();
     until(&mut source, &mut model, "complete", |source, _| source.is_complete()).await;
-    std::fs::write(&path, "kind: [").expect("written");
-    api.away(true);
-    api.away(false);
-    let told = |source: &Source, _: &Model| {
-        of(source, "services").is_some_and(|told| told.cause.contains(&path.display().to_string()))
-    };
-    until(&mut source, &mut model, "told", told).await;
-    assert_eq!(model.services.len(), 1, "what was known stays");
-    std::fs::write(&path, &good).expect("written");
-    api.put(service("late", 80));
-    until(&mut source, &mut model, "well", |_, model| model.services.len() == 2).await;
+    let line_end = kubeconfig(&api.url(), r#"token: "good\n""#);
+    // A plugin's token is known only when it is used.
+    let answer = r#"{"apiVersion": "client.authentication.k8s.io/v1", "kind": "ExecCredential", "status": {"token": "good\\n"}}"#;
+    let exec = json!({"apiVersion": "client.authentication.k8s.io/v1", "command": "echo", "args": [answer], "interactiveMode": "Never"});
+    let by_plugin = kubeconfig(&api.url(), &format!("exec: {exec}"));
+    for (index, bad) in ["kind: [", &line_end, &by_plugin].into_iter().enumerate() {
+        std::fs::write(&path, bad).expect("written");
+        api.away(true);
+        api.away(false);
+        let told = |source: &Source, _: &Model| {
+            of(source, "services").is_some_and(|told| told.cause.contains(&path.display().to_string()))
+        };
+        until(&mut source, &mut model, bad, told).await;
+        assert_eq!(model.services.len(), index + 1, "what was known stays");
+        std::fs::write(&path, &good).expect("written");
+        api.put(service(&format!("late-{index}"), 80));
+        until(&mut source, &mut model, "well", |_, model| model.services.len() == index + 2).await;
+    }
 }
 
 #[tokio::test]

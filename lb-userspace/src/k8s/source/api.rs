@@ -7,8 +7,9 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use super::{
-    access::{Access, AccessError, Connection},
+    access::{Access, AccessError},
     calls::Calls,
+    connection::Connection,
     failure::{Cause, Failure, Rule},
     kind::{Kind, Watched as _},
     recorder::micro_time,

@@ -38,6 +38,8 @@ pub(super) enum Cause {
     Refused(u16, String),
     /// Not what the API says.
     Broken(String),
+    /// This program's own: what it panicked at.
+    Defect(String),
 }
 
 impl Failure {
@@ -131,6 +133,9 @@ impl Failure {
             }
             Cause::Broken(cause) => {
                 (format!("{server} sent what is not understood: {cause}"), format!("nothing is lost: {later}"))
+            }
+            Cause::Defect(cause) => {
+                (format!("a defect of this program: {cause}"), format!("report it, with the log; {later}"))
             }
         };
         Problem { object, cause, fix }

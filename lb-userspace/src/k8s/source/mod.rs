@@ -9,6 +9,7 @@ mod access;
 mod api;
 mod calls;
 mod cluster;
+mod connection;
 mod failure;
 mod kind;
 mod pace;
@@ -16,6 +17,7 @@ mod recorder;
 mod request;
 mod servers;
 mod status;
+mod task;
 mod watch;
 mod wire;
 
@@ -23,14 +25,6 @@ use std::{collections::BTreeSet, net::SocketAddr, path::PathBuf, sync::Arc};
 
 use tokio::{sync::mpsc, task::JoinSet};
 
-use self::{
-    access::Connection,
-    cluster::{Change, Cluster},
-    failure::{Cause, Failure},
-    kind::Watched,
-    status::Watches,
-    watch::Watch,
-};
 pub use self::{
     access::{Access, AccessError},
     api::{Api, Lease, Written, lease_time},
@@ -38,6 +32,15 @@ pub use self::{
     kind::{Kind, Selectors},
     pace::{Timing, spread},
     recorder::{Recorder, Sent},
+};
+use self::{
+    cluster::{Change, Cluster},
+    connection::Connection,
+    failure::{Cause, Failure},
+    kind::Watched,
+    status::Watches,
+    task::keep_running,
+    watch::Watch,
 };
 use super::{EndpointSlice, Namespace, Node, Pod, Service, ServiceCidr};
 use crate::{
@@ -262,6 +265,13 @@ impl Start<'_> {
         let selector = self.selectors.of(O::KIND).map(|(name, selector)| (name, selector.to_owned()));
         let (connection, updates) = (self.connection.clone(), self.sender.clone());
         let watch = Watch { connection, selector, updates, timing: self.timing };
-        self.tasks.spawn(watch.run::<O>());
+        let updates = self.sender.clone();
+        let tell = move |failure: Failure| {
+            let problem = failure.problem(O::KIND, "watch", "the API server");
+            let update = Update::Failed(O::KIND, failure, problem);
+            let updates = updates.clone();
+            async move { updates.send(update).await.is_ok() }
+        };
+        self.tasks.spawn(keep_running(self.timing, move || watch.clone().run::<O>(), tell));
     }
 }

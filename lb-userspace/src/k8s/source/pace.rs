@@ -35,7 +35,7 @@ impl Default for Timing {
 const LONGEST: Duration = Duration::from_mins(5);
 
 /// Doubles the wait with every failure in a row.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Pace {
     timing: Timing,
     failures: u32,

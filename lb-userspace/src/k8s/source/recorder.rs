@@ -17,10 +17,11 @@ use tokio::{
 };
 
 use super::{
-    access::{Connection, Current},
+    connection::{Connection, Current},
     failure::{Cause, Failure, Rule},
     pace::{Pace, Timing},
     request::{Content, ask, read},
+    task::keep_running,
     wire::encode,
 };
 use crate::{
@@ -69,7 +70,13 @@ impl Recorder {
             pace: Pace::new(timing),
             budget: Budget { left: BURST, since: Instant::now() },
         };
-        tasks.spawn(task.run(queue));
+        let queue = Arc::new(tokio::sync::Mutex::new(queue));
+        let of_defects = task.clone();
+        let tell = move |failure: Failure| {
+            of_defects.tell(&failure, "create", "the API server");
+            std::future::ready(true)
+        };
+        tasks.spawn(keep_running(timing, move || task.clone().run(Arc::clone(&queue)), tell));
         Self { sender, state }
     }
 
@@ -85,6 +92,7 @@ impl Recorder {
     }
 }
 
+#[derive(Clone)]
 struct Task {
     connection: Arc<Connection>,
     node: String,
@@ -94,6 +102,7 @@ struct Task {
 }
 
 /// So many at once, and one each [`EVERY`].
+#[derive(Clone)]
 struct Budget {
     left: u32,
     since: Instant,
@@ -125,7 +134,8 @@ enum Outcome {
 }
 
 impl Task {
-    async fn run(mut self, mut queue: mpsc::Receiver<(Due, SystemTime)>) {
+    async fn run(mut self, queue: Arc<tokio::sync::Mutex<mpsc::Receiver<(Due, SystemTime)>>>) {
+        let mut queue = queue.lock().await;
         while let Some((due, at)) = queue.recv().await {
             self.budget.spend().await;
             loop {

@@ -11,7 +11,8 @@ use kube::client::Body;
 use tokio::time::timeout;
 
 use super::{
-    access::{Current, chain},
+    access::chain,
+    connection::Current,
     failure::{Cause, Failure},
 };
 

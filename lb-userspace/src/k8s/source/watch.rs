@@ -15,8 +15,8 @@ use tokio::{sync::mpsc, time::timeout};
 
 use super::{
     Update,
-    access::{Connection, Current},
     cluster::{Delta, Found},
+    connection::{Connection, Current},
     failure::{Cause, Failure},
     kind::{Kind, Watched},
     pace::{Pace, Timing, spread},
@@ -39,6 +39,7 @@ const SHORTEST: Duration = Duration::from_secs(2);
 const MAX_STARTS: u32 = 3;
 
 /// The watch of one kind.
+#[derive(Clone)]
 pub(super) struct Watch {
     pub(super) connection: Arc<Connection>,
     /// Query parameter and selector.
