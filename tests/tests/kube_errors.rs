@@ -31,6 +31,7 @@ const QUICK: Timing = Timing {
     away: Duration::from_millis(20),
     answers: Duration::from_millis(20),
     second_look: Duration::from_millis(1),
+    between: Duration::from_millis(1),
 };
 
 async fn start(access: Access) -> Result<Source, AccessError> {
@@ -307,4 +308,56 @@ async fn a_server_that_asks_for_time_gets_it() {
     until(&mut source, &mut model, "complete", |source, _| source.is_complete()).await;
     assert!(begin.elapsed() >= Duration::from_secs(1), "asked again after {:?}", begin.elapsed());
     assert_eq!(api.requests().iter().filter(|request| *request == "list services").count(), 2);
+}
+
+#[tokio::test]
+async fn a_refused_watch_is_not_followed_by_list_after_list() {
+    let count = |api: &ApiServer, what: &str| api.requests().iter().filter(|request| *request == what).count();
+    for (code, most_lists) in [(403, 1), (500, 5), (410, 12)] {
+        let api = server();
+        api.refuse("watch", "services", Some(Fault::Answer(code, None)));
+        let access = Access::Master(api.url());
+        let timing = Timing { answers: Duration::from_millis(100), ..QUICK };
+        let options = Options { access, selectors: Selectors::datapath("n"), service_cidrs: true, timing };
+        let begin = std::time::Instant::now();
+        let mut source = Source::start(options).await.expect("started");
+        let mut model = Model::default();
+        let tried = |_: &Source, _: &Model| count(&api, "watch services") >= 12;
+        until(&mut source, &mut model, &format!("{code}"), tried).await;
+        // Half of 5, 10, 20, 40, 80 and six times 100 ms.
+        assert!(begin.elapsed() >= Duration::from_millis(370), "{code}: 12 watches in {:?}", begin.elapsed());
+        let lists = count(&api, "list services");
+        assert!(lists <= most_lists + 1, "{code}: {lists} lists");
+        let problem = of(&source, "services").expect("told");
+        assert!(problem.cause.contains(&format!("{code}")), "{problem:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_watch_that_ends_after_each_word_is_not_begun_at_once() {
+    let api = server();
+    let access = Access::Master(api.url());
+    let timing = Timing { between: Duration::from_millis(100), ..QUICK };
+    let options = Options { access, selectors: Selectors::datapath("n"), service_cidrs: true, timing };
+    let mut source = Source::start(options).await.expect("started");
+    let mut model = Model::default();
+    until(&mut source, &mut model, "complete", |source, _| source.is_complete()).await;
+    let begin = std::time::Instant::now();
+    let watches = |api: &ApiServer| api.requests().iter().filter(|request| *request == "watch services").count();
+    let before = watches(&api);
+    for port in 81..87 {
+        api.put(service("web", port));
+        let is_there = |_: &Source, model: &Model| {
+            model.services.values().flat_map(|service| &service.ports).any(|there| there.port.get() == port)
+        };
+        until(&mut source, &mut model, "the change", is_there).await;
+        api.cut("services", false);
+    }
+    let most = begin.elapsed().as_millis() / 100 + 2;
+    assert!(
+        watches(&api) - before <= usize::try_from(most).expect("few"),
+        "{} in {:?}",
+        watches(&api),
+        begin.elapsed()
+    );
 }

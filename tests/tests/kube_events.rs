@@ -19,6 +19,7 @@ const QUICK: Timing = Timing {
     away: Duration::from_millis(20),
     answers: Duration::from_millis(20),
     second_look: Duration::from_millis(1),
+    between: Duration::from_millis(1),
 };
 
 /// A server with Service `default/web`, and whoever sends Events to it.

@@ -233,6 +233,7 @@ async fn history(seed: u64) -> Result<(), String> {
         away: Duration::from_millis(4),
         answers: Duration::from_millis(4),
         second_look: Duration::from_millis(1),
+        between: Duration::from_millis(1),
     };
     let options = Options {
         access: Access::Master(api.url()),

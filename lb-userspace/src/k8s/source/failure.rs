@@ -122,9 +122,10 @@ impl Failure {
                 format!("{server} knows no {resource} of this API version (404)"),
                 "use Kubernetes 1.33 or newer".to_owned(),
             ),
-            Cause::Gone => {
-                (format!("{server} no longer knows where the watch was (410)"), "nothing: it is listed anew".to_owned())
-            }
+            Cause::Gone => (
+                format!("{server} no longer knows where the watch was (410)"),
+                "it is listed anew; should this last, see the server's log".to_owned(),
+            ),
             Cause::Busy(code, cause) => {
                 (format!("{server} answers {code}: {cause}"), format!("see the server's log; {later}"))
             }

@@ -18,6 +18,8 @@ pub struct Timing {
     pub answers: Duration,
     /// Before an empty list of what is never empty is believed.
     pub second_look: Duration,
+    /// At least, from the begin of a watch to that of the next one.
+    pub between: Duration,
 }
 
 impl Default for Timing {
@@ -27,6 +29,7 @@ impl Default for Timing {
             away: Duration::from_secs(4),
             answers: Duration::from_secs(30),
             second_look: Duration::from_millis(500),
+            between: Duration::from_secs(1),
         }
     }
 }
@@ -48,6 +51,11 @@ impl Pace {
 
     pub(super) const fn success(&mut self) {
         self.failures = 0;
+    }
+
+    /// Whether nothing failed since the last success.
+    pub(super) const fn is_fresh(&self) -> bool {
+        self.failures == 0
     }
 
     /// The wait after a failure, spread so that nodes do not come back all at once.

@@ -79,9 +79,16 @@ impl Watch {
     pub(super) async fn run<O: Watched>(self) {
         let mut pace = Pace::new(self.timing);
         let mut position = Position::default();
+        let mut was_gone = false;
         loop {
             let verb = if position.version.is_some() { "watch" } else { "list" };
+            let begin = Instant::now();
             let (failure, current) = match self.step::<O>(&mut position, &mut pace).await {
+                Ok(()) if verb == "watch" => {
+                    // A server may end each of its watches at once.
+                    tokio::time::sleep(self.timing.between.saturating_sub(begin.elapsed())).await;
+                    continue;
+                }
                 Ok(()) => continue,
                 Err(End::Closed) => return,
                 Err(End::Failed(failure, current)) => (*failure, current),
@@ -90,7 +97,9 @@ impl Watch {
                 position.starts += 1;
             }
             let broken = matches!(failure.cause, Cause::Gone | Cause::Broken(_) | Cause::Missing);
-            if broken || position.starts >= MAX_STARTS && !failure.is_away() {
+            // Nobody may list more often than watch because watching is not allowed.
+            let listing_may_help = !failure.is_away() && !matches!(failure.cause, Cause::Forbidden(_));
+            if broken || position.starts >= MAX_STARTS && listing_may_help {
                 position.version = None;
                 position.starts = 0;
             }
@@ -102,8 +111,11 @@ impl Watch {
             {
                 self.connection.give_up(current, failure.is_of_server()).await;
             }
-            // A watch too old to go on is no trouble: a busy cluster forgets within minutes.
-            let routine = failure.cause == Cause::Gone && verb == "watch";
+            // A watch too old to go on is no trouble: a busy cluster forgets within minutes. One that is too old right after
+            // its list is.
+            let gone = failure.cause == Cause::Gone && verb == "watch";
+            let routine = gone && (!was_gone || pace.is_fresh());
+            was_gone = gone;
             let server = current.map_or_else(|| "the API server".to_owned(), |current| current.server);
             let problem = failure.problem(O::KIND, verb, &server);
             let update = Update::Failed(O::KIND, failure.clone(), problem);
@@ -136,12 +148,13 @@ impl Watch {
                     (WATCH + spread(WATCH)).as_secs()
                 );
                 let response = self.get(&current, O::KIND, &query).await.map_err(failed)?;
-                position.starts = 0;
                 self.send(Update::Following(O::KIND)).await?;
                 self.follow::<O>(&current, response, position, pace).await?;
+                position.starts = 0;
+                // A list alone is no success: what cannot be watched would be listed again and again without a pause.
+                pace.success();
             }
         }
-        pace.success();
         Ok(())
     }
 
@@ -201,6 +214,9 @@ impl Watch {
             if lines.rest().len() > LONGEST_LINE {
                 return Err(failed(Failure::broken("an event without an end")));
             }
+            if begin.elapsed() >= SHORTEST {
+                pace.success();
+            }
             while let Some(line) = lines.next() {
                 match event::<O>(line, position.version.as_deref()).map_err(failed)? {
                     Event::Old => {}
@@ -216,6 +232,7 @@ impl Watch {
                     }
                 }
                 if heard {
+                    position.starts = 0;
                     pace.success();
                 }
             }
