@@ -21,7 +21,7 @@ use super::{
     kind::{Kind, Watched},
     pace::{Pace, Timing, spread},
     request::{ask, network, read},
-    wire::{Event, Lines, encode, event, page},
+    wire::{Event, Heard, Lines, encode, event, page},
 };
 use crate::model::ObjectName;
 
@@ -200,6 +200,7 @@ impl Watch {
         let mut lines = Lines::default();
         let begin = Instant::now();
         let mut heard = false;
+        let mut versions = Heard::since(position.version.as_deref());
         loop {
             let data = match timeout(IDLE, body.frame()).await {
                 Ok(Some(Ok(frame))) => frame.into_data().unwrap_or_default(),
@@ -218,7 +219,7 @@ impl Watch {
                 pace.success();
             }
             while let Some(line) = lines.next() {
-                match event::<O>(line, position.version.as_deref()).map_err(failed)? {
+                match event::<O>(line, &mut versions).map_err(failed)? {
                     Event::Old => {}
                     Event::Bookmark(version) => {
                         position.version = Some(version);

@@ -1,14 +1,16 @@
 //! The API's lists and events as bytes.
 
+use std::collections::BTreeSet;
+
 use serde::Deserialize;
-use serde_json::value::RawValue;
+use serde_json::{Value, value::RawValue};
 
 use super::{
     cluster::{Delta, Found},
     failure::Failure,
     kind::{Watched, name},
 };
-use crate::{convert::Issue, k8s::ObjectMeta, model::ObjectName};
+use crate::{convert::Issue, model::ObjectName};
 
 /// Percent-encodes a value of a query.
 pub(super) fn encode(text: &str) -> String {
@@ -40,9 +42,14 @@ struct RawListMeta {
 
 pub(super) fn page<O: Watched>(body: &[u8]) -> Result<Page<O::Value>, Failure> {
     let raw: RawList<'_> = serde_json::from_slice(body).map_err(|error| Failure::broken(format!("list: {error}")))?;
-    let items = raw.items.unwrap_or_default().into_iter();
-    let items: Result<Vec<_>, Failure> =
-        items.map(|item| object::<O>(item.get()).map(|object| (object.name, object.found))).collect();
+    if raw.metadata.resource_version.is_empty() {
+        return Err(Failure::broken("list: no resourceVersion"));
+    }
+    let of = |(index, item): (usize, &RawValue)| match object::<O>(item.get()) {
+        Some(object) => Ok((object.name, object.found)),
+        None => Err(Failure::broken(format!("list: items[{index}] is a {} without a name", O::KIND))),
+    };
+    let items: Result<Vec<_>, Failure> = raw.items.unwrap_or_default().into_iter().enumerate().map(of).collect();
     Ok(Page { version: raw.metadata.resource_version, next: raw.metadata.next.unwrap_or_default(), items: items? })
 }
 
@@ -52,28 +59,43 @@ struct Object<T> {
     found: Found<T>,
 }
 
+/// What is read of an object whatever the rest of it is.
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct NameOnly {
-    metadata: ObjectMeta,
+    metadata: NameMeta,
 }
 
-/// Reads an object. One that has a name is never a failure: it is refused alone.
-fn object<O: Watched>(json: &str) -> Result<Object<O::Value>, Failure> {
+#[derive(Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct NameMeta {
+    namespace: Value,
+    name: Value,
+    resource_version: Value,
+}
+
+impl NameOnly {
+    /// Its name and version.
+    fn parts(&self) -> (ObjectName, String) {
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let NameMeta { namespace, name, resource_version } = &self.metadata;
+        (ObjectName { namespace: text(namespace), name: text(name) }, text(resource_version))
+    }
+}
+
+/// Reads an object; nothing if it has no name. One that has is refused alone.
+fn object<O: Watched>(json: &str) -> Option<Object<O::Value>> {
     let mut reader = serde_json::Deserializer::from_str(json);
-    let (meta, found) = match serde_path_to_error::deserialize::<_, O>(&mut reader) {
-        Ok(raw) => (raw.meta().clone(), raw.convert()),
+    let ((name, version), found) = match serde_path_to_error::deserialize::<_, O>(&mut reader) {
+        Ok(raw) => ((name(raw.meta()), raw.meta().resource_version.clone()), raw.convert()),
         Err(error) => {
             let only: NameOnly = serde_json::from_str(json).unwrap_or_default();
             let field = error.path().to_string();
             let fix = "see whether a newer release knows this version of the API";
-            (only.metadata, Err(Issue::error(field, error.into_inner().to_string(), fix)))
+            (only.parts(), Err(Issue::error(field, error.into_inner().to_string(), fix)))
         }
     };
-    if meta.name.is_empty() {
-        return Err(Failure::broken(format!("a {} without a name", O::KIND)));
-    }
-    Ok(Object { name: name(&meta), version: meta.resource_version, found })
+    (!name.name.is_empty()).then_some(Object { name, version, found })
 }
 
 pub(super) enum Event<T> {
@@ -92,30 +114,94 @@ struct RawEvent<'a> {
     object: &'a RawValue,
 }
 
-pub(super) fn event<O: Watched>(line: &[u8], last: Option<&str>) -> Result<Event<O::Value>, Failure> {
+pub(super) fn event<O: Watched>(line: &[u8], heard: &mut Heard) -> Result<Event<O::Value>, Failure> {
     let raw: RawEvent<'_> = serde_json::from_slice(line).map_err(|error| Failure::broken(format!("event: {error}")))?;
     match &*raw.event_type {
         "ADDED" | "MODIFIED" | "DELETED" => {}
         "BOOKMARK" => {
             let only: NameOnly = serde_json::from_str(raw.object.get())
                 .map_err(|error| Failure::broken(format!("bookmark: {error}")))?;
-            return Ok(Event::Bookmark(only.metadata.resource_version));
+            let (_, version) = only.parts();
+            let is_new = heard.bookmark(with_version(&version, "BOOKMARK")?);
+            return Ok(if is_new { Event::Bookmark(version) } else { Event::Old });
         }
         "ERROR" => return Err(Failure::event(raw.object.get())),
         other => return Err(Failure::broken(format!("an event of type {other:?}"))),
     }
-    let Object { name, version, found } = object::<O>(raw.object.get())?;
-    if last.is_some_and(|last| is_old(&version, last)) {
-        return Ok(Event::Old);
+    let object = object::<O>(raw.object.get());
+    let object = object.ok_or_else(|| Failure::broken(format!("event: a {} without a name", O::KIND)))?;
+    let Object { name, version, found } = object;
+    match heard.event(with_version(&version, &raw.event_type)?) {
+        Order::Next => {}
+        Order::Again => return Ok(Event::Old),
+        Order::Late => {
+            return Err(Failure::broken(format!("{} {name} of version {version} came too late", raw.event_type)));
+        }
     }
     let delta = if raw.event_type == "DELETED" { Delta::Gone(name) } else { Delta::Set(name, found) };
     Ok(Event::Delta(version, delta))
 }
 
-/// Versions of a built-in resource are numbers that grow.
-fn is_old(version: &str, last: &str) -> bool {
-    let number = |text: &str| text.parse::<u128>().ok();
-    matches!((number(version), number(last)), (Some(version), Some(last)) if version <= last)
+/// Without one nobody knows where a watch goes on.
+fn with_version<'a>(version: &'a str, event: &str) -> Result<&'a str, Failure> {
+    if version.is_empty() { Err(Failure::broken(format!("{event} without a resourceVersion"))) } else { Ok(version) }
+}
+
+/// Versions of events that are remembered; what is older than these counts as heard.
+const REMEMBERED: usize = 4096;
+
+/// What was heard since a watch began, by version. Versions of a built-in resource are numbers that grow; any others are
+/// taken in the order in which they come.
+#[derive(Debug, Default)]
+pub(super) struct Heard {
+    /// All up to here were.
+    begin: u128,
+    last: u128,
+    events: BTreeSet<u128>,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Order {
+    Next,
+    /// Heard already.
+    Again,
+    /// Not heard, though something newer was.
+    Late,
+}
+
+impl Heard {
+    /// For a watch that begins after this version.
+    pub(super) fn since(version: Option<&str>) -> Self {
+        let begin = version.and_then(number).unwrap_or_default();
+        Self { begin, last: begin, events: BTreeSet::new() }
+    }
+
+    fn event(&mut self, version: &str) -> Order {
+        let Some(version) = number(version) else { return Order::Next };
+        if version > self.last {
+            self.last = version;
+            self.events.insert(version);
+            if self.events.len() > REMEMBERED
+                && let Some(oldest) = self.events.pop_first()
+            {
+                self.begin = oldest;
+            }
+            return Order::Next;
+        }
+        if version <= self.begin || self.events.contains(&version) { Order::Again } else { Order::Late }
+    }
+
+    /// Whether it is news.
+    fn bookmark(&mut self, version: &str) -> bool {
+        let version = number(version);
+        let is_new = version.is_none_or(|version| version >= self.last);
+        self.last = self.last.max(version.unwrap_or_default());
+        is_new
+    }
+}
+
+fn number(text: &str) -> Option<u128> {
+    text.parse().ok()
 }
 
 /// Bytes into lines.
@@ -194,8 +280,68 @@ mod tests {
 
     #[test]
     fn what_was_heard_already_is_old() {
-        assert!(is_old("9", "10") && is_old("10", "10") && !is_old("11", "10"));
-        assert!(!is_old("a", "10") && !is_old("", "10"));
+        let mut heard = Heard::since(Some("10"));
+        let orders = ["9", "10", "12", "12", "11", "13", "12", "a"].map(|version| heard.event(version));
+        let expected = [
+            Order::Again,
+            Order::Again,
+            Order::Next,
+            Order::Again,
+            Order::Late,
+            Order::Next,
+            Order::Again,
+            Order::Next,
+        ];
+        assert_eq!(orders, expected);
+        assert!(heard.bookmark("20") && heard.bookmark("20") && !heard.bookmark("19") && heard.bookmark("a"));
+        assert_eq!((heard.event("15"), heard.event("13"), heard.event("21")), (Order::Late, Order::Again, Order::Next));
+        // Of a long watch the latest are remembered.
+        for version in 100..100 + 2 * REMEMBERED {
+            assert_eq!(heard.event(&version.to_string()), Order::Next);
+        }
+        assert_eq!(heard.events.len(), REMEMBERED);
+        assert_eq!((heard.event("22"), heard.event("5000")), (Order::Again, Order::Again));
+    }
+
+    #[test]
+    fn an_event_says_its_version() {
+        let read = |text: &str| event::<Service>(text.as_bytes(), &mut Heard::default());
+        for (kind, metadata) in [
+            ("BOOKMARK", "{}"),
+            ("BOOKMARK", r#"{"resourceVersion": ""}"#),
+            ("ADDED", r#"{"name": "a", "namespace": "d"}"#),
+            ("DELETED", r#"{"name": "a", "namespace": "d"}"#),
+        ] {
+            let failure = read(&format!(r#"{{"type": "{kind}", "object": {{"metadata": {metadata}}}}}"#)).err();
+            let expected = Failure::broken(format!("{kind} without a resourceVersion"));
+            assert_eq!(failure, Some(expected), "{metadata}");
+        }
+        let failure = read(r#"{"type": "ADDED", "object": {"metadata": {"resourceVersion": "1"}}}"#).err();
+        assert_eq!(failure, Some(Failure::broken("event: a Service without a name")));
+    }
+
+    #[test]
+    fn an_object_of_odd_metadata_is_refused_alone() {
+        let of = |metadata: &str| {
+            let good = r#"{"metadata":{"name":"b","namespace":"d"},"spec":{"clusterIP":"10.0.0.1","clusterIPs":["10.0.0.1"],"ports":[{"port":80}]}}"#;
+            let text =
+                format!(r#"{{"metadata":{{"resourceVersion":"7"}},"items":[{good},{{"metadata":{metadata}}}]}}"#);
+            page::<Service>(text.as_bytes())
+        };
+        for odd in [
+            r#""labels":{"a":1}"#,
+            r#""annotations":[]"#,
+            r#""labels":7,"deletionTimestamp":{}"#,
+            r#""resourceVersion":3,"labels":7"#,
+        ] {
+            let page = of(&format!(r#"{{"name":"a","namespace":"d",{odd}}}"#)).expect("a page");
+            assert!(page.items[0].1.is_ok());
+            let (name, found) = &page.items[1];
+            assert_eq!(name.to_string(), "d/a", "{odd}");
+            assert!(found.as_ref().is_err_and(|issue| issue.field.starts_with("metadata.")), "{odd}: {found:?}");
+        }
+        let failure = of(r#"{"name":5}"#).err();
+        assert_eq!(failure, Some(Failure::broken("list: items[1] is a Service without a name")));
     }
 
     #[test]
