@@ -32,6 +32,7 @@ const QUICK: Timing = Timing {
     answers: Duration::from_millis(20),
     second_look: Duration::from_millis(1),
     between: Duration::from_millis(1),
+    lasting: Duration::from_millis(50),
 };
 
 async fn start(access: Access) -> Result<Source, AccessError> {
@@ -160,6 +161,29 @@ async fn a_cluster_without_service_cidrs_is_served_and_told_so() {
         api.refuse("list", "servicecidrs", None);
         until(&mut source, &mut model, "the range", |_, model| model.service_cidrs.len() == 1).await;
     }
+}
+
+#[tokio::test]
+async fn service_cidrs_are_given_up_only_where_they_stay_refused() {
+    let cidrs = json!({"cidrs": ["10.96.0.0/16"]});
+    let cidr = json!({"apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR", "metadata": {"name": "kubernetes"}, "spec": cidrs});
+    // A server that has just started: it has not read its roles yet.
+    let api = server();
+    api.put(cidr);
+    api.fail("servicecidrs", [Fault::Answer(403, None), Fault::Answer(403, None)]);
+    let access = Access::Master(api.url());
+    let timing = Timing { lasting: Duration::from_mins(1), ..QUICK };
+    let options = Options { access, selectors: Selectors::datapath("n"), service_cidrs: true, timing };
+    let mut source = Source::start(options).await.expect("started");
+    let mut model = Model::default();
+    until(&mut source, &mut model, "complete", |source, _| source.is_complete()).await;
+    assert_eq!(model.service_cidrs.len(), 1);
+    // It stays so: the ranges that are known, as of a snapshot, stay too.
+    api.refuse("list", "servicecidrs", Some(Fault::Answer(403, None)));
+    let mut source = start(Access::Master(api.url())).await.expect("started");
+    until(&mut source, &mut model, "complete", |source, _| source.is_complete()).await;
+    assert_eq!(model.service_cidrs.len(), 1);
+    assert!(of(&source, "servicecidrs").is_some());
 }
 
 #[tokio::test]
@@ -360,4 +384,28 @@ async fn a_watch_that_ends_after_each_word_is_not_begun_at_once() {
         watches(&api),
         begin.elapsed()
     );
+}
+
+#[tokio::test]
+async fn events_in_another_order_are_not_lost() {
+    let api = server();
+    let mut source = start(Access::Master(api.url())).await.expect("started");
+    let mut model = Model::default();
+    let synced = |source: &Source, _: &Model| source.status().iter().all(|watch| watch.synced);
+    until(&mut source, &mut model, "complete", synced).await;
+    api.reorder(true);
+    api.put(service("first", 81));
+    api.put(service("second", 82));
+    until(&mut source, &mut model, "both", |_, model| model.services.len() == 3).await;
+    // Of one object the newer version stays.
+    api.put(service("first", 83));
+    api.put(service("first", 84));
+    api.delete("services", "default", "second");
+    api.put(service("third", 85));
+    let ports = |model: &Model| -> Vec<u16> {
+        model.services.values().flat_map(|service| &service.ports).map(|port| port.port.get()).collect()
+    };
+    until(&mut source, &mut model, "the last", |_, model| ports(model) == [84, 85, 80]).await;
+    api.reorder(false);
+    until(&mut source, &mut model, "well", |source, _| source.problems(Severity::Error).is_empty()).await;
 }

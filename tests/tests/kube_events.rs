@@ -20,6 +20,7 @@ const QUICK: Timing = Timing {
     answers: Duration::from_millis(20),
     second_look: Duration::from_millis(1),
     between: Duration::from_millis(1),
+    lasting: Duration::from_millis(50),
 };
 
 /// A server with Service `default/web`, and whoever sends Events to it.

@@ -310,16 +310,22 @@ async fn follow(
             let store = shared.store();
             let cut = Some(store.cuts(resource)).filter(|(number, _)| *number != cuts);
             let mut lines = Vec::new();
+            let mut waits = store.is_held(resource);
             match store.events(resource, selector, after) {
-                _ if store.is_held(resource) => {}
+                _ if waits => {}
+                Ok(events) if store.reordered && events.len() == 1 => waits = true,
                 Err(Gone) => lines.push(json!({"type": "ERROR", "object": status(410, "too old resource version")})),
                 Ok(events) => {
                     let again = if store.duplicated { events.clone() } else { Vec::new() };
                     after = events.last().map_or(after, |(version, _)| *version);
+                    let mut events = events;
+                    if store.reordered {
+                        events.reverse();
+                    }
                     lines.extend(events.into_iter().chain(again.into_iter().rev()).map(|(_, event)| event));
                 }
             }
-            if bookmarks != store.bookmarks && !store.is_held(resource) {
+            if bookmarks != store.bookmarks && !waits {
                 bookmarks = store.bookmarks;
                 after = after.max(store.version);
                 let metadata = json!({"resourceVersion": after.to_string()});

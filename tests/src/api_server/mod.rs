@@ -143,6 +143,11 @@ impl ApiServer {
         self.shared.change(|store| store.duplicated = duplicated);
     }
 
+    /// Sends events in the reverse order, those that come together; one alone waits for another. No server does so.
+    pub fn reorder(&self, reordered: bool) {
+        self.shared.change(|store| store.reordered = reordered);
+    }
+
     /// Lists come in pages of so many, whatever larger limit is asked for.
     pub fn page(&self, size: usize) {
         self.shared.change(|store| store.page = size);

@@ -21,6 +21,7 @@ pub(super) struct Store {
     pages: BTreeMap<String, (u64, Vec<Value>)>,
     pub(super) page: usize,
     pub(super) duplicated: bool,
+    pub(super) reordered: bool,
     held: BTreeSet<String>,
     /// Number of cuts, and whether the last was in a line.
     cuts: BTreeMap<String, (u64, bool)>,
@@ -45,6 +46,7 @@ impl Default for Store {
             pages: BTreeMap::new(),
             page: usize::MAX,
             duplicated: false,
+            reordered: false,
             held: BTreeSet::new(),
             cuts: BTreeMap::new(),
             bookmarks: 0,

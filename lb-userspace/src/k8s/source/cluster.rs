@@ -139,6 +139,14 @@ impl Cluster {
         if self.complete_if_all(live) { Touched::All } else { Touched::NOTHING }
     }
 
+    /// A kind that may not be had: what is known of it from before stays.
+    pub(super) fn settle_as_known(&mut self, live: &mut Model, kind: Kind) -> Touched {
+        if kind == Kind::ServiceCidr && !self.complete && self.pending.service_cidrs.is_empty() {
+            self.pending.service_cidrs.clone_from(&live.service_cidrs);
+        }
+        self.settle(live, kind)
+    }
+
     fn complete_if_all(&mut self, live: &mut Model) -> bool {
         if self.complete || !Kind::ALL.iter().all(|kind| self.settled.contains(kind)) {
             return false;

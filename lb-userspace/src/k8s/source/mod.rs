@@ -206,9 +206,14 @@ impl Source {
             }
             Update::Failed(kind, failure, problem) => {
                 let missing = failure.cause == Cause::Missing;
-                let settles = kind.is_optional() && (missing || matches!(failure.cause, Cause::Forbidden(_)));
-                self.watches.failed(kind, &failure, problem, missing && kind.is_optional());
-                if settles { self.cluster.settle(model, kind) } else { Touched::NOTHING }
+                let refused = self.watches.refused(kind, &failure) >= self.timing.lasting;
+                let is_optional = kind.is_optional();
+                self.watches.failed(kind, &failure, problem, missing && is_optional);
+                match failure.cause {
+                    Cause::Missing if is_optional => self.cluster.settle(model, kind),
+                    Cause::Forbidden(_) if is_optional && refused => self.cluster.settle_as_known(model, kind),
+                    _ => Touched::NOTHING,
+                }
             }
         }
     }

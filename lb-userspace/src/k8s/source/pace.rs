@@ -20,6 +20,9 @@ pub struct Timing {
     pub second_look: Duration,
     /// At least, from the begin of a watch to that of the next one.
     pub between: Duration,
+    /// For so long the right to list what can be done without must be missing before that is believed: a server that has
+    /// just started refuses everybody until it has read its roles.
+    pub lasting: Duration,
 }
 
 impl Default for Timing {
@@ -30,6 +33,7 @@ impl Default for Timing {
             answers: Duration::from_secs(30),
             second_look: Duration::from_millis(500),
             between: Duration::from_secs(1),
+            lasting: Duration::from_secs(8),
         }
     }
 }

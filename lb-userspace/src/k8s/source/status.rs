@@ -1,8 +1,14 @@
 //! How the watches are, for `status` and the log.
 
-use std::{collections::BTreeMap, time::Instant};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
 
-use super::{failure::Failure, kind::Kind};
+use super::{
+    failure::{Cause, Failure},
+    kind::Kind,
+};
 use crate::{
     convert::Severity,
     report::{Problem, WatchStatus},
@@ -22,6 +28,8 @@ struct State {
     heard: Option<Instant>,
     problem: Option<Told>,
     last_error: Option<(String, Instant)>,
+    /// Since when each try was answered with 403.
+    refused: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -35,7 +43,7 @@ struct Told {
 impl Watches {
     pub(super) fn new(kinds: impl IntoIterator<Item = Kind>) -> Self {
         let now = Instant::now();
-        let state = || State { synced: false, since: now, heard: None, problem: None, last_error: None };
+        let state = || State { synced: false, since: now, heard: None, problem: None, last_error: None, refused: None };
         Self { watches: kinds.into_iter().map(|kind| (kind, state())).collect(), server: None }
     }
 
@@ -63,6 +71,7 @@ impl Watches {
     fn well(&mut self, kind: Kind) {
         let Some(state) = self.watches.get_mut(&kind) else { return };
         let now = Instant::now();
+        state.refused = None;
         state.heard = Some(now);
         if !state.synced {
             state.synced = true;
@@ -72,6 +81,16 @@ impl Watches {
             let seconds = told.since.elapsed().as_secs();
             tracing::info!("{}: well again after {seconds} s", told.problem.object);
         }
+    }
+
+    /// For how long each try has been answered with 403; nothing for any other failure.
+    pub(super) fn refused(&mut self, kind: Kind, failure: &Failure) -> Duration {
+        let Some(state) = self.watches.get_mut(&kind) else { return Duration::ZERO };
+        if !matches!(failure.cause, Cause::Forbidden(_)) {
+            state.refused = None;
+            return Duration::ZERO;
+        }
+        state.refused.get_or_insert_with(Instant::now).elapsed()
     }
 
     /// `harmless`: nothing is degraded by it.
