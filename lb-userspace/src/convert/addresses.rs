@@ -2,14 +2,16 @@
 
 use std::{net::IpAddr, num::NonZeroU16};
 
+use ipnet::IpNet;
+
 use super::issue::Issue;
 use crate::model::Protocol;
 
 /// An address that traffic may be sent to: CVE-2021-25737 is about the others.
 pub(crate) fn usable_address(field: &str, text: &str) -> Result<IpAddr, Issue> {
-    let address: IpAddr = text
-        .parse()
-        .map_err(|_| Issue::error(field, format!("{text:?} is not an IP address"), "write an IPv4 or IPv6 address"))?;
+    let address = ip(text).ok_or_else(|| {
+        Issue::error(field, format!("{text:?} is not an IP address"), "write an IPv4 or IPv6 address")
+    })?;
     let special = if address.is_unspecified() {
         "unspecified"
     } else if address.is_loopback() {
@@ -31,6 +33,29 @@ pub(crate) fn usable_address(field: &str, text: &str) -> Result<IpAddr, Issue> {
         format!("{address} is a {special} address, which traffic must not be sent to"),
         "write a unicast address",
     ))
+}
+
+/// An address as kube-proxy reads it: objects that were stored long ago may have numbers with leading zeros, which are
+/// decimal all the same.
+pub(crate) fn ip(text: &str) -> Option<IpAddr> {
+    text.parse().ok().or_else(|| {
+        let mut numbers = text.split('.').map(decimal);
+        let mut next = || numbers.next().flatten();
+        let octets = [next()?, next()?, next()?, next()?];
+        numbers.next().is_none().then(|| octets.into())
+    })
+}
+
+/// A range whose address is as [`ip`] has it.
+pub(crate) fn net(text: &str) -> Option<IpNet> {
+    text.parse().ok().or_else(|| {
+        let (address, length) = text.split_once('/')?;
+        IpNet::new(ip(address)?, decimal(length)?).ok()
+    })
+}
+
+fn decimal(digits: &str) -> Option<u8> {
+    digits.bytes().all(|byte| byte.is_ascii_digit()).then(|| digits.parse().ok())?
 }
 
 pub(crate) fn protocol(field: &str, text: Option<&str>) -> Result<Protocol, Issue> {
@@ -77,12 +102,27 @@ mod tests {
 
     #[test]
     fn special_addresses_are_refused() {
-        for bad in ["127.0.0.1", "169.254.0.1", "224.0.0.1", "0.0.0.0", "::1", "fe80::1", "ff02::1", "::", "010.0.0.1"]
-        {
+        for bad in ["127.0.0.1", "169.254.0.1", "224.0.0.1", "0.0.0.0", "::1", "fe80::1", "ff02::1", "::", "010.0.0"] {
             assert!(usable_address("f", bad).is_err(), "{bad}");
         }
         assert!(usable_address("f", "10.0.0.1").is_ok());
         assert!(usable_address("f", "fd00::1").is_ok());
+    }
+
+    #[test]
+    fn leading_zeros_are_decimal() {
+        let address = |text: &str| ip(text).map(|ip| ip.to_string());
+        assert_eq!(address("192.168.001.1"), Some("192.168.1.1".to_owned()));
+        assert_eq!(address("010.0.0.09"), Some("10.0.0.9".to_owned()));
+        for bad in ["", "010", "01.2.3", "01.2.3.4.5", "0256.0.0.1", "01.2.3.+4", "01..2.3", "0x1.2.3.4", "01.2.3.4 "] {
+            assert_eq!(ip(bad), None, "{bad}");
+        }
+        let range = |text: &str| net(text).map(|net| net.to_string());
+        assert_eq!(range("010.0.0.0/08"), Some("10.0.0.0/8".to_owned()));
+        assert_eq!(range("fd00::/8"), Some("fd00::/8".to_owned()));
+        for bad in ["010.0.0.0", "010.0.0.0/", "010.0.0.0/33", "010.0.0.0/+8", "/8"] {
+            assert_eq!(range(bad), None, "{bad}");
+        }
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, net::IpAddr, num::NonZeroU16};
 use ipnet::IpNet;
 
 use super::{
-    addresses::{is_subdomain, port, protocol, usable_address},
+    addresses::{ip, is_subdomain, net, port, protocol, usable_address},
     issue::Issue,
 };
 use crate::{
@@ -32,7 +32,7 @@ pub(crate) fn node(raw: &k8s::Node) -> Result<Node, Issue> {
     let mut pod_cidrs = Vec::new();
     let single = raw.spec.pod_cidr.iter().filter(|_| raw.spec.pod_cidrs.is_empty());
     for (index, text) in raw.spec.pod_cidrs.iter().chain(single).enumerate() {
-        pod_cidrs.push(text.parse().map_err(|_| {
+        pod_cidrs.push(net(text).ok_or_else(|| {
             Issue::error(
                 format!("spec.podCIDRs[{index}]"),
                 format!("{text:?} is no address range"),
@@ -41,7 +41,7 @@ pub(crate) fn node(raw: &k8s::Node) -> Result<Node, Issue> {
         })?);
     }
     let internal = raw.status.addresses.iter().filter(|address| address.address_type == "InternalIP");
-    let internal_ips = internal.filter_map(|address| address.address.parse().ok()).collect();
+    let internal_ips = internal.filter_map(|address| ip(&address.address)).collect();
     let going = raw.metadata.deletion_timestamp.is_some()
         || raw.spec.taints.iter().any(|taint| taint.key == TAINT_TO_BE_DELETED);
     Ok(Node { pod_cidrs, internal_ips, going, labels: raw.metadata.labels.clone() })
@@ -50,7 +50,7 @@ pub(crate) fn node(raw: &k8s::Node) -> Result<Node, Issue> {
 pub(crate) fn service_cidr(raw: &k8s::ServiceCidr) -> Result<Vec<IpNet>, Issue> {
     name(&raw.metadata)?;
     let parse = |(index, text): (usize, &String)| {
-        text.parse::<IpNet>().map(|net| net.trunc()).map_err(|_| {
+        net(text).map(|net| net.trunc()).ok_or_else(|| {
             Issue::error(
                 format!("spec.cidrs[{index}]"),
                 format!("{text:?} is no address range"),

@@ -10,7 +10,7 @@ use ipnet::IpNet;
 
 use super::{
     Origin,
-    addresses::{is_label, is_port_name, is_subdomain, port, protocol, usable_address},
+    addresses::{is_label, is_port_name, is_subdomain, net, port, protocol, usable_address},
     families,
     issue::Issue,
 };
@@ -267,7 +267,7 @@ fn source_ranges(spec: &k8s::ServiceSpec, service_type: ServiceType) -> Result<V
         ));
     }
     let parse = |(index, text): (usize, &String)| {
-        text.trim().parse::<IpNet>().map(|net| net.trunc()).map_err(|_| {
+        net(text.trim()).map(|net| net.trunc()).ok_or_else(|| {
             Issue::error(
                 format!("spec.loadBalancerSourceRanges[{index}]"),
                 format!("{text:?} is no address range"),
