@@ -79,6 +79,20 @@ impl Failure {
         Self::answer(code.unwrap_or(StatusCode::INTERNAL_SERVER_ERROR), status.as_bytes(), None)
     }
 
+    /// Whether it is the same trouble, whatever the words for it are today.
+    pub(super) fn is_like(&self, other: &Self) -> bool {
+        match (&self.cause, &other.cause) {
+            // Whoever edits the file wants to know what is wrong now.
+            (Cause::Setup(one), Cause::Setup(another)) => one == another,
+            (Cause::Busy(one, _), Cause::Busy(another, _)) | (Cause::Refused(one, _), Cause::Refused(another, _)) => {
+                one == another
+            }
+            (one, another) => {
+                (self.is_away() && other.is_away()) || std::mem::discriminant(one) == std::mem::discriminant(another)
+            }
+        }
+    }
+
     /// Whether there is nobody who answers.
     pub(super) const fn is_away(&self) -> bool {
         matches!(self.cause, Cause::Unreachable(_) | Cause::Silent)
@@ -94,7 +108,7 @@ impl Failure {
         matches!(self.cause, Cause::Unauthorized(_))
     }
 
-    /// What the agent tells of a watch. Nothing in it changes from one try to the next, so that it is told once.
+    /// What the agent tells of a watch.
     pub(super) fn problem(&self, kind: Kind, verb: &str, server: &str) -> Problem {
         let rule = Rule { group: kind.group(), resource: kind.resource(), verbs: "list, watch" };
         self.told(format!("watch of {}", kind.resource()), &rule, verb, server)
@@ -120,7 +134,12 @@ impl Failure {
             }
             Cause::Missing => (
                 format!("{server} knows no {resource} of this API version (404)"),
-                "use Kubernetes 1.33 or newer".to_owned(),
+                if *resource == Kind::ServiceCidr.resource() {
+                    "use Kubernetes 1.33 or newer".to_owned()
+                } else {
+                    "every API server has them: check that the URL is one's, with no path behind it but a proxy's own"
+                        .to_owned()
+                },
             ),
             Cause::Gone => (
                 format!("{server} no longer knows where the watch was (410)"),

@@ -14,6 +14,9 @@ use crate::{
     report::{Problem, WatchStatus},
 };
 
+/// Causes of one trouble that are remembered: servers that are asked in turn may each have their own.
+const CAUSES: usize = 16;
+
 /// The watches by kind.
 #[derive(Debug)]
 pub(super) struct Watches {
@@ -35,7 +38,8 @@ struct State {
 #[derive(Debug)]
 struct Told {
     problem: Problem,
-    away: bool,
+    /// Its causes so far, each of which has its line in the log.
+    causes: Vec<Failure>,
     severity: Severity,
     since: Instant,
 }
@@ -102,18 +106,22 @@ impl Watches {
             state.since = now;
         }
         state.last_error = Some((problem.cause.clone(), now));
-        let away = failure.is_away();
-        if let Some(told) = &mut state.problem
-            && (told.problem == problem || (told.away && away))
-        {
-            // A server that goes away does so in many words; one line is enough.
-            told.problem = problem;
-            return;
-        }
-        tracing::warn!("{}: {} ({})", problem.object, problem.cause, problem.fix);
         let severity = if harmless { Severity::Warning } else { Severity::Error };
-        let since = state.problem.as_ref().map_or(now, |told| told.since);
-        state.problem = Some(Told { problem, away, severity, since });
+        let told = state.problem.get_or_insert_with(|| Told {
+            problem: problem.clone(),
+            causes: Vec::new(),
+            severity,
+            since: now,
+        });
+        if !told.causes.iter().any(|cause| cause.is_like(failure)) {
+            tracing::warn!("{}: {} ({})", problem.object, problem.cause, problem.fix);
+            if told.causes.len() == CAUSES {
+                told.causes.remove(0);
+            }
+            told.causes.push(failure.clone());
+        }
+        told.problem = problem;
+        told.severity = severity;
     }
 
     pub(super) fn problems(&self, severity: Severity) -> impl Iterator<Item = Problem> {
@@ -131,5 +139,40 @@ impl Watches {
             last_error_seconds: state.last_error.as_ref().map(|(_, at)| at.elapsed().as_secs()),
         };
         self.watches.iter().map(row).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn told(watches: &mut Watches, cause: Cause, server: &str) -> usize {
+        let failure = Failure::of(cause);
+        let problem = failure.problem(Kind::Service, "list", server);
+        watches.failed(Kind::Service, &failure, problem.clone(), false);
+        assert_eq!(watches.problems(Severity::Error).collect::<Vec<_>>(), [problem], "the newest words are shown");
+        watches.watches.values().filter_map(|state| state.problem.as_ref()).map(|told| told.causes.len()).sum()
+    }
+
+    #[test]
+    fn a_trouble_is_told_once_however_its_words_change() {
+        let mut watches = Watches::new([Kind::Service]);
+        assert_eq!(told(&mut watches, Cause::Busy(500, "request 1".to_owned()), "a"), 1);
+        assert_eq!(told(&mut watches, Cause::Busy(500, "request 2".to_owned()), "a"), 1);
+        assert_eq!(told(&mut watches, Cause::Busy(503, "request 3".to_owned()), "a"), 2);
+        // Two servers in turn.
+        for _ in 0..3 {
+            assert_eq!(told(&mut watches, Cause::Unreachable("refused".to_owned()), "b"), 3);
+            assert_eq!(told(&mut watches, Cause::Silent, "b"), 3);
+            assert_eq!(told(&mut watches, Cause::Busy(500, "request 4".to_owned()), "a"), 3);
+        }
+        assert_eq!(told(&mut watches, Cause::Setup("no file".to_owned()), "a"), 4);
+        assert_eq!(told(&mut watches, Cause::Setup("no context".to_owned()), "a"), 5);
+        for code in 400..440 {
+            assert!(told(&mut watches, Cause::Refused(code, String::new()), "a") <= CAUSES);
+        }
+        watches.heard(Kind::Service);
+        assert_eq!(watches.problems(Severity::Error).count(), 0);
+        assert_eq!(told(&mut watches, Cause::Busy(500, "request 5".to_owned()), "a"), 1, "it is another trouble");
     }
 }
