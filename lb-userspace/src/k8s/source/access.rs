@@ -119,6 +119,12 @@ impl Access {
             Self::Kubeconfig { path, master } => {
                 let wrong = |cause: String| self.unusable(cause);
                 let kubeconfig = Kubeconfig::read_from(path).map_err(|error| wrong(chain(&error)))?;
+                if let Some(cluster) = behind_proxy(&kubeconfig) {
+                    return Err(wrong(format!(
+                        "cluster {cluster}: proxy-url is not supported, the server itself is asked; leave it out where the \
+                         server can be reached without a proxy"
+                    )));
+                }
                 let mut config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
                     .await
                     .map_err(|error| wrong(chain(&error)))?;
@@ -189,6 +195,15 @@ fn full(url: &str) -> Result<Uri, String> {
         Some("http" | "https") if parsed.host().is_some_and(|host| !host.is_empty()) => Ok(parsed),
         _ => Err("no http or https URL".to_owned()),
     }
+}
+
+/// The cluster of the current context, if it is to be reached through a proxy.
+fn behind_proxy(kubeconfig: &Kubeconfig) -> Option<&str> {
+    let current = kubeconfig.current_context.as_deref()?;
+    let context = kubeconfig.contexts.iter().find(|context| context.name == current)?.context.as_ref()?;
+    let named = kubeconfig.clusters.iter().find(|cluster| cluster.name == context.cluster)?;
+    let proxy = named.cluster.as_ref()?.proxy_url.as_deref().unwrap_or_default();
+    (!proxy.is_empty()).then_some(&named.name)
 }
 
 /// A token that no header can carry.

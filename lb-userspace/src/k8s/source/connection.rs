@@ -8,7 +8,7 @@ use hyper_util::{
 };
 use kube::{
     Client, Config,
-    client::{Body, ConfigExt as _},
+    client::{AuthError, Body, ConfigExt as _},
 };
 use tokio::sync::Mutex;
 use tower::{BoxError, ServiceBuilder};
@@ -60,9 +60,15 @@ impl std::fmt::Debug for Current {
 }
 
 impl Connection {
-    /// Reads the credentials once, so that what is wrong with them is told at the start.
+    /// Makes a client of the credentials once, so that what is wrong with them is told at the start. A plugin that fails may
+    /// do better later.
     pub(super) async fn open(access: Access) -> Result<Self, AccessError> {
-        access.configs().await?;
+        if let Some(config) = access.configs().await?.into_iter().next()
+            && let Err(unusable) = build(config).await
+            && !unusable.may_pass
+        {
+            return Err(access.unusable(unusable.cause));
+        }
         Ok(Self { access, calls: Calls::default(), state: Mutex::default() })
     }
 
@@ -77,7 +83,7 @@ impl Connection {
         let config = configs.swap_remove(at);
         let server = config.cluster_url.to_string();
         let client = build(config).await;
-        let client = client.map_err(|cause| Failure::setup(self.access.unusable(cause).to_string()))?;
+        let client = client.map_err(|unusable| Failure::setup(self.access.unusable(unusable.cause).to_string()))?;
         state.made += 1;
         let server = server.trim_end_matches('/').to_owned();
         let current = Current { client, server, calls: self.calls.clone(), number: state.made };
@@ -96,11 +102,27 @@ impl Connection {
     }
 }
 
+/// Why credentials make no client.
+struct Unusable {
+    cause: String,
+    may_pass: bool,
+}
+
 /// Makes a client. A plugin for credentials may take its time, and there are credentials that `kube` panics at.
-async fn build(config: Config) -> Result<Client, String> {
+async fn build(config: Config) -> Result<Client, Unusable> {
+    let plugin = config.auth_info.exec.as_ref().and_then(|exec| exec.command.clone());
     match tokio::task::spawn_blocking(move || build_now(&config)).await {
-        Ok(built) => built.map_err(|error| chain(&error)),
-        Err(panicked) => Err(format!("the credentials cannot be used: {}", words(panicked))),
+        Ok(Ok(client)) => Ok(client),
+        Ok(Err(error)) => {
+            let may_pass = matches!(error, kube::Error::Auth(AuthError::AuthExecRun { .. }));
+            let of_plugin = plugin.filter(|_| matches!(error, kube::Error::Auth(_)));
+            let by = of_plugin.map(|command| format!("its plugin {command}: ")).unwrap_or_default();
+            Err(Unusable { cause: format!("{by}{}", chain(&error)), may_pass })
+        }
+        Err(panicked) => {
+            let cause = format!("the credentials cannot be used: {}", words(panicked));
+            Err(Unusable { cause, may_pass: plugin.is_some() })
+        }
     }
 }
 
@@ -181,9 +203,8 @@ mod tests {
         assert!(error.starts_with("service account: "), "{error}");
         let directory = account();
         fs::remove_file(directory.path().join("token")).expect("removed");
-        let connection =
-            Connection::open(in_cluster(directory.path(), Some("https://192.0.2.9"))).await.expect("opened");
-        let failure = connection.client().await.expect_err("refused");
-        assert!(matches!(failure.cause, super::super::failure::Cause::Setup(_)), "{failure:?}");
+        let error = Connection::open(in_cluster(directory.path(), Some("https://192.0.2.9"))).await.err();
+        let error = error.expect("refused").to_string();
+        assert!(error.starts_with("service account: ") && error.contains("token"), "{error}");
     }
 }

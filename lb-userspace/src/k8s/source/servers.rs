@@ -61,6 +61,34 @@ pub(super) fn of(model: &Model) -> BTreeSet<SocketAddr> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{convert, k8s::EndpointSlice, model::ObjectName};
+
+    #[test]
+    fn servers_are_the_ready_endpoints_of_the_service_kubernetes() {
+        let mut model = Model::default();
+        let mut put = |namespace: &str, name: &str, service: &str, endpoints: serde_json::Value| {
+            let labels = serde_json::json!({"kubernetes.io/service-name": service});
+            let metadata = serde_json::json!({"name": name, "namespace": namespace, "labels": labels});
+            let family = if name.ends_with('6') { "IPv6" } else { "IPv4" };
+            let raw: EndpointSlice = serde_json::from_value(serde_json::json!({
+                "metadata": metadata, "addressType": family, "endpoints": endpoints,
+                "ports": [{"name": "https", "port": 6443}, {"name": "other", "port": 1}],
+            }))
+            .expect("a slice");
+            let (slice, _) = convert::slice(&raw).expect("good");
+            let object = ObjectName { namespace: namespace.to_owned(), name: name.to_owned() };
+            model.slices.insert(object, slice.expect("of a Service"));
+        };
+        let one = |address: &str| serde_json::json!({"addresses": [address]});
+        let down = serde_json::json!({"addresses": ["192.0.2.2"], "conditions": {"ready": false}});
+        put("default", "kubernetes", "kubernetes", serde_json::json!([one("192.0.2.1"), down]));
+        put("default", "kubernetes6", "kubernetes", serde_json::json!([one("2001:db8::1")]));
+        put("default", "web", "web", serde_json::json!([one("192.0.2.3")]));
+        put("other", "kubernetes", "kubernetes", serde_json::json!([one("192.0.2.4")]));
+        let found: Vec<String> = of(&model).iter().map(ToString::to_string).collect();
+        assert_eq!(found, ["192.0.2.1:6443", "[2001:db8::1]:6443"]);
+        assert!(of(&Model::default()).is_empty());
+    }
 
     #[test]
     fn servers_are_kept_and_a_damaged_file_is_none() {
