@@ -238,6 +238,19 @@ async fn credentials_are_read_anew() {
     until(&mut source, &mut model, "complete", |source, _| source.is_complete()).await;
 }
 
+#[tokio::test]
+async fn a_token_file_may_end_with_a_line_end() {
+    let api = server();
+    api.require_token("secret");
+    let directory = tempfile::tempdir().expect("a directory");
+    let (path, token) = (directory.path().join("kubeconfig"), directory.path().join("token"));
+    std::fs::write(&path, kubeconfig(&api.url(), &format!("tokenFile: {}", token.display()))).expect("written");
+    std::fs::write(&token, "secret\n").expect("written");
+    let mut source = start(Access::Kubeconfig { path, master: None }).await.expect("started");
+    let mut model = Model::default();
+    until(&mut source, &mut model, "complete", |source, _| source.is_complete()).await;
+}
+
 fn plugin(command: &str) -> String {
     let version = "client.authentication.k8s.io/v1";
     format!("exec: {}", json!({"apiVersion": version, "command": command, "interactiveMode": "Never"}))
@@ -311,7 +324,10 @@ async fn a_wrong_kubeconfig_or_url_ends_the_start() {
         (Access::Master("ftp://a".into()), "give a URL such as"),
         (Access::Master("https://".into()), "--master"),
     ] {
-        let error = start(access.clone()).await.map(drop).expect_err("refused").to_string();
+        let started = start(access.clone()).await;
+        let Err(error) = started.map_err(|error| error.to_string()) else {
+            panic!("{access:?} is not refused: {part}")
+        };
         assert!(error.contains(part), "{access:?}: {error}");
         let of_file = matches!(access, Access::Kubeconfig { .. });
         assert!(!of_file || error.contains("`kubectl --kubeconfig` can use"), "{error}");

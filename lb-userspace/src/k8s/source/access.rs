@@ -133,6 +133,7 @@ impl Access {
                     None => server(&config.cluster_url.to_string()).map_err(wrong)?,
                 };
                 check_token(&config).map_err(wrong)?;
+                trim_token(&mut config);
                 Ok(vec![config])
             }
             Self::Master(url) => Ok(vec![Config::new(uri(url)?)]),
@@ -167,7 +168,9 @@ async fn of_account(account: &Path, server: &str, tls_name: Option<&str>) -> Res
     });
     let kubeconfig: Kubeconfig = serde_json::from_value(kubeconfig).map_err(|error| wrong(&error))?;
     let options = KubeConfigOptions::default();
-    Config::from_custom_kubeconfig(kubeconfig, &options).await.map_err(|error| wrong(&error))
+    let mut config = Config::from_custom_kubeconfig(kubeconfig, &options).await.map_err(|error| wrong(&error))?;
+    trim_token(&mut config);
+    Ok(config)
 }
 
 /// What a kubelet tells a pod.
@@ -191,10 +194,15 @@ fn server(url: &str) -> Result<Uri, String> {
 fn full(url: &str) -> Result<Uri, String> {
     let full = if url.contains("://") { url.to_owned() } else { format!("https://{url}") };
     let parsed: Uri = full.parse().map_err(|error: http::uri::InvalidUri| error.to_string())?;
-    match parsed.scheme_str() {
-        Some("http" | "https") if parsed.host().is_some_and(|host| !host.is_empty()) => Ok(parsed),
-        _ => Err("no http or https URL".to_owned()),
+    let host = parsed.host().filter(|host| !host.is_empty());
+    let Some(host) = host.filter(|_| matches!(parsed.scheme_str(), Some("http" | "https"))) else {
+        return Err("no http or https URL".to_owned());
+    };
+    let named = parsed.authority().and_then(|authority| authority.as_str().rsplit('@').next()).unwrap_or_default();
+    if named != host && parsed.port_u16().is_none_or(|port| port == 0) {
+        return Err("no port number behind the host".to_owned());
     }
+    Ok(parsed)
 }
 
 /// The cluster of the current context, if it is to be reached through a proxy.
@@ -212,6 +220,18 @@ fn check_token(config: &Config) -> Result<(), String> {
     let token = written["token"].as_str().unwrap_or_default();
     let carried = HeaderValue::from_str(token).map(drop);
     carried.map_err(|_| "the user's token has a line end or another character that no header may have".to_owned())
+}
+
+/// The token of a file that ends in a line end, as `echo` writes it, is taken without: `kube` takes such a file as it is. It
+/// is read again with the next client.
+fn trim_token(config: &mut Config) {
+    if config.auth_info.token.is_some() {
+        return;
+    }
+    let written = config.auth_info.token_file.as_ref().and_then(|file| std::fs::read_to_string(file).ok());
+    if let Some(written) = written.filter(|written| written.trim() != written) {
+        config.auth_info.token = Some(written.trim().to_owned().into());
+    }
 }
 
 /// An error with what caused it.
@@ -238,7 +258,11 @@ mod tests {
         let words = |url: &str| uri(url).map(|uri| uri.to_string()).map_err(|error| error.to_string());
         assert_eq!(words("192.0.2.1:6443"), Ok("https://192.0.2.1:6443/".to_owned()));
         assert_eq!(words("http://localhost:8080"), Ok("http://localhost:8080/".to_owned()));
-        assert!(words("/just/path").is_err());
+        assert_eq!(words("https://[2001:db8::1]:6443"), Ok("https://[2001:db8::1]:6443/".to_owned()));
+        assert_eq!(words("https://[2001:db8::1]/a"), Ok("https://[2001:db8::1]/a".to_owned()));
+        for bad in ["/just/path", "https://192.0.2.1:99999", "https://a:0", "https://a:b", "https://"] {
+            assert!(words(bad).is_err(), "{bad}");
+        }
         assert!(words("ftp://a").is_err_and(|error| error.contains("--master ftp://a")));
     }
 }
