@@ -4,7 +4,7 @@ use super::*;
 
 const FIRST: &str = "ports: [{port: 81}]";
 const SECOND: &str = "ports: [{port: 82}]";
-const BROKEN: &str = "clusterIP: 09.96.0.7, ports: [{port: 83}]";
+const BROKEN: &str = "clusterIP: 910.96.0.7, ports: [{port: 83}]";
 
 /// What is said about the Service `a` and the port it is used with; both the same when it is read once more.
 fn read(folder: &Folder, source: &mut Source) -> (Vec<String>, Option<u16>) {
