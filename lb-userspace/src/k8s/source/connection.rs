@@ -111,7 +111,7 @@ struct Unusable {
 /// Makes a client. A plugin for credentials may take its time, and there are credentials that `kube` panics at.
 async fn build(config: Config) -> Result<Client, Unusable> {
     let plugin = config.auth_info.exec.as_ref().and_then(|exec| exec.command.clone());
-    match tokio::task::spawn_blocking(move || build_now(&config)).await {
+    match tokio::task::spawn_blocking(move || build_now(&with_authorities(config))).await {
         Ok(Ok(client)) => Ok(client),
         Ok(Err(error)) => {
             let may_pass = matches!(error, kube::Error::Auth(AuthError::AuthExecRun { .. }));
@@ -124,6 +124,14 @@ async fn build(config: Config) -> Result<Client, Unusable> {
             Err(Unusable { cause, may_pass: plugin.is_some() })
         }
     }
+}
+
+/// Where no certificate is looked at, the machine need not have authorities of its own: an image from scratch has none.
+fn with_authorities(mut config: Config) -> Config {
+    if config.accept_invalid_certs || config.cluster_url.scheme_str() == Some("http") {
+        config.root_cert.get_or_insert_default();
+    }
+    config
 }
 
 fn build_now(config: &Config) -> Result<Client, kube::Error> {
@@ -165,6 +173,18 @@ mod tests {
     fn in_cluster(directory: &Path, master: Option<&str>) -> Access {
         let servers = servers::file(directory);
         Access::InCluster { account: directory.to_owned(), master: master.map(str::to_owned), servers }
+    }
+
+    #[test]
+    fn authorities_are_wanted_where_a_certificate_is_looked_at() {
+        let of = |url: &str, insecure| {
+            let mut config = Config::new(url.parse().expect("a URL"));
+            config.accept_invalid_certs = insecure;
+            with_authorities(config).root_cert
+        };
+        assert_eq!(of("http://192.0.2.1", false), Some(Vec::new()));
+        assert_eq!(of("https://192.0.2.1", true), Some(Vec::new()));
+        assert_eq!(of("https://192.0.2.1", false), None, "those of the machine");
     }
 
     #[tokio::test]
