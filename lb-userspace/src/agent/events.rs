@@ -54,6 +54,10 @@ impl Events {
     }
 }
 
+/// So many slices that lead where no pods are have Events: where others than Kubernetes' controllers write all slices, nobody
+/// is told of each of thousands again and again.
+const FOREIGN: usize = 100;
+
 impl Agent {
     /// Looks for endpoints where no pods are, in no more than `touched`.
     pub(super) fn look_for_foreign(&mut self, touched: &Touched) {
@@ -80,7 +84,8 @@ impl Agent {
         found.extend(of(&self.input.problems(Severity::Warning), "PartlyIgnored", false));
         found.extend(of(&desired.problems, "NotServed", false));
         found.extend(of(&desired.warnings, "PartlyServed", false));
-        found.extend(of(&self.foreign.problems().collect::<Vec<_>>(), "ForeignEndpoints", false));
+        let foreign: Vec<Problem> = self.foreign.problems().take(FOREIGN).collect();
+        found.extend(of(&foreign, "ForeignEndpoints", false));
         // How large the maps are is this node's configuration; what room is left changes with every Service.
         let refused = of(&self.engine.refused, "NoRoom", true).into_iter();
         found.extend(refused.map(|event| Event { varies: true, ..event }));

@@ -61,7 +61,7 @@ impl Foreign {
         }
     }
 
-    /// What is to be told, by slice.
+    /// What is to be told, by slice, in the order of their names.
     pub fn problems(&self) -> impl Iterator<Item = Problem> {
         self.found.iter().map(|(name, found)| found.problem(name))
     }
@@ -73,7 +73,7 @@ impl Foreign {
             told.push(Problem {
                 object: "EndpointSlices".to_owned(),
                 cause: format!("{more} more have endpoints where no pods are known to be"),
-                fix: "see the Events of EndpointSlices".to_owned(),
+                fix: "see the Events of EndpointSlices, of which the first ones by name have one".to_owned(),
             });
         }
         told
