@@ -126,14 +126,15 @@ async fn a_kubeconfig_that_breaks_while_it_is_used_is_told_and_read_again() {
     let by_plugin = kubeconfig(&api.url(), &format!("exec: {exec}"));
     for (index, bad) in ["kind: [", &line_end, &by_plugin].into_iter().enumerate() {
         std::fs::write(&path, bad).expect("written");
+        // A watch that heard something goes on with its client where the server is back at once.
         api.away(true);
-        api.away(false);
         let told = |source: &Source, _: &Model| {
             of(source, "services").is_some_and(|told| told.cause.contains(&path.display().to_string()))
         };
         until(&mut source, &mut model, bad, told).await;
         assert_eq!(model.services.len(), index + 1, "what was known stays");
         std::fs::write(&path, &good).expect("written");
+        api.away(false);
         api.put(service(&format!("late-{index}"), 80));
         until(&mut source, &mut model, "well", |_, model| model.services.len() == index + 2).await;
     }
