@@ -18,6 +18,7 @@ pub(crate) const TEST_TOOLS: &[(&str, &str)] = &[
     ("curl", "curl"),
     ("tcpdump", "tcpdump"),
     ("dig", "bind9-dnsutils"),
+    ("faketime", "faketime"),
 ];
 
 /// Whether this process is root.

@@ -1,5 +1,7 @@
 //! Agents on an API server: what it says is served, and goes on to be when it is away.
 
+mod clock;
+
 use std::{
     net::{IpAddr, SocketAddr},
     time::{Duration, Instant},
@@ -46,6 +48,7 @@ impl Kube {
             let address: IpAddr = if family == "IPv4" { pod.ipv4().into() } else { pod.ipv6().into() };
             json!({"addresses": [address], "nodeName": pod.node(), "conditions": {"ready": true}})
         };
+        let trigger = jiff::Timestamp::now().to_string();
         json!({
             "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": family,
             "metadata": {
@@ -54,6 +57,7 @@ impl Kube {
                     "kubernetes.io/service-name": "web",
                     "endpointslice.kubernetes.io/managed-by": "endpointslice-controller.k8s.io",
                 },
+                "annotations": {"endpoints.kubernetes.io/last-change-trigger-time": trigger},
             },
             "ports": [{"name": "http", "protocol": "TCP", "port": TARGET}],
             "endpoints": pods.iter().map(endpoint).collect::<Vec<_>>(),
