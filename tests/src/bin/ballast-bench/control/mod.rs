@@ -13,6 +13,7 @@ mod report;
 use std::{
     collections::BTreeMap,
     ffi::OsStr,
+    fs,
     net::SocketAddr,
     time::{Duration, Instant},
 };
@@ -122,8 +123,38 @@ impl Bench {
         let mut agent = Agent::start_on(&self.world, self.world.node(0), &Setup::tcx(true), source)?;
         let figures = self.measure(&agent, begin, options.changes, options.idle);
         agent.stop()?;
+        let booted = figures.is_ok().then(|| self.boot(&agent, options.changes));
         agent.cleanup()?;
-        figures
+        Ok(Figures { booted: booted.transpose()?, ..figures? })
+    }
+
+    /// From the start of an agent that finds nothing pinned and no API server, as after a reboot, until its snapshot serves.
+    fn boot(&self, before: &Agent, changes: u32) -> anyhow::Result<Duration> {
+        eprintln!("  start without an API server");
+        let node = self.world.node(0);
+        let snapshot = node.state_dir().join("snapshot");
+        let saved = fs::read(&snapshot).context("the snapshot")?;
+        before.cleanup()?;
+        fs::create_dir_all(node.state_dir())?;
+        fs::write(&snapshot, saved)?;
+        let last = self.target(changes).name();
+        let mut agent = None;
+        let (begin, answered) = Prober::new(node.pod(0).place(), self.vip).wait_for(last, START, || {
+            // Nobody listens there.
+            agent = Some(Agent::start_on(&self.world, node, &Setup::tcx(true), ["--master", "http://127.0.0.1:9"])?);
+            Ok(())
+        })?;
+        if let Some(mut agent) = agent {
+            agent.stop()?;
+        }
+        Ok(answered.duration_since(begin))
+    }
+
+    /// Where the endpoint is after so many changes.
+    fn target(&self, changes: u32) -> &Place {
+        let pods = self.world.node(0).pods();
+        // The first pod asks.
+        pods[1 + changes as usize % (pods.len() - 1)].place()
     }
 
     fn kube_proxy(&self, options: &Control) -> anyhow::Result<Figures> {
@@ -136,8 +167,7 @@ impl Bench {
     fn measure(&self, subject: &impl Subject, begin: Instant, changes: u32, idle: u32) -> anyhow::Result<Figures> {
         let node = self.world.node(0);
         let prober = Prober::new(node.pod(0).place(), self.vip);
-        let pods: Vec<&Place> = node.pods().iter().skip(1).map(lb_tests::Pod::place).collect();
-        let first = prober.wait_for(pods[0].name(), START, || Ok(()))?;
+        let first = prober.wait_for(self.target(0).name(), START, || Ok(()))?;
         let first_packet = first.1.duration_since(begin);
         lb_tests::wait_until("/healthz of 200", START, || match get(node.place(), "127.0.0.1:10256", "/healthz") {
             Ok((200, _)) => Ok(()),
@@ -157,7 +187,7 @@ impl Bench {
         let before = Usage::of(pid)?;
         for number in 0..changes {
             std::thread::sleep(BETWEEN);
-            let to = pods[(number as usize + 1) % pods.len()];
+            let to = self.target(number + 1);
             let (sent, answered) = prober.wait_for(to.name(), CHANGE, || cluster::point_at(&self.plane, to))?;
             times.push(answered.duration_since(sent));
         }
@@ -166,6 +196,7 @@ impl Bench {
         times.sort_unstable();
         Ok(Figures {
             first_packet,
+            booted: None,
             healthy,
             first_sync,
             times,

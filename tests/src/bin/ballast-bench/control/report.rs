@@ -13,6 +13,8 @@ pub(super) struct Figures {
     pub(super) first_packet: Duration,
     /// From its start to `/healthz` of 200.
     pub(super) healthy: Duration,
+    /// The same of one that finds a snapshot and nothing else, if it was tried.
+    pub(super) booted: Option<Duration>,
     /// The first sync, which begins when the lists are there.
     pub(super) first_sync: Duration,
     /// From the API write to the first datagram that was answered rightly; sorted.
@@ -52,9 +54,10 @@ fn mib(bytes: u64) -> String {
     format!("{}.{} MiB", bytes >> 20, ((bytes % (1 << 20)) * 10) >> 20)
 }
 
-const ROWS: [Row; 10] = [
+const ROWS: [Row; 11] = [
     ("start to /healthz 200", |it| seconds(it.healthy)),
     ("start to the first right packet", |it| seconds(it.first_packet)),
+    ("the same from a snapshot, no API server", |it| it.booted.map_or_else(|| "none".to_owned(), seconds)),
     ("first sync (lists are there)", |it| {
         if it.first_sync.is_zero() { "not told".to_owned() } else { seconds(it.first_sync) }
     }),
@@ -73,6 +76,7 @@ pub(super) fn print(size: &Size, all: &BTreeMap<&str, Figures>, as_json: bool) -
             json!({
                 "startToHealthySeconds": it.healthy.as_secs_f64(),
                 "startToFirstPacketSeconds": it.first_packet.as_secs_f64(),
+                "snapshotToFirstPacketSeconds": it.booted.map(|time| time.as_secs_f64()),
                 "firstSyncSeconds": it.first_sync.as_secs_f64(),
                 "changeSeconds": it.times.iter().map(Duration::as_secs_f64).collect::<Vec<_>>(),
                 "cpuPerChangeSeconds": it.cpu_per_change.as_secs_f64(), "idleCpu": it.idle_cpu,
