@@ -41,32 +41,39 @@ impl Default for Timing {
 /// A server that asks for more than this is asked anyway.
 const LONGEST: Duration = Duration::from_mins(5);
 
-/// Doubles the wait with every failure in a row.
+/// Doubles the wait with every failure in a row. A server that is away and one that answers with errors are counted apart: one
+/// that comes back after hours may refuse its first questions, and is asked again at once.
 #[derive(Clone, Debug)]
 pub(super) struct Pace {
     timing: Timing,
-    failures: u32,
+    away: u32,
+    answers: u32,
 }
 
 impl Pace {
     pub(super) const fn new(timing: Timing) -> Self {
-        Self { timing, failures: 0 }
+        Self { timing, away: 0, answers: 0 }
     }
 
     pub(super) const fn success(&mut self) {
-        self.failures = 0;
+        self.away = 0;
+        self.answers = 0;
     }
 
     /// Whether nothing failed since the last success.
     pub(super) const fn is_fresh(&self) -> bool {
-        self.failures == 0
+        self.away == 0 && self.answers == 0
     }
 
     /// The wait after a failure, spread so that nodes do not come back all at once.
     pub(super) fn after(&mut self, failure: &Failure) -> Duration {
-        let longest = if failure.is_away() { self.timing.away } else { self.timing.answers };
-        let wait = self.timing.first.saturating_mul(1 << self.failures.min(16)).min(longest);
-        self.failures = self.failures.saturating_add(1);
+        let (failures, longest) = if failure.is_away() {
+            (&mut self.away, self.timing.away)
+        } else {
+            (&mut self.answers, self.timing.answers)
+        };
+        let wait = self.timing.first.saturating_mul(1 << (*failures).min(16)).min(longest);
+        *failures = failures.saturating_add(1);
         let wait = wait / 2 + spread(wait / 2);
         match failure.retry_after.map(|asked| asked.min(LONGEST)) {
             // Never earlier than it asks for.
@@ -100,5 +107,21 @@ mod tests {
         assert!(pace.after(&away) <= first);
         let asked = Failure { cause: Cause::Busy(429, String::new()), retry_after: Some(Duration::from_secs(7)) };
         assert!(pace.after(&asked) >= Duration::from_secs(7));
+    }
+
+    #[test]
+    fn a_server_that_is_back_is_not_made_to_wait_for_its_absence() {
+        let Timing { first, away, answers, .. } = Timing::default();
+        let mut pace = Pace::new(Timing::default());
+        let (gone, busy) = (Cause::Unreachable(String::new()), Cause::Busy(503, String::new()));
+        let (gone, busy) = (Failure::of(gone), Failure::of(busy));
+        for _ in 0..40 {
+            assert!(pace.after(&gone) <= away);
+        }
+        assert!(pace.after(&busy) <= first);
+        // Nor is one that is now away and now busy asked without a pause.
+        let waits: Vec<Duration> =
+            (0..40).map(|index| pace.after(if index % 2 == 0 { &busy } else { &gone })).collect();
+        assert!(waits[38] >= answers / 2 && waits[39] >= away / 2, "{waits:?}");
     }
 }
