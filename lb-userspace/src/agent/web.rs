@@ -26,7 +26,8 @@ use crate::{
     web::{
         Answer, Listening, answer,
         health::Health,
-        metrics::{self, Local, Metrics, Now, WithoutLocal},
+        local::without_local,
+        metrics::{self, Metrics, Now},
         not_found,
         probes::Probes,
     },
@@ -179,7 +180,7 @@ impl Agent {
         let now = Now {
             status: &self.status_with(&surveys).await,
             health: &self.web.health,
-            without_local: self.without_local(),
+            without_local: without_local(&self.model, &self.options.node),
             surveys: &surveys,
             pending: Changes {
                 services: changes.services.saturating_sub(applied.services),
@@ -212,26 +213,6 @@ impl Agent {
             ("NoRoom", services(&self.engine.refused)),
         ]
         .into()
-    }
-
-    fn without_local(&self) -> WithoutLocal {
-        let node = Some(self.options.node.as_str());
-        let here = |slice: &&EndpointSlice| slice.endpoints.iter().any(|it| it.serving && it.node.as_deref() == node);
-        let of = |(at, slice): (&'_ ObjectName, &'_ EndpointSlice)| {
-            (at.namespace.clone(), slice.service.clone(), slice.family)
-        };
-        let served: BTreeSet<_> = self.model.slices.iter().filter(|(_, slice)| here(slice)).map(of).collect();
-        let mut counts = WithoutLocal::new();
-        for (name, service) in self.model.services.iter().filter(|(_, it)| !it.headless && !it.foreign_proxy) {
-            for local in Local::of(service.internal_policy, service.external_policy) {
-                for family in &service.ip_families {
-                    if !served.contains(&(name.namespace.clone(), name.name.clone(), *family)) {
-                        *counts.entry((*family, local)).or_default() += 1;
-                    }
-                }
-            }
-        }
-        counts
     }
 
     /// How many conntrack entries of a family a round removed.

@@ -1,7 +1,6 @@
 //! `/metrics` and `/proxyMode`: kube-proxy's names, labels and buckets (kube-proxy `pkg/proxy/metrics/metrics.go`), and our own.
 
 use std::{
-    collections::BTreeMap,
     fmt, fs,
     sync::atomic::AtomicU64,
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -12,9 +11,10 @@ use prometheus_client::{
     metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
     registry::{Registry, Unit},
 };
+use rustix::process::{Resource, getrlimit};
 
 pub use super::now::{EventCounts, Now};
-use crate::model::{IpFamily, TrafficPolicy};
+use crate::model::IpFamily;
 
 /// What the text is.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -178,27 +178,6 @@ impl Metrics {
     }
 }
 
-/// Services whose policy is Local and that have no endpoint here, by family and policy.
-pub type WithoutLocal = BTreeMap<(IpFamily, Local), u64>;
-
-/// Which policy is Local.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Local {
-    /// internalTrafficPolicy.
-    Internal,
-    /// externalTrafficPolicy.
-    External,
-}
-
-impl Local {
-    /// Those of a Service.
-    pub fn of(internal: TrafficPolicy, external: TrafficPolicy) -> impl Iterator<Item = Self> {
-        [(internal, Self::Internal), (external, Self::External)]
-            .into_iter()
-            .filter_map(|(policy, local)| (policy == TrafficPolicy::Local).then_some(local))
-    }
-}
-
 /// As every exporter tells of itself; what cannot be read is left out.
 pub(crate) fn process(registry: &mut Registry) {
     let page = rustix::param::page_size() as u64;
@@ -230,6 +209,15 @@ pub(crate) fn process(registry: &mut Registry) {
         registry.register_with_unit("virtual_memory", "Address space", Unit::Bytes, of(size));
         registry.register_with_unit("resident_memory", "Resident memory", Unit::Bytes, of(resident * page as f64));
     }
+    #[expect(clippy::cast_precision_loss, reason = "Prometheus has no other numbers")]
+    let limit = |of: Resource| getrlimit(of).current.unwrap_or(u64::MAX) as f64;
+    registry.register_with_unit(
+        "virtual_memory_max",
+        "Limit of the address space",
+        Unit::Bytes,
+        of(limit(Resource::As)),
+    );
+    registry.register("max_fds", "Limit of open descriptors", of(limit(Resource::Nofile)));
     if let Ok(descriptors) = fs::read_dir("/proc/self/fd") {
         #[expect(clippy::cast_precision_loss, reason = "few")]
         registry.register("open_fds", "Open descriptors", of(descriptors.count() as f64));
@@ -251,7 +239,10 @@ mod tests {
         model::Changes,
         report::{MapStatus, Status, VerifyStatus},
         verify::Ops,
-        web::health::Health,
+        web::{
+            health::Health,
+            local::{Local, WithoutLocal},
+        },
     };
 
     fn page(metrics: &Metrics) -> String {
@@ -331,10 +322,17 @@ mod tests {
             let start = format!("\nkubeproxy_sync_proxy_rules_{name}_seconds{{ip_family=\"IPv4\"}} 1");
             assert!(page.contains(&start), "{page}");
         }
-        assert!(
-            page.contains("\nprocess_resident_memory_bytes ") && page.contains("\nprocess_cpu_seconds_total "),
-            "{page}"
-        );
+        for name in [
+            "cpu_seconds_total",
+            "max_fds",
+            "open_fds",
+            "resident_memory_bytes",
+            "start_time_seconds",
+            "virtual_memory_bytes",
+            "virtual_memory_max_bytes",
+        ] {
+            assert!(page.contains(&format!("\nprocess_{name} ")), "{name}: {page}");
+        }
         assert!(page.ends_with("# EOF\n"));
         let names: Vec<&str> = page.lines().filter_map(|line| line.strip_prefix("# TYPE ")).collect();
         let mut once = names.clone();

@@ -1,6 +1,7 @@
 //! The agent's HTTP servers: health as kube-proxy gives it, and metrics.
 
 pub mod health;
+pub mod local;
 pub mod metrics;
 mod now;
 pub mod probes;

@@ -9,7 +9,8 @@ use prometheus_client::{
 
 use super::{
     health::{Health, PATHS},
-    metrics::{FAMILIES, Local, WithoutLocal, family_name, process},
+    local::{Local, WithoutLocal},
+    metrics::{FAMILIES, family_name, process},
 };
 use crate::{
     gc::Survey,
@@ -112,7 +113,7 @@ impl Now<'_> {
         }
         proxy.register(
             "sync_proxy_rules_no_local_endpoints_total",
-            "Services with a Local policy and no endpoint here",
+            "Ports of Services with a Local policy that have endpoints, but none here",
             gauges(local),
         );
         for path in PATHS {
