@@ -6,7 +6,7 @@ use lb_tests::{
     Agent, Echo, Expect, Rows, Setup, TARGET, World,
     client::Transport,
     kube::{PodSpec, Service},
-    needs_root,
+    needs_root, scoreboard,
 };
 use serde_json::json;
 
@@ -51,6 +51,9 @@ fn run(setup: &Setup, served: bool) {
                 if served { &reach } else { &Expect::Silence },
             );
             if !served {
+                // Both are led to the router, which leads to node 1.
+                rows.row("sec: a host to an external IP", &node, transport, to, &Expect::Silence);
+                rows.row("sec: a pod to an external IP", &pod, transport, to, &Expect::Silence);
                 continue;
             }
             if setup.socket_hooks {
@@ -62,6 +65,11 @@ fn run(setup: &Setup, served: bool) {
         }
     }
     rows.finish(&agents);
+    if !served {
+        let hook = if setup.xdp == "on" { "XDP" } else { "tcx" };
+        let asked = "a client outside, a process of a node and a pod get no answer, both families; told";
+        scoreboard("R22", &format!("externalIPs that are off or elsewhere (CVE-2020-8554): {asked} ({hook})"));
+    }
 }
 
 fn on(setup: &Setup) -> Setup {
