@@ -60,3 +60,49 @@ pub(crate) fn of(name: &str, binary: &Path) -> Result<Vec<u8>> {
     }
     oci::image(name, &files, oci::Start { entrypoint: &["/ballast"], path: "/", ..oci::Start::default() })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeMap, io::Read as _, process::Command};
+
+    use super::*;
+
+    /// The files of the image's only layer, unpacked into a folder as a runtime does.
+    fn unpack(image: &[u8], folder: &Path) -> Result<()> {
+        let mut blobs = BTreeMap::new();
+        for entry in tar::Archive::new(image).entries()? {
+            let mut entry = entry?;
+            let mut bytes = Vec::new();
+            entry.read_to_end(&mut bytes)?;
+            blobs.insert(entry.path()?.display().to_string(), bytes);
+        }
+        let manifest: serde_json::Value = serde_json::from_slice(&blobs["manifest.json"])?;
+        let layer = manifest[0]["Layers"][0].as_str().context("a layer")?;
+        tar::Archive::new(&*blobs[layer]).unpack(folder)?;
+        Ok(())
+    }
+
+    #[test]
+    fn the_binary_starts_with_what_is_in_its_image() {
+        // With the tests' own where nobody built the agent; they need the same libraries and more.
+        let given = std::env::var_os("BALLAST_BIN").map(PathBuf::from).filter(|path| path.is_file());
+        let binary = given.map_or_else(std::env::current_exe, Ok).expect("a binary");
+        let image = of("ballast.dev/ballast:test", &binary).expect("an image");
+        let folder = tempfile::tempdir().expect("a folder");
+        unpack(&image, folder.path()).expect("unpacked");
+        let start = |folder: &Path| {
+            // Whoever is no root is one in a namespace.
+            let mut command = Command::new("unshare");
+            command.args(["--user", "--map-root-user", "chroot"]).arg(folder).args(["/ballast", "--help"]);
+            command.output().expect("unshare")
+        };
+        let started = start(folder.path());
+        assert!(started.status.success(), "{started:?}");
+        assert!(String::from_utf8_lossy(&started.stdout).contains("Usage"), "{started:?}");
+        // And without one of its libraries it does not.
+        let libraries = elf::libraries(&binary).expect("its libraries");
+        let name = libraries.iter().find(|library| library.display().to_string().contains("libc.so")).expect("libc");
+        fs::remove_file(folder.path().join(name.strip_prefix("/").expect("an absolute path"))).expect("removed");
+        assert!(!start(folder.path()).status.success(), "{} is not needed", name.display());
+    }
+}
