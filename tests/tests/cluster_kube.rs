@@ -1,19 +1,23 @@
 //! An agent on a real API server: Services and pods made through the API are served, whatever happens to the server.
 
 use std::{
+    collections::BTreeSet,
     ffi::OsStr,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use lb_tests::{
-    Agent, ControlPlane, Echo, Setup, TARGET, World,
+    Agent, ControlPlane, Echo, Place, Setup, TARGET, World,
     client::{Call, Hold},
     kube::{PodSpec, Service},
     needs_control_plane, wait_until,
     web::{get, value},
 };
 use serde_json::{Value, json};
+
+/// A nodePort that is asked for.
+const PORT: u16 = 30_456;
 
 struct Running {
     agent: Agent,
@@ -150,4 +154,103 @@ fn an_event_is_what_kubectl_describe_shows(plane: &ControlPlane) {
     assert_eq!((&event["reason"], &event["type"]), (&"PartlyServed".into(), &"Warning".into()), "{event}");
     let message = event["message"].as_str().expect("a message");
     assert!(message.contains("198.51.100.7") && message.contains("BallastConfiguration"), "{event}");
+}
+
+/// Who answered, and from which addresses they saw the calls come.
+type Heard = Result<(BTreeSet<String>, BTreeSet<IpAddr>), String>;
+
+/// 20 new calls.
+fn heard(calls: &Call, from: &Place) -> Heard {
+    let answers = calls.clone().count(20).timeout(Duration::from_millis(500)).run(from);
+    let answers = answers.map_err(|error| format!("{error:#}"))?;
+    let mut heard = (BTreeSet::new(), BTreeSet::new());
+    for answer in &answers {
+        let (name, seen) = answer.reached().map_err(|error| format!("{error:#}"))?;
+        heard.0.insert(name.to_owned());
+        heard.1.insert(seen);
+    }
+    Ok(heard)
+}
+
+#[test]
+fn rules_of_types_policies_and_affinity_hold_as_a_service_changes_in_place() {
+    needs_control_plane!();
+    let running = start().expect("a cluster");
+    let world = &running.world;
+    let (node, pod, client) = (world.node(0), world.node(0).pod(0).place(), world.client());
+    let all: BTreeSet<String> = world.pods().map(|pod| pod.name().to_owned()).collect();
+    let here: BTreeSet<String> = node.pods().iter().map(|pod| pod.name().to_owned()).collect();
+    let vips = running.agent.cluster_ips("web", 8).expect("cluster IPs");
+    let change =
+        |spec: Value| running.plane.patch("services", "default", "web", json!({"spec": spec})).expect("patched");
+    let ports = |node_port: Option<u16>| -> Value {
+        let port = |protocol: &str| {
+            let name = format!("{}-80", protocol.to_lowercase());
+            json!({"name": name, "protocol": protocol, "port": 80, "targetPort": TARGET, "nodePort": node_port})
+        };
+        json!([port("TCP"), port("UDP")])
+    };
+    let wait = |what: &str, calls: &Call, from: &Place, right: &dyn Fn(&Heard) -> bool| {
+        wait_until(what, Duration::from_secs(20), || {
+            let found = heard(calls, from);
+            if right(&found) { Ok(()) } else { Err(format!("{found:?}")) }
+        })
+        .unwrap_or_else(|error| panic!("{error:#}"));
+    };
+    for vip in &vips {
+        let to = |ip: IpAddr, port: u16| [Call::tcp(SocketAddr::new(ip, port)), Call::udp(SocketAddr::new(ip, port))];
+        let node_ip = if vip.is_ipv4() { node.ipv4().into() } else { node.ipv6().into() };
+        let client_ip = client.ip_like(*vip);
+        let family = if vip.is_ipv4() { "IPv4" } else { "IPv6" };
+        change(
+            json!({"type": "ClusterIP", "externalTrafficPolicy": null, "internalTrafficPolicy": "Cluster", "sessionAffinity": "None", "ports": ports(None)}),
+        );
+        for calls in to(*vip, 80) {
+            wait(&format!("2.1.1 a cluster IP, {family}"), &calls, pod, &|found| {
+                found.as_ref().is_ok_and(|(names, sources)| *names == all && sources.contains(&pod.ip_like(*vip)))
+            });
+        }
+        // One port for both protocols, with the type changed in place.
+        change(json!({"type": "NodePort", "externalTrafficPolicy": "Cluster", "ports": ports(Some(PORT))}));
+        for calls in to(node_ip, PORT) {
+            wait(&format!("2.3.5 a nodePort, {family}"), &calls, client, &|found| {
+                found.as_ref().is_ok_and(|(names, sources)| *names == all && !sources.contains(&client_ip))
+            });
+        }
+        change(json!({"externalTrafficPolicy": "Local"}));
+        for calls in to(node_ip, PORT) {
+            wait(&format!("2.4.3 externalTrafficPolicy Local, {family}"), &calls, client, &|found| {
+                found.as_ref().is_ok_and(|(names, sources)| *names == here && *sources == [client_ip].into())
+            });
+        }
+        change(json!({"internalTrafficPolicy": "Local"}));
+        for calls in to(*vip, 80) {
+            wait(&format!("internalTrafficPolicy Local, {family}"), &calls, pod, &|found| {
+                found.as_ref().is_ok_and(|(names, _)| *names == here)
+            });
+        }
+        change(json!({"internalTrafficPolicy": "Cluster", "sessionAffinity": "ClientIP"}));
+        for calls in to(*vip, 80) {
+            wait(&format!("2.5 affinity, {family}"), &calls, pod, &|found| {
+                found.as_ref().is_ok_and(|(names, _)| names.len() == 1)
+            });
+        }
+        change(json!({"sessionAffinity": "None"}));
+        for calls in to(*vip, 80) {
+            wait(&format!("2.5 no affinity, {family}"), &calls, pod, &|found| {
+                found.as_ref().is_ok_and(|(names, _)| *names == all)
+            });
+        }
+        change(json!({"type": "ClusterIP", "externalTrafficPolicy": null, "ports": ports(None)}));
+        for calls in to(node_ip, PORT) {
+            wait(&format!("no nodePort any more, {family}"), &calls, client, &Result::is_err);
+        }
+    }
+    // Another kind of Service altogether.
+    change(
+        json!({"type": "ExternalName", "externalName": "example.org", "clusterIP": "", "clusterIPs": null, "ipFamilies": null, "ipFamilyPolicy": null}),
+    );
+    for vip in vips {
+        wait("an ExternalName has no address", &Call::tcp(SocketAddr::new(vip, 80)), pod, &Result::is_err);
+    }
 }

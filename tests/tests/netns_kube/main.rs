@@ -253,3 +253,49 @@ fn after_a_reboot_a_snapshot_serves_until_the_api_answers() {
     })
     .expect("over");
 }
+
+#[test]
+fn rule_2_3_7_ranges_come_from_the_server_from_a_flag_or_are_missed() {
+    needs_root!();
+    let kube = Kube::new();
+    kube.serve(&[2]);
+    kube.api.delete("servicecidrs", "", "kubernetes");
+    let mut agent = kube.agent(&Setup::tcx(true));
+    kube.wait_call(VIPS[0], &kube.pod(2));
+    let dropped = |agent: &Agent| {
+        let status = agent.status().map_err(|error| format!("{error:#}"))?;
+        let count = status.counters.get("Unallocated").copied().unwrap_or(0);
+        let told = status.warnings.iter().any(|warning| warning.object == "Service CIDRs");
+        Ok::<_, String>((count, told))
+    };
+    let ask = |agent: &Agent, counts: bool| {
+        let nobody = kube.call("10.96.0.99");
+        assert!(nobody.is_err(), "{nobody:?}");
+        wait_until(&format!("dropped: {counts}"), Duration::from_secs(20), || {
+            drop(kube.call("10.96.0.99"));
+            let (count, told) = dropped(agent)?;
+            if (count > 0, told) == (counts, !counts) { Ok(()) } else { Err(format!("{count} dropped, told: {told}")) }
+        })
+        .expect("as wanted");
+    };
+    ask(&agent, false);
+    // As soon as the server has some.
+    kube.api.put(json!({
+        "apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR", "metadata": {"name": "kubernetes"},
+        "spec": {"cidrs": ["10.96.0.0/16", "fd00:10:96::/112"]},
+    }));
+    ask(&agent, true);
+    agent.stop().expect("stopped");
+    agent.cleanup().expect("cleaned");
+    // With the flag nobody asks the server for any.
+    kube.api.delete("servicecidrs", "", "kubernetes");
+    let asked = |kube: &Kube| kube.api.requests().iter().filter(|request| request.contains("servicecidrs")).count();
+    let before = asked(&kube);
+    let url = kube.api.url();
+    let source = ["--master", &url, "--service-cidr", "10.96.0.0/16,fd00:10:96::/112"];
+    let agent = Agent::start_on(&kube.world, kube.world.node(0), &Setup::tcx(true), source).expect("an agent");
+    kube.wait_call(VIPS[0], &kube.pod(2));
+    ask(&agent, true);
+    assert_eq!(asked(&kube), before);
+    assert_eq!(agent.status().expect("a status").watches.len(), 3);
+}
