@@ -87,7 +87,7 @@ fn an_agent_is_on_every_node_and_stays() {
 fn the_limit_of_memory_counts_that_of_bpf() {
     const MIB: u64 = 1 << 20;
     // README: the maps at their default sizes; issue 7: the agent's own at 10,000 Services.
-    let (maps, own) = (146, 120);
+    let (maps, own) = (154, 120);
     for manifest in Manifest::all().expect("manifests") {
         let resources = at(manifest.container().expect("a container"), "/resources");
         let bytes = |path: &str| -> u64 {
