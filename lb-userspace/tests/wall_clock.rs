@@ -7,10 +7,14 @@ use std::{
 };
 
 /// Where it may be read, and what for.
-const MAY: [(&str, &str); 9] = [
+const MAY: [(&str, &str); 10] = [
     ("agent/snapshot.rs", "the age of a snapshot, which is shown; a clock set back makes it zero"),
     ("agent/verify.rs", "the time of the last pass, a metric"),
     ("agent/web.rs", "network_programming_duration_seconds, against the controller's clock; set back it is zero"),
+    (
+        "k8s/source/plugin.rs",
+        "when credentials end, which is told as a time; by a wrong clock they are asked for anew too often, or when refused",
+    ),
     ("k8s/source/recorder.rs", "the times of an Event"),
     (
         "k8s/source/api.rs",

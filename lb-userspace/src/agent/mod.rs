@@ -149,7 +149,12 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
     // The watches before the first reads: no change falls between them.
     let mut events = net::events::watch().context("cannot watch the network")?;
     let mut model = Model::default();
-    let input = Input::open(&options, &mut model).await?;
+    // A plugin for credentials may take its time.
+    let input = tokio::select! {
+        input = Input::open(&options, &mut model) => input?,
+        _ = terminate.recv() => return Ok(()),
+        _ = interrupt.recv() => return Ok(()),
+    };
     let (web, mut pages) = Web::start(&options)?;
     let mut agent = Agent::start(options, input, model, web).await?;
     let server = control::Server::bind(&agent.options.state_dir)

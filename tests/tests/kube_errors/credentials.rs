@@ -1,5 +1,7 @@
 //! Credentials and URLs that cannot work, or no longer.
 
+use std::path::{Path, PathBuf};
+
 use super::*;
 
 fn kubeconfig(server: &str, user: &str) -> String {
@@ -62,6 +64,72 @@ async fn a_plugin_that_fails_is_tried_again() {
     until(&mut source, &mut model, "complete", |source, _| source.is_complete()).await;
 }
 
+/// The processes that still run of those whose pids, each a line, are in this file: they and all of their groups.
+fn running(pids: &Path) -> (usize, Vec<String>) {
+    let pids = std::fs::read_to_string(pids).unwrap_or_default();
+    let begun: Vec<&str> = pids.lines().collect();
+    let mut found = Vec::new();
+    for process in std::fs::read_dir("/proc").expect("processes").flatten() {
+        let stat = std::fs::read_to_string(process.path().join("stat")).unwrap_or_default();
+        // State, parent, group: behind the name in parentheses, which may hold anything.
+        let fields: Vec<&str> = stat.rsplit_once(") ").map(|(_, rest)| rest.split(' ').collect()).unwrap_or_default();
+        let group = fields.get(2).copied().unwrap_or_default();
+        if fields.first().is_some_and(|state| *state != "Z") && begun.contains(&group) {
+            found.push(stat);
+        }
+    }
+    (begun.len(), found)
+}
+
+/// A plugin that takes longer than anybody waits for it, and leaves its pid in a file.
+fn hanging(directory: &Path) -> (PathBuf, PathBuf) {
+    let (script, pids) = (directory.join("hanging"), directory.join("pids"));
+    std::fs::write(&script, format!("echo $$ >> {}\necho who are you >&2\nsleep 40\necho\n", pids.display()))
+        .expect("written");
+    (script, pids)
+}
+
+fn in_shell(script: &Path) -> String {
+    let version = "client.authentication.k8s.io/v1";
+    let exec = json!({"apiVersion": version, "command": "/bin/sh", "args": [script], "interactiveMode": "IfAvailable"});
+    format!("exec: {exec}")
+}
+
+#[tokio::test]
+async fn a_plugin_that_hangs_holds_nobody_and_ends_with_whoever_asked_it() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().join("kubeconfig");
+    let (script, pids) = hanging(directory.path());
+    std::fs::write(&path, kubeconfig("https://192.0.2.1", &in_shell(&script))).expect("written");
+    let begin = std::time::Instant::now();
+    let mut source = start(Access::Kubeconfig { path: path.clone(), master: None }).await.expect("started");
+    assert!(begin.elapsed() < Duration::from_secs(15), "{:?}", begin.elapsed());
+    assert!(running(&pids).1.is_empty(), "{:?}", running(&pids));
+    let mut model = Model::default();
+    until(&mut source, &mut model, "told", |source, _| of(source, "services").is_some()).await;
+    let told = of(&source, "services").expect("told");
+    let file = format!("kubeconfig {}: its plugin /bin/sh: no answer within 10 s", path.display());
+    assert!(told.cause.starts_with(&file) && told.cause.contains("who are you"), "{told:?}");
+    // All the watches ask: one plugin runs for them.
+    let again = tokio::time::timeout(Duration::from_secs(10), async {
+        while running(&pids).0 < 2 {
+            tokio::select! {
+                _ = source.changed(&mut model) => {}
+                () = tokio::time::sleep(Duration::from_millis(5)) => {}
+            }
+        }
+    });
+    again.await.expect("tried again");
+    drop(source);
+    let ended = tokio::time::timeout(Duration::from_secs(10), async {
+        while !running(&pids).1.is_empty() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    });
+    assert!(ended.await.is_ok(), "{:?}", running(&pids));
+    assert_eq!(running(&pids).0, 2, "one at the start and one for all watches");
+}
+
 #[tokio::test]
 async fn a_wrong_kubeconfig_or_url_ends_the_start() {
     let directory = tempfile::tempdir().expect("a directory");
@@ -88,6 +156,18 @@ async fn a_wrong_kubeconfig_or_url_ends_the_start() {
             "identity PEM",
         ),
         (config(&kubeconfig("https://192.0.2.1", &plugin("/nonexistent/plugin"))), "its plugin /nonexistent/plugin: "),
+        (config(&kubeconfig("https://192.0.2.1", &plugin("echo"))), "its plugin echo: its "),
+        (
+            config(&kubeconfig("https://192.0.2.1", &plugin("echo").replace("Never", "Always"))),
+            "its plugin echo: interactiveMode: Always",
+        ),
+        (
+            config(&kubeconfig(
+                "https://192.0.2.1",
+                "auth-provider: {name: gcp, config: {cmd-path: sleep, cmd-args: '40'}}",
+            )),
+            "auth-provider gcp is not supported",
+        ),
         (
             config(
                 &kubeconfig("https://192.0.2.1", "token: a").replace("{server:", "{proxy-url: \"http://p:1\", server:"),

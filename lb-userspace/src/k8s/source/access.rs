@@ -132,7 +132,7 @@ impl Access {
                     Some(url) => uri(url)?,
                     None => server(&config.cluster_url.to_string()).map_err(wrong)?,
                 };
-                check_token(&config).map_err(wrong)?;
+                check_provider(&config).map_err(wrong)?;
                 trim_token(&mut config);
                 Ok(vec![config])
             }
@@ -214,8 +214,16 @@ fn behind_proxy(kubeconfig: &Kubeconfig) -> Option<&str> {
     (!proxy.is_empty()).then_some(&named.name)
 }
 
+/// `kube` would run a command of such a provider for as long as that takes; kubectl knows it no more.
+fn check_provider(config: &Config) -> Result<(), String> {
+    let provider = config.auth_info.auth_provider.as_ref().filter(|provider| provider.name == "gcp");
+    provider.map_or(Ok(()), |_| {
+        Err("auth-provider gcp is not supported, as by kubectl since 1.26; use the exec plugin gke-gcloud-auth-plugin".to_owned())
+    })
+}
+
 /// A token that no header can carry.
-fn check_token(config: &Config) -> Result<(), String> {
+pub(super) fn check_token(config: &Config) -> Result<(), String> {
     let written = serde_json::to_value(&config.auth_info).map_err(|error| error.to_string())?;
     let token = written["token"].as_str().unwrap_or_default();
     let carried = HeaderValue::from_str(token).map(drop);

@@ -60,7 +60,8 @@ impl Failure {
         let told: Option<Status> = serde_json::from_slice(body).ok();
         let hint = told.as_ref().and_then(|told| told.details.as_ref()?.retry_after_seconds);
         let hint = hint.and_then(|seconds| u64::try_from(seconds).ok()).filter(|seconds| *seconds > 0);
-        let message = told.and_then(|told| told.message).unwrap_or_else(|| first_line(body));
+        let message = told.and_then(|told| told.message);
+        let message = message.or_else(|| first_line(body)).unwrap_or_else(|| "no reason given".to_owned());
         let cause = match status.as_u16() {
             401 => Cause::Unauthorized(message),
             403 => Cause::Forbidden(message),
@@ -169,8 +170,9 @@ pub(super) struct Rule {
     pub(super) verbs: &'static str,
 }
 
-fn first_line(body: &[u8]) -> String {
-    let text = String::from_utf8_lossy(body);
-    let line = text.lines().next().unwrap_or_default().trim();
-    if line.is_empty() { "no reason given".to_owned() } else { line.chars().take(200).collect() }
+/// The first line that says something, cut to what a message can hold.
+pub(super) fn first_line(text: &[u8]) -> Option<String> {
+    let text = String::from_utf8_lossy(text);
+    let line = text.lines().map(str::trim).find(|line| !line.is_empty())?;
+    Some(line.chars().take(200).collect())
 }

@@ -13,6 +13,7 @@ mod connection;
 mod failure;
 mod kind;
 mod pace;
+mod plugin;
 mod recorder;
 mod request;
 mod servers;
