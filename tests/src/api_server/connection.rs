@@ -3,22 +3,26 @@
 use std::{collections::BTreeMap, io, net::TcpListener, sync::Arc, time::Duration};
 
 use serde_json::{Value, json};
-use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::TcpStream,
-};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio_rustls::TlsAcceptor;
 
 use super::{
     Fault, Shared,
     store::{Gone, Selector, kind},
 };
 
-pub(super) async fn accept(listener: TcpListener, shared: Arc<Shared>) -> io::Result<()> {
+/// Of TCP, or of TLS.
+trait Stream: AsyncRead + AsyncWrite + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Unpin> Stream for T {}
+
+pub(super) async fn accept(listener: TcpListener, shared: Arc<Shared>, tls: Option<TlsAcceptor>) -> io::Result<()> {
     let listener = tokio::net::TcpListener::from_std(listener)?;
     let mut tasks = tokio::task::JoinSet::new();
     loop {
         let (stream, _) = listener.accept().await?;
-        let shared = shared.clone();
+        stream.set_nodelay(true)?;
+        let (shared, tls) = (shared.clone(), tls.clone());
         tasks.spawn(async move {
             let departures = shared.store().departures;
             let mut news = shared.news.subscribe();
@@ -26,12 +30,18 @@ pub(super) async fn accept(listener: TcpListener, shared: Arc<Shared>) -> io::Re
                 let store = shared.store();
                 store.away || store.departures != departures
             });
+            let served = async {
+                match tls {
+                    Some(tls) => serve(tls.accept(stream).await?, &shared).await,
+                    None => serve(stream, &shared).await,
+                }
+            };
             tokio::select! {
                 // First, so that a server that is away answers nothing.
                 biased;
                 _ = left => {}
                 // The client went away.
-                _ = serve(stream, &shared) => {}
+                _ = served => {}
             }
         });
     }
@@ -78,8 +88,7 @@ fn api_version(path: &str) -> String {
     parts.take(count).collect::<Vec<_>>().join("/")
 }
 
-async fn serve(mut stream: TcpStream, shared: &Shared) -> io::Result<()> {
-    stream.set_nodelay(true)?;
+async fn serve(mut stream: impl Stream, shared: &Shared) -> io::Result<()> {
     let mut buffer = Vec::new();
     while let Some(request) = read(&mut stream, &mut buffer).await? {
         let Some(Place { namespace, resource, name, part }) = place(&request.path) else { return Ok(()) };
@@ -227,7 +236,7 @@ fn merge(object: &mut Value, patch: &Value) {
     }
 }
 
-async fn read(stream: &mut TcpStream, buffer: &mut Vec<u8>) -> io::Result<Option<Request>> {
+async fn read(stream: &mut impl Stream, buffer: &mut Vec<u8>) -> io::Result<Option<Request>> {
     let end = loop {
         if let Some(end) = buffer.windows(4).position(|window| window == b"\r\n\r\n") {
             break end;
@@ -279,16 +288,22 @@ fn status(code: u16, message: &str) -> Value {
     json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": code, "message": message})
 }
 
-async fn answer(stream: &mut TcpStream, code: u16, headers: &str, body: &str) -> io::Result<()> {
+async fn answer(stream: &mut impl Stream, code: u16, headers: &str, body: &str) -> io::Result<()> {
     let length = body.len();
     let head =
         format!("HTTP/1.1 {code} x\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n{headers}\r\n");
-    stream.write_all(format!("{head}{body}").as_bytes()).await
+    send(stream, &format!("{head}{body}")).await
+}
+
+/// TLS keeps what is not flushed.
+async fn send(stream: &mut impl Stream, text: &str) -> io::Result<()> {
+    stream.write_all(text.as_bytes()).await?;
+    stream.flush().await
 }
 
 /// A watch, until it is cut: from a version on, or from all objects on and a bookmark behind them.
 async fn follow(
-    stream: &mut TcpStream,
+    stream: &mut impl Stream,
     shared: &Shared,
     resource: &str,
     selector: &Selector,
@@ -299,7 +314,7 @@ async fn follow(
         let store = shared.store();
         (store.cuts(resource).0, store.bookmarks)
     };
-    stream.write_all(b"HTTP/1.1 200 x\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n").await?;
+    send(stream, "HTTP/1.1 200 x\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n").await?;
     let mut after = match after {
         Some(version) => version,
         None => begin(stream, shared, resource, selector).await?,
@@ -349,14 +364,14 @@ async fn follow(
             if in_a_line {
                 text.truncate(whole / 2);
             }
-            stream.write_all(format!("{whole:x}\r\n{text}").as_bytes()).await?;
+            send(stream, &format!("{whole:x}\r\n{text}")).await?;
             if in_a_line {
                 return Ok(());
             }
-            stream.write_all(b"\r\n").await?;
+            send(stream, "\r\n").await?;
         }
         if cut.is_some() || last_is_error {
-            return stream.write_all(b"0\r\n\r\n").await;
+            return send(stream, "0\r\n\r\n").await;
         }
         let mut ignored = [0; 1];
         tokio::select! {
@@ -368,7 +383,7 @@ async fn follow(
 }
 
 /// All there is as events, and the bookmark that says so; its version.
-async fn begin(stream: &mut TcpStream, shared: &Shared, resource: &str, selector: &Selector) -> io::Result<u64> {
+async fn begin(stream: &mut impl Stream, shared: &Shared, resource: &str, selector: &Selector) -> io::Result<u64> {
     let listed = shared.store().list(resource, selector, usize::MAX, None);
     // Only a page that goes on can be gone.
     let Ok((items, version, _)) = listed else { return Ok(0) };
@@ -379,6 +394,6 @@ async fn begin(stream: &mut TcpStream, shared: &Shared, resource: &str, selector
     let end = json!({"type": "BOOKMARK", "object": {"kind": kind(resource), "metadata": metadata}});
     let mut text: String = added.map(|event| format!("{event}\n")).collect();
     text.push_str(&format!("{end}\n"));
-    stream.write_all(format!("{:x}\r\n{text}\r\n", text.len()).as_bytes()).await?;
+    send(stream, &format!("{:x}\r\n{text}\r\n", text.len())).await?;
     Ok(version)
 }

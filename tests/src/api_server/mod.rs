@@ -15,9 +15,13 @@ use std::{
 use anyhow::Context as _;
 use serde_json::{Value, json};
 use tokio::sync::{oneshot, watch};
+use tokio_rustls::{
+    TlsAcceptor,
+    rustls::{ServerConfig, crypto::ring},
+};
 
 use self::store::Store;
-use crate::{World, kube};
+use crate::{Identity, World, kube};
 
 /// What goes wrong with one request.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,6 +44,7 @@ pub enum Fault {
 #[derive(Debug)]
 pub struct ApiServer {
     shared: Arc<Shared>,
+    scheme: &'static str,
     address: SocketAddr,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<thread::JoinHandle<()>>,
@@ -81,6 +86,23 @@ impl ApiServer {
 
     /// Serves on a listener, which may be of another network namespace.
     pub fn start(listener: TcpListener) -> anyhow::Result<Self> {
+        Self::serve(listener, None)
+    }
+
+    /// The same with TLS, as `identity`.
+    pub fn start_tls(listener: TcpListener, identity: &Identity) -> anyhow::Result<Self> {
+        let (certificates, key) = identity.read()?;
+        let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .context("no TLS")?
+            .with_no_client_auth()
+            .with_single_cert(certificates, key)
+            .context("certificate and key do not fit")?;
+        Self::serve(listener, Some(Arc::new(config).into()))
+    }
+
+    fn serve(listener: TcpListener, tls: Option<TlsAcceptor>) -> anyhow::Result<Self> {
+        let scheme = if tls.is_some() { "https" } else { "http" };
         let address = listener.local_addr()?;
         listener.set_nonblocking(true)?;
         let shared = Arc::new(Shared { store: Mutex::default(), news: watch::channel(0).0 });
@@ -90,7 +112,7 @@ impl ApiServer {
         let serve = move || {
             runtime.block_on(async {
                 tokio::select! {
-                    result = connection::accept(listener, of_thread) => {
+                    result = connection::accept(listener, of_thread, tls) => {
                         if let Err(error) = result {
                             eprintln!("API server: {error}");
                         }
@@ -100,12 +122,17 @@ impl ApiServer {
             });
         };
         let thread = thread::Builder::new().name("api-server".to_owned()).spawn(serve).context("no thread")?;
-        Ok(Self { shared, address, stop: Some(stop), thread: Some(thread) })
+        Ok(Self { shared, scheme, address, stop: Some(stop), thread: Some(thread) })
     }
 
     /// Where it listens.
     pub fn url(&self) -> String {
-        format!("http://{}", self.address)
+        format!("{}://{}", self.scheme, self.address)
+    }
+
+    /// Its address and port.
+    pub const fn address(&self) -> SocketAddr {
+        self.address
     }
 
     /// Creates or replaces an object; its kind says where it belongs.

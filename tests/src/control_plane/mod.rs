@@ -6,7 +6,6 @@
 
 mod api;
 mod objects;
-mod pki;
 mod programs;
 
 use std::{
@@ -19,9 +18,9 @@ use std::{
 use anyhow::{Context, ensure};
 use kube::Client;
 
-use self::{api::Api, pki::Pki};
+use self::api::Api;
 pub use self::{objects::Endpoint, programs::program};
-use crate::{Place, Process, World, cgroup::Cgroup, process::last_lines, wait_until, wiring::SERVICE_CIDRS};
+use crate::{Pki, Place, Process, World, cgroup::Cgroup, process::last_lines, wait_until, wiring::SERVICE_CIDRS};
 
 /// What is started, and kubectl for people.
 const PROGRAMS: [&str; 4] = ["etcd", "kube-apiserver", "kube-controller-manager", "kubectl"];

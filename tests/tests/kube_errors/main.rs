@@ -1,6 +1,7 @@
 //! What goes wrong between the source and an API server is told once, in words that help, and is over when it is over.
 
 mod credentials;
+mod failover;
 
 use std::{net::TcpListener, time::Duration};
 

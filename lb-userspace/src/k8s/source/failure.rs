@@ -22,6 +22,8 @@ pub(super) enum Cause {
     Setup(String),
     /// No connection, or it ended.
     Unreachable(String),
+    /// Whoever answers has no certificate of the API server.
+    Certificate(String),
     /// The server takes too long.
     Silent,
     /// 401
@@ -101,7 +103,7 @@ impl Failure {
 
     /// Whether another server may do better.
     pub(super) const fn is_of_server(&self) -> bool {
-        matches!(self.cause, Cause::Unreachable(_) | Cause::Silent | Cause::Busy(500..=599, _))
+        matches!(self.cause, Cause::Unreachable(_) | Cause::Certificate(_) | Cause::Silent | Cause::Busy(500..=599, _))
     }
 
     /// Whether fresh credentials may do better.
@@ -124,6 +126,13 @@ impl Failure {
             Cause::Unreachable(cause) => {
                 (format!("{server} cannot be reached: {cause}"), format!("check address and network; {later}"))
             }
+            Cause::Certificate(cause) => (
+                format!("{server} has a certificate that is not accepted: {cause}"),
+                format!(
+                    "check that it is a server of this cluster, signed by the certificate-authority of the kubeconfig (of a \
+                     pod: its ca.crt), for the name that is asked for; {later}"
+                ),
+            ),
             Cause::Silent => (format!("{server} does not answer in time"), format!("look at its load; {later}")),
             Cause::Unauthorized(cause) => (
                 format!("{server} does not accept the credentials (401): {cause}"),

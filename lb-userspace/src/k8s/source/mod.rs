@@ -71,8 +71,8 @@ pub struct Options {
 enum Update {
     /// A list came to its end (then with the server's name), or an event came.
     Change(Box<Change>, Option<String>),
-    /// A watch was begun.
-    Following(Kind),
+    /// A watch was begun at this server.
+    Following(Kind, String),
     /// A bookmark.
     Heard(Kind),
     Failed(Kind, Failure, Problem),
@@ -197,8 +197,8 @@ impl Source {
                 }
                 self.cluster.apply(model, *change)
             }
-            Update::Following(kind) => {
-                self.watches.following(kind);
+            Update::Following(kind, server) => {
+                self.watches.following(kind, server);
                 Touched::NOTHING
             }
             Update::Heard(kind) => {

@@ -189,7 +189,7 @@ impl Task {
 
     /// That the server is away, its watches tell; what only Events need is told here, once.
     fn tell(&self, failure: &Failure, verb: &str, server: &str) {
-        if failure.is_away() || matches!(failure.cause, Cause::Setup(_) | Cause::Missing) {
+        if failure.is_away() || matches!(failure.cause, Cause::Setup(_) | Cause::Certificate(_) | Cause::Missing) {
             return;
         }
         let problem = failure.told("events".to_owned(), &RULE, verb, server);

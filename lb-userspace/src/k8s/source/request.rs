@@ -1,6 +1,10 @@
 //! One request to the API server and its answer, counted as client-go counts.
 
-use std::time::{Duration, Instant};
+use std::{
+    error::Error,
+    io,
+    time::{Duration, Instant},
+};
 
 use http::{
     Method, Request, Response, Uri,
@@ -52,7 +56,10 @@ pub(super) async fn ask(
     current.calls.answered(method.as_str(), &host(&current.server), code, begin.elapsed());
     let response = match answered {
         Err(_) => return Err(Failure::of(Cause::Silent)),
-        Ok(Err(error)) => return Err(Failure::of(Cause::Unreachable(network(&error)))),
+        Ok(Err(error)) => {
+            let cause = if is_certificate(&error) { Cause::Certificate } else { Cause::Unreachable };
+            return Err(Failure::of(cause(network(&error))));
+        }
         Ok(Ok(response)) => response,
     };
     let status = response.status();
@@ -78,9 +85,19 @@ pub(super) async fn read(mut body: Body) -> Result<Vec<u8>, Failure> {
 }
 
 /// A network error without the client's own words around it.
-pub(super) fn network(error: &dyn std::error::Error) -> String {
+pub(super) fn network(error: &dyn Error) -> String {
     let text = chain(error);
     text.trim_start_matches("ServiceError: ").to_owned()
+}
+
+/// Whether the server's certificate is what is wrong.
+fn is_certificate(error: &(dyn Error + 'static)) -> bool {
+    if matches!(error.downcast_ref(), Some(rustls::Error::InvalidCertificate(_))) {
+        return true;
+    }
+    // What an I/O error carries is not its source.
+    let carried = error.downcast_ref().and_then(io::Error::get_ref).map(|carried| carried as &(dyn Error + 'static));
+    carried.or_else(|| error.source()).is_some_and(is_certificate)
 }
 
 /// Host and port of a URL.

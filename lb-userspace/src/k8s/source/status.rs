@@ -64,7 +64,8 @@ impl Watches {
         }
     }
 
-    pub(super) fn following(&mut self, kind: Kind) {
+    pub(super) fn following(&mut self, kind: Kind, server: String) {
+        self.server = Some(server);
         self.well(kind);
     }
 

@@ -148,7 +148,7 @@ impl Watch {
                     (WATCH + spread(WATCH)).as_secs()
                 );
                 let response = self.get(&current, O::KIND, &query).await.map_err(failed)?;
-                self.send(Update::Following(O::KIND)).await?;
+                self.send(Update::Following(O::KIND, current.server.clone())).await?;
                 self.follow::<O>(&current, response, position, pace).await?;
                 position.starts = 0;
                 // A list alone is no success: what cannot be watched would be listed again and again without a pause.

@@ -1,4 +1,4 @@
-//! The keys of a control plane, and the kubeconfigs of those who talk to it.
+//! A certificate authority: the keys of a control plane and the kubeconfigs of those who talk to it, and API servers with TLS.
 
 use std::{
     fs,
@@ -14,20 +14,22 @@ use rcgen::{
     KeyUsagePurpose,
 };
 use serde_json::json;
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
 
 /// Names of the API server besides its addresses.
 const NAMES: [&str; 5] =
     ["kubernetes", "kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc.cluster.local", "localhost"];
 
 /// A certificate authority in a folder of its own.
-pub(super) struct Pki {
+#[derive(Debug)]
+pub struct Pki {
     folder: PathBuf,
     authority: CertifiedIssuer<'static, KeyPair>,
 }
 
 impl Pki {
     /// Makes the authority (`ca.crt`) and the keys of the tokens of service accounts (`sa.key`, `sa.pub`).
-    pub(super) fn create(folder: &Path) -> anyhow::Result<Self> {
+    pub fn create(folder: &Path) -> anyhow::Result<Self> {
         let mut params = named("ballast-test-ca", None);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
@@ -41,22 +43,29 @@ impl Pki {
     }
 
     /// A file of the folder.
-    pub(super) fn path(&self, name: &str) -> PathBuf {
+    pub fn path(&self, name: &str) -> PathBuf {
         self.folder.join(name)
     }
 
     /// The API server's certificate: `apiserver.crt` and `apiserver.key`.
-    pub(super) fn server(&self, addresses: &[IpAddr]) -> anyhow::Result<()> {
+    pub(crate) fn server(&self, addresses: &[IpAddr]) -> anyhow::Result<()> {
         let names = NAMES.iter().map(ToString::to_string).chain(addresses.iter().map(ToString::to_string));
-        let mut params = CertificateParams::new(names.collect::<Vec<_>>()).context("names of the API server")?;
+        let identity = self.identity(names)?;
+        self.write("apiserver.crt", &identity.certificate)?;
+        self.write("apiserver.key", &identity.key)
+    }
+
+    /// A certificate for an API server with these names and addresses.
+    pub fn identity(&self, names: impl IntoIterator<Item = String>) -> anyhow::Result<Identity> {
+        let names: Vec<String> = names.into_iter().collect();
+        let mut params = CertificateParams::new(names).context("names of the API server")?;
         params.distinguished_name = named("kube-apiserver", None).distinguished_name;
         let (certificate, key) = self.sign(params, ExtendedKeyUsagePurpose::ServerAuth)?;
-        self.write("apiserver.crt", &certificate)?;
-        self.write("apiserver.key", &key)
+        Ok(Identity { certificate, key })
     }
 
     /// A kubeconfig for `user` of `group`, complete in one file: `FILE.kubeconfig`.
-    pub(super) fn kubeconfig(
+    pub(crate) fn kubeconfig(
         &self,
         file: &str,
         (user, group): (&str, Option<&str>),
@@ -102,6 +111,20 @@ impl Pki {
         let mut file = file.with_context(|| format!("cannot make {}", path.display()))?;
         std::io::Write::write_all(&mut file, text.as_bytes())
             .with_context(|| format!("cannot write {}", path.display()))
+    }
+}
+
+/// A server's certificate and key, as PEM.
+#[derive(Debug)]
+pub struct Identity {
+    certificate: String,
+    key: String,
+}
+
+impl Identity {
+    pub(crate) fn read(&self) -> anyhow::Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)> {
+        let certificate = CertificateDer::from_pem_slice(self.certificate.as_bytes()).context("no certificate")?;
+        Ok((vec![certificate], PrivateKeyDer::from_pem_slice(self.key.as_bytes()).context("no key")?))
     }
 }
 
