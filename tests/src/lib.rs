@@ -12,7 +12,7 @@
 //! * [`api_server`] is a Kubernetes API server that lists and watches, and misbehaves on request;
 //! * [`inject`] puts packets on a wire that no kernel would send;
 //! * [`ControlPlane`] is a real etcd, kube-apiserver and kube-controller-manager in the world;
-//! * [`Manifest`] is what deploy/ installs; [`Agent::start_in_pod`] runs its container;
+//! * [`Manifest`] is what deploy/ installs; [`Agent::start_in_pod`] runs its container, [`Machine`] its systemd unit;
 //! * [`Cluster`] is all of this with a Service over four pods;
 //! * [`ChecksumSink`] verifies every checksum of what an interface receives, [`Capture`] remembers its addresses and hop
 //!   limits; [`LossyHop`] loses, repeats and reorders what the router forwards; [`ForeignProgram`] stands in a tcx chain beside ours; [`wait_until`] waits without sleeping.
@@ -46,6 +46,7 @@ pub mod scenario;
 mod sink;
 mod sockets;
 mod sys;
+mod systemd;
 pub mod talk;
 mod tcx;
 mod tool;
@@ -75,6 +76,7 @@ pub use process::{Echo, Process, binary};
 pub use rows::{Expect, Rows};
 pub use sink::{ChecksumSink, SinkReport};
 pub use sys::owner;
+pub use systemd::{Machine, UnitSetup};
 pub use tcx::{Fate, ForeignProgram, Matching, Position, TcxHook, tcx_chain, tcx_chain_here};
 pub use wait::wait_until;
 pub use world::World;

@@ -19,6 +19,7 @@ pub(crate) const TEST_TOOLS: &[(&str, &str)] = &[
     ("tcpdump", "tcpdump"),
     ("dig", "bind9-dnsutils"),
     ("faketime", "faketime"),
+    ("systemd-nspawn", "systemd-container"),
 ];
 
 /// Whether this process is root.
