@@ -180,13 +180,13 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
                 }
             }
             () = sleep_until(rest_until), if resting => {}
+            () = agent.events.looks.due() => agent.look(),
             () = agent.snapshots.due() => agent.snapshots.start(&agent.model),
             Some(_) = events.recv() => agent.network_changed(true).await,
             _ = list.tick() => {
                 agent.network_changed(false).await;
                 agent.input.retry();
-                agent.look_for_foreign(&Touched::All);
-                agent.tell_events();
+                agent.events.looks.want(&Touched::All);
                 logs::tell_suppressed();
             }
             () = sleep_until(agent.collection.due()) => {
@@ -315,8 +315,7 @@ impl Agent {
             dns.set(&self.model, touched);
         }
         self.program(touched).await;
-        self.look_for_foreign(touched);
-        self.tell_events();
+        self.events.looks.want(touched);
         if self.input.is_of_cluster() {
             self.snapshots.mark();
         }
@@ -368,9 +367,13 @@ impl Agent {
         self.engine.desired.services.values().map(|service| service.frontends.len()).sum()
     }
 
-    async fn answer(&self, request: &Request) -> Response {
+    async fn answer(&mut self, request: &Request) -> Response {
         match request {
-            Request::Status => Response::Status(Box::new(self.status().await)),
+            Request::Status => {
+                // Whoever asks is told what is so now.
+                self.look();
+                Response::Status(Box::new(self.status().await))
+            }
             Request::Services => Response::Services(self.service_rows()),
             Request::Describe { namespace, name } => self.describe(namespace, name),
         }
