@@ -9,51 +9,30 @@ use crate::{
     config::DetectLocal,
     convert::Severity,
     desired::foreign::Known,
-    events::{Event, Ledger},
-    k8s::source::{Recorder, Sent},
+    events::{Counts, Event, Outbox},
+    k8s::source::Recorder,
     model::Touched,
     report::Problem,
-    web::metrics::EventCounts,
 };
 
 /// What is told to the cluster; nothing without one.
 pub(super) struct Events {
-    recorder: Option<Recorder>,
-    ledger: Ledger,
-    /// Did not fit into the queue; they are tried again.
-    delayed: u64,
+    outbox: Option<Outbox>,
     pub(super) looks: Looks,
 }
 
 impl Events {
     pub(super) fn new(recorder: Option<Recorder>) -> Self {
-        Self { recorder, ledger: Ledger::default(), delayed: 0, looks: Looks::new(Instant::now()) }
+        Self { outbox: recorder.map(Outbox::new), looks: Looks::new(Instant::now()) }
     }
 
-    /// Why none can be sent.
-    pub(super) fn problem(&self) -> Option<Problem> {
-        self.sent().problem
+    /// Why not all is told.
+    pub(super) fn problems(&self) -> impl Iterator<Item = Problem> {
+        self.outbox.iter().flat_map(Outbox::problems)
     }
 
-    pub(super) fn counts(&self) -> EventCounts {
-        let Sent { sent, dropped, .. } = self.sent();
-        EventCounts { sent, dropped, delayed: self.delayed }
-    }
-
-    fn sent(&self) -> Sent {
-        self.recorder.as_ref().map(Recorder::sent).unwrap_or_default()
-    }
-
-    /// Sends what is due of `found`, which is all there is to tell.
-    fn observe(&mut self, found: BTreeSet<Event>) {
-        let Some(recorder) = &self.recorder else { return };
-        for due in self.ledger.observe(found, Instant::now().into_std()) {
-            let event = due.event.clone();
-            if !recorder.send(due) {
-                self.delayed += 1;
-                self.ledger.not_sent(&event);
-            }
-        }
+    pub(super) fn counts(&self) -> Counts {
+        self.outbox.as_ref().map(Outbox::counts).unwrap_or_default()
     }
 }
 
@@ -138,6 +117,7 @@ impl Agent {
         if !self.input.is_of_cluster() {
             return;
         }
+        let Some(outbox) = &mut self.events.outbox else { return };
         let of = |problems: &[Problem], reason, of_node| -> Vec<Event> {
             problems.iter().filter_map(|problem| Event::of(problem, reason, of_node)).collect()
         };
@@ -155,7 +135,7 @@ impl Agent {
         // kube-proxy's word for it (semantics.md 2.6.4).
         let probes: Vec<Problem> = self.web.probes.problems().collect();
         found.extend(of(&probes, "FailedToStartServiceHealthcheck", true));
-        self.events.observe(found);
+        outbox.tell(found);
     }
 }
 

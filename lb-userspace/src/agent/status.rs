@@ -59,7 +59,7 @@ impl Agent {
             .chain(rights::effective().ok().and_then(rights::unseen))
             .chain(self.verification.warning())
             .chain(self.foreign.warnings())
-            .chain(self.events.problem())
+            .chain(self.events.problems())
             .collect()
     }
 

@@ -43,8 +43,8 @@ use self::{
 };
 use crate::{
     convert::Severity,
-    events::{Event, Ledger, Regarding},
-    k8s::source::{Access, Api, Kind, Recorder, Source, Timing, Written},
+    events::{Event, Outbox, Regarding},
+    k8s::source::{Access, Api, Kind, Source, Timing, Written},
     model::{Model, ObjectName, Touched},
     pools::Pools,
     report::Problem,
@@ -158,8 +158,7 @@ impl Controller {
     /// What a leader does. The Services are listed after the Lease was had: nothing the leader before wrote is missed.
     async fn lead(&mut self) {
         let mut source = Source::start_balancers(&self.api, Timing::default());
-        let recorder = source.recorder(&self.identity);
-        let mut ledger = Ledger::default();
+        let mut outbox = Outbox::new(source.recorder(&self.identity));
         let mut told: Vec<Problem> = Vec::new();
         let (mut model, mut underway) = (Model::default(), Underway::default());
         let mut looks = interval(pool_source::EVERY);
@@ -175,8 +174,7 @@ impl Controller {
             }
             is_due |= underway.doubt(&source.told());
             tell(&mut told, source.watch_problems(Severity::Error));
-            send(&mut ledger, &recorder, refused.iter().cloned().chain(self.reader.event()));
-            self.site.change(|shown| shown.events = recorder.sent());
+            self.send(&mut outbox, &refused);
             if !source.is_complete() || !is_due {
                 continue;
             }
@@ -193,7 +191,7 @@ impl Controller {
             let failed = self.write(&model, &decision, &mut underway).await;
             again.after(failed, Instant::now());
             refused = events(&decision);
-            send(&mut ledger, &recorder, refused.iter().cloned().chain(self.reader.event()));
+            self.send(&mut outbox, &refused);
             self.site.change(|shown| {
                 shown.listed = true;
                 shown.assigned = decision.assigned;
@@ -204,6 +202,12 @@ impl Controller {
                     .collect();
             });
         }
+    }
+
+    /// What is due of these and of the pools.
+    fn send(&self, outbox: &mut Outbox, refused: &BTreeSet<Event>) {
+        outbox.tell(refused.iter().cloned().chain(self.reader.event()).collect());
+        self.site.change(|shown| shown.events = outbox.counts());
     }
 
     /// Writes what differs, several at a time; whether some failed.
@@ -290,16 +294,6 @@ fn tell(told: &mut Vec<Problem>, now: Vec<Problem>) {
         tracing::info!("{}: well again", problem.object);
     }
     *told = now;
-}
-
-/// What is due of them; what does not fit into the queue comes with the next look.
-fn send(ledger: &mut Ledger, recorder: &Recorder, events: impl Iterator<Item = Event>) {
-    for due in ledger.observe(events.collect(), Instant::now()) {
-        let event = due.event.clone();
-        if !recorder.send(due) {
-            ledger.not_sent(&event);
-        }
-    }
 }
 
 fn events(decision: &Decision) -> BTreeSet<Event> {

@@ -14,7 +14,8 @@ use prometheus_client::{
 
 use super::leadership::Leadership;
 use crate::{
-    k8s::source::{Calls, Sent},
+    events::{Backlog, Counts},
+    k8s::source::Calls,
     web::{self, Answer, Listening, answer, metrics, not_found},
 };
 
@@ -45,7 +46,7 @@ pub(super) struct Shown {
     pub(super) written: u64,
     pub(super) outdated: u64,
     pub(super) failed: u64,
-    pub(super) events: Sent,
+    pub(super) events: Counts,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -142,5 +143,8 @@ impl Site {
         let events = registry.sub_registry_with_prefix("events");
         events.register("sent", "Events the API server has", ConstCounter::new(shown.events.sent));
         events.register("dropped", "Events nobody wanted any more", ConstCounter::new(shown.events.dropped));
+        let Backlog { waiting, untold, .. } = shown.events.backlog;
+        events.register("waiting", "Events that are due and could not be sent yet", gauge(waiting));
+        events.register("untold", "Problems of objects that have no Event for want of room", gauge(untold));
     }
 }

@@ -13,7 +13,7 @@ use prometheus_client::{
 };
 use rustix::process::{Resource, getrlimit};
 
-pub use super::now::{EventCounts, Now};
+pub use super::now::Now;
 use crate::model::IpFamily;
 
 /// What the text is.
@@ -233,6 +233,7 @@ fn boot_seconds() -> Option<f64> {
 mod tests {
     use super::*;
     use crate::{
+        events::{Backlog, Counts},
         gc::Survey,
         image::Table,
         k8s::source::Calls,
@@ -263,7 +264,7 @@ mod tests {
             changes: Changes { services: 9, slices: 8 },
             pending: Changes { services: 0, slices: 5 },
             calls: &calls,
-            events: EventCounts { sent: 6, ..EventCounts::default() },
+            events: Counts { sent: 6, backlog: Backlog { waiting: 5, untold: 4, delayed: 7 }, ..Counts::default() },
             skipped: [("NoRoom", 1)].into(),
             ops: &[(Table::Rings, Ops { updates: 3, deletes: 0, failures: 1 })].into(),
         };
@@ -310,6 +311,9 @@ mod tests {
             "ballast_conntrack_flows{ip_family=\"IPv6\",phase=\"open\"} 0",
             "ballast_skipped_services{reason=\"NoRoom\"} 1",
             "ballast_events_total{outcome=\"sent\"} 6",
+            "ballast_events_total{outcome=\"delayed\"} 7",
+            "ballast_events_waiting 5",
+            "ballast_events_untold 4",
             "ballast_map_drift_entries_total{map=\"LB_RINGS\"} 2",
             "ballast_map_drift_entries_total{map=\"LB4_VIPS\"} 0",
             "ballast_map_repairs_total 2",

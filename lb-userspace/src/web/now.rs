@@ -13,6 +13,7 @@ use super::{
     metrics::{FAMILIES, family_name, process},
 };
 use crate::{
+    events::{Backlog, Counts},
     gc::Survey,
     image::Table,
     k8s::source::Calls,
@@ -39,22 +40,11 @@ pub struct Now<'a> {
     /// What was asked of API servers.
     pub calls: &'a Calls,
     /// What became of the Events.
-    pub events: EventCounts,
+    pub events: Counts,
     /// Services that are not served, or not whole, by why.
     pub skipped: BTreeMap<&'static str, u64>,
     /// Writes to the maps.
     pub ops: &'a BTreeMap<Table, Ops>,
-}
-
-/// What the Events came to.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct EventCounts {
-    /// The server has them.
-    pub sent: u64,
-    /// The object was gone, or the server would not have them.
-    pub dropped: u64,
-    /// There were too many at once; they were tried again later.
-    pub delayed: u64,
 }
 
 type Labels = Vec<(&'static str, String)>;
@@ -151,10 +141,12 @@ impl Now<'_> {
     fn told(&self, registry: &mut Registry) {
         let skipped = self.skipped.iter().map(|(reason, count)| (vec![("reason", (*reason).to_owned())], *count));
         registry.register("skipped_services", "Services that are not served, or not whole, by why", gauges(skipped));
-        let EventCounts { sent, dropped, delayed } = self.events;
+        let Counts { sent, dropped, backlog: Backlog { waiting, untold, delayed } } = self.events;
         let events = [("sent", sent), ("dropped", dropped), ("delayed", delayed)];
         let events = events.map(|(outcome, count)| (vec![("outcome", outcome.to_owned())], count));
         registry.register("events", "Events by what became of them", counters(events));
+        registry.register("events_waiting", "Events that are due and could not be sent yet", gauge(waiting));
+        registry.register("events_untold", "Problems of objects that have no Event for want of room", gauge(untold));
         let stale = u64::from(self.status.stale_seconds.is_some());
         registry.register(
             "config_stale",
