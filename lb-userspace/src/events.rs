@@ -21,6 +21,9 @@ const FORGET: Duration = Duration::from_hours(1);
 /// Events that are kept in mind.
 const MOST: usize = 4096;
 
+/// Kinds that a [`Problem::object`] names.
+const KINDS: [Kind; 4] = [Kind::Service, Kind::EndpointSlice, Kind::Node, Kind::ServiceCidr];
+
 /// What is told of an object. Two are equal if they tell the same: see [`Self::identity`].
 #[derive(Clone, Debug)]
 pub struct Event {
@@ -69,9 +72,10 @@ impl Regarding {
     /// The object that [`Problem::object`] names, if Events can be about it.
     pub fn of(object: &str) -> Option<Self> {
         let (kind, name) = object.split_once(' ')?;
-        let kind = [Kind::Service, Kind::EndpointSlice].into_iter().find(|known| known.to_string() == kind)?;
-        let (namespace, name) = name.split_once('/')?;
-        Some(Self { kind, name: ObjectName { namespace: namespace.to_owned(), name: name.to_owned() } })
+        let kind = KINDS.into_iter().find(|known| known.to_string() == kind)?;
+        let (namespace, name) = name.split_once('/').unwrap_or(("", name));
+        let is_whole = kind.is_namespaced() != namespace.is_empty() && !name.contains('/');
+        is_whole.then(|| Self { kind, name: ObjectName { namespace: namespace.to_owned(), name: name.to_owned() } })
     }
 }
 
@@ -297,14 +301,20 @@ mod tests {
 
     #[test]
     fn only_problems_of_objects_are_events() {
-        for object in ["maps", "watch of services", "Service CIDRs", "Node n", "file a/b", "device eth0"] {
+        let others =
+            ["maps", "watch of services", "Service CIDRs", "Service web", "Node a/b", "file a/b", "device eth0"];
+        for object in others {
             assert_eq!(Regarding::of(object), None, "{object}");
         }
-        let regarding = Regarding::of("EndpointSlice a/b-1").expect("an object");
-        assert_eq!(
-            (regarding.kind, &*regarding.name.namespace, &*regarding.name.name),
-            (Kind::EndpointSlice, "a", "b-1")
-        );
+        for (object, kind, namespace, name) in [
+            ("Service a/b", Kind::Service, "a", "b"),
+            ("EndpointSlice a/b-1", Kind::EndpointSlice, "a", "b-1"),
+            ("Node n", Kind::Node, "", "n"),
+            ("ServiceCIDR kubernetes", Kind::ServiceCidr, "", "kubernetes"),
+        ] {
+            let name = ObjectName { namespace: namespace.to_owned(), name: name.to_owned() };
+            assert_eq!(Regarding::of(object), Some(Regarding { kind, name }), "{object}");
+        }
         assert_eq!(event("web", "broken").note, "broken; mend it");
     }
 

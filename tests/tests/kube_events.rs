@@ -103,6 +103,34 @@ async fn an_event_names_object_cause_and_reporter_and_is_counted_when_it_comes_a
 }
 
 #[tokio::test]
+async fn events_of_cluster_wide_objects_are_where_those_of_kube_proxy_are_and_the_same_of_all_nodes() {
+    let (api, mut source, recorder) = recorder().await;
+    let other = source.recorder("n2");
+    for (kind, version, name) in [("Node", "v1", "n1"), ("ServiceCIDR", "networking.k8s.io/v1", "kubernetes")] {
+        api.put(
+            json!({"apiVersion": version, "kind": kind, "metadata": {"name": name, "uid": format!("uid-of-{name}")}}),
+        );
+        let problem = Problem {
+            object: format!("{kind} {name}"),
+            cause: "spec is no range".to_owned(),
+            fix: "write one".to_owned(),
+        };
+        let event = Event::of(&problem, "Invalid", false).expect("of an object");
+        let before = (recorder.sent().sent, other.sent().sent);
+        assert!(recorder.send(due(event.clone(), 1)) && other.send(due(event.clone(), 1)));
+        until("sent", || (recorder.sent().sent, other.sent().sent) == (before.0 + 1, before.1 + 1)).await;
+        assert!(recorder.send(due(event, 2)));
+        until("counted", || recorder.sent().sent == before.0 + 2).await;
+        let events = api.objects("events").into_iter().filter(|event| event["regarding"]["kind"] == kind);
+        let [told] = <[Value; 1]>::try_from(events.collect::<Vec<_>>()).expect("one Event");
+        let regarding = json!({"apiVersion": version, "kind": kind, "name": name, "uid": format!("uid-of-{name}")});
+        assert_eq!((&told["regarding"], &told["metadata"]["namespace"]), (&regarding, &"default".into()), "{told}");
+        assert_eq!(told["series"]["count"], 2, "{told}");
+    }
+    assert_eq!((recorder.sent().problem, recorder.sent().dropped), (None, 0));
+}
+
+#[tokio::test]
 async fn an_object_that_is_gone_has_no_event() {
     let (api, _source, recorder) = recorder().await;
     assert!(recorder.send(due(event("never", "map full"), 1)));

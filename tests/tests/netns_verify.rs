@@ -2,6 +2,7 @@
 //! away; what does not fit is an Event.
 
 use std::{
+    collections::BTreeSet,
     net::{IpAddr, SocketAddr},
     path::Path,
     time::{Duration, Instant},
@@ -241,4 +242,35 @@ fn r8_what_does_not_fit_is_an_event_and_a_metric_within_a_second() {
     .expect("gone");
     let events = api.objects("events");
     assert_eq!(events.len(), 1, "{events:#?}");
+}
+
+#[test]
+fn a_node_and_a_service_cidr_that_cannot_be_used_have_an_event() {
+    needs_root!();
+    let world = World::builder().nodes(1).pods(1).build().expect("a world");
+    let api = ApiServer::of_world(&world).expect("an API server");
+    let node = world.node(0);
+    api.put(cluster_ip("web", "10.96.0.10", 1));
+    api.put(json!({
+        "apiVersion": "v1", "kind": "Node", "metadata": {"name": node.name(), "uid": "uid-of-the-node"},
+        "spec": {"podCIDRs": ["nonsense"]},
+    }));
+    api.put(json!({
+        "apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR",
+        "metadata": {"name": "kubernetes", "uid": "uid-of-the-range"}, "spec": {"cidrs": ["10.96.0.0/99"]},
+    }));
+    let agent = Agent::start_on(&world, node, &Setup::tcx(false), ["--master", &api.url()]).expect("an agent");
+    agent.wait_service("web", 0).expect("listed");
+    let told = |event: &Value| {
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        (text(&event["regarding"]["uid"]), text(&event["metadata"]["namespace"]), text(&event["reason"]))
+    };
+    let wanted: BTreeSet<_> = ["uid-of-the-node", "uid-of-the-range"]
+        .map(|uid| (uid.to_owned(), "default".to_owned(), "Invalid".to_owned()))
+        .into();
+    wait_until("the Events", Duration::from_secs(10), || {
+        let found: BTreeSet<_> = api.objects("events").iter().map(told).collect();
+        if found == wanted { Ok(()) } else { Err(format!("{found:?}")) }
+    })
+    .expect("told");
 }

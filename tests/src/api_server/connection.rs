@@ -185,6 +185,9 @@ fn write(
     let Ok(sent) = serde_json::from_slice::<Value>(&request.body) else {
         return (400, status(400, "the body is no JSON"));
     };
+    if let Some(message) = refusal(resource, namespace, &sent) {
+        return (422, status(422, message));
+    }
     let named = name.or_else(|| sent["metadata"]["name"].as_str().map(str::to_owned)).unwrap_or_default();
     shared.change(|store| {
         let there = store.get(resource, namespace, &named);
@@ -217,6 +220,13 @@ fn write(
         }
         (code, now)
     })
+}
+
+/// Why an object may not be written where it is sent to (Kubernetes `pkg/apis/core/validation/events.go`).
+fn refusal(resource: &str, namespace: &str, sent: &Value) -> Option<&'static str> {
+    let of_cluster = sent.get("regarding").is_some_and(|regarding| regarding["namespace"].as_str().is_none());
+    let is_misplaced = resource == "events" && of_cluster && !["default", "kube-system"].contains(&namespace);
+    is_misplaced.then_some("involvedObject.namespace: Invalid value: \"\": does not match event.namespace")
 }
 
 fn merge(object: &mut Value, patch: &Value) {

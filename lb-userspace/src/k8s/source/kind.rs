@@ -92,9 +92,10 @@ impl Kind {
         }
     }
 
-    /// Path of its objects in a namespace.
+    /// Path of its objects in a namespace; of the cluster-wide ones without.
     pub(super) fn path_in(self, namespace: &str) -> String {
         match self.group() {
+            _ if namespace.is_empty() => self.path(),
             "" => format!("/api/{}/namespaces/{namespace}/{}", self.version(), self.resource()),
             group => format!("/apis/{group}/{}/namespaces/{namespace}/{}", self.version(), self.resource()),
         }
@@ -106,6 +107,11 @@ impl Kind {
             "" => self.version().to_owned(),
             group => format!("{group}/{}", self.version()),
         }
+    }
+
+    /// Whether its objects have a namespace.
+    pub(crate) const fn is_namespaced(self) -> bool {
+        !matches!(self, Self::Node | Self::ServiceCidr | Self::Namespace)
     }
 
     /// Whether Services can be served without it: older clusters have no `ServiceCIDR`, older roles do not allow it.

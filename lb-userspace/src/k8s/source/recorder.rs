@@ -251,7 +251,9 @@ impl Names {
         // A name has 253 bytes at most.
         let object_name: String = object.name.chars().take(200).collect();
         let name = format!("{object_name}.{}", digest.get(..16).unwrap_or_default());
-        Self { namespace: object.namespace.clone(), name }
+        // Where the API server wants those of cluster-wide objects to be (Kubernetes `pkg/apis/core/validation/events.go`).
+        let namespace = if object.namespace.is_empty() { "default" } else { &object.namespace };
+        Self { namespace: namespace.to_owned(), name }
     }
 
     fn path(&self, of_one: bool) -> String {
@@ -262,6 +264,13 @@ impl Names {
 
 fn body(event: &Event, names: &Names, uid: &str, node: &str, at: SystemTime) -> Value {
     let object = &event.regarding;
+    let mut regarding = json!({
+        "apiVersion": object.kind.api_version(), "kind": object.kind.to_string(),
+        "name": object.name.name, "uid": uid,
+    });
+    if object.kind.is_namespaced() {
+        regarding["namespace"] = object.name.namespace.clone().into();
+    }
     json!({
         "apiVersion": "events.k8s.io/v1",
         "kind": "Event",
@@ -271,10 +280,7 @@ fn body(event: &Event, names: &Names, uid: &str, node: &str, at: SystemTime) -> 
         "reason": event.reason,
         "note": shortened(&event.note),
         "action": "Program",
-        "regarding": {
-            "apiVersion": object.kind.api_version(), "kind": object.kind.to_string(),
-            "namespace": object.name.namespace, "name": object.name.name, "uid": uid,
-        },
+        "regarding": regarding,
         "reportingController": CONTROLLER,
         // 128 bytes at most.
         "reportingInstance": format!("{CONTROLLER}-{node}").chars().take(128).collect::<String>(),
