@@ -77,7 +77,7 @@ pub use rows::{Expect, Rows};
 pub use sink::{ChecksumSink, SinkReport};
 pub use sys::owner;
 pub use systemd::{Machine, UnitSetup};
-pub use tcx::{Fate, ForeignProgram, Matching, Position, TcxHook, tcx_chain, tcx_chain_here};
+pub use tcx::{Fate, ForeignProgram, Matching, Position, TcxHook, freeze, tcx_chain, tcx_chain_here};
 pub use wait::wait_until;
 pub use world::World;
 pub use xdp::ForeignXdp;

@@ -6,7 +6,7 @@
 use std::{
     io,
     net::IpAddr,
-    os::fd::{AsRawFd, FromRawFd, OwnedFd},
+    os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
 };
 
 use anyhow::Context;
@@ -17,6 +17,7 @@ use crate::Namespace;
 const BPF_MAP_CREATE: libc::c_long = 0;
 const BPF_MAP_LOOKUP_ELEM: libc::c_long = 1;
 const BPF_PROG_LOAD: libc::c_long = 5;
+const BPF_MAP_FREEZE: libc::c_long = 22;
 const BPF_LINK_CREATE: libc::c_long = 28;
 
 const BPF_MAP_TYPE_ARRAY: u32 = 2;
@@ -101,6 +102,14 @@ impl ForeignProgram {
         call(BPF_MAP_LOOKUP_ELEM, &attr).context("cannot read the foreign program's counter")?;
         Ok(value)
     }
+}
+
+/// Makes a map one that no process can write to any more, for as long as it is there; programs can.
+pub fn freeze(map: BorrowedFd<'_>) -> anyhow::Result<()> {
+    let mut attr = Attr::default();
+    attr.set_u32(0, map.as_raw_fd().cast_unsigned());
+    call(BPF_MAP_FREEZE, &attr).context("cannot freeze a map")?;
+    Ok(())
 }
 
 /// The names of the programs at a hook of a device, in their order.

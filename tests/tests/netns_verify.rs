@@ -4,15 +4,17 @@
 use std::{
     collections::BTreeSet,
     net::{IpAddr, SocketAddr},
+    os::fd::AsFd as _,
     path::Path,
     time::{Duration, Instant},
 };
 
 use aya::maps::{Array, HashMap, Map, MapData};
 use lb_tests::{
-    Agent, Echo, NODE_PORT, Setup, TARGET, World,
+    Agent, Echo, NODE_PORT, Place, Setup, TARGET, World,
     api_server::ApiServer,
     client::Call,
+    freeze,
     kube::{PodSpec, Service},
     needs_root, scoreboard, wait_until,
     web::{get, value},
@@ -99,6 +101,48 @@ fn what_was_changed_behind_the_agent_is_mended_and_told() {
     assert!((1..=2).contains(&lines), "told once: {}", agent.stderr());
 }
 
+/// Waits for as long as a change may wait, which is a minute, until `/healthz` is 503; why it is.
+fn unhealthy(node: &Place) -> String {
+    let body = wait_until("/healthz", Duration::from_secs(90), || match get(node, "127.0.0.1:10256", "/healthz")? {
+        (503, body) => Ok(body),
+        other => Err(format!("{other:?}")),
+    })
+    .expect("unhealthy");
+    let body: Value = serde_json::from_str(&body).expect("JSON");
+    body["cause"].as_str().expect("a cause").to_owned()
+}
+
+#[test]
+fn a_map_that_nobody_can_write_to_any_more_is_told_by_healthz() {
+    needs_root!();
+    let world = World::builder().nodes(1).pods(1).build().expect("a world");
+    world.apply_nodes().expect("nodes");
+    let (node, pod) = (world.node(0), world.node(0).pod(0));
+    world.apply_pod(pod, &PodSpec::labelled("app", "web")).expect("a pod");
+    world.apply_service(&Service::new("web", "app", "web").port(80, TARGET, None)).expect("a Service");
+    let agent = Agent::start(&world, node, &Setup::tcx(false)).expect("an agent");
+    agent.wait_service("web", 2).expect("the Service");
+    assert_eq!(get(node, "127.0.0.1:10256", "/healthz").expect("an answer").0, 200);
+    // Before the agent's next round, a second later at most, could mend it: a round between the two ends the test as well.
+    let maps = Pins::new(&node.bpffs()).maps();
+    let (map, same) = (open(&maps, "LB4_VIPS"), open(&maps, "LB4_VIPS"));
+    let mut vips: HashMap<_, [u8; 4], u64> = HashMap::try_from(Map::HashMap(map)).expect("a hash");
+    vips.insert([10, 96, 77, 77], 1, 0).expect("added");
+    freeze(same.fd().as_fd()).expect("frozen");
+    let since = Instant::now();
+    let told = wait_until("the problem", BOUND, || {
+        let problems = agent.status().map_err(|error| format!("{error:#}"))?.problems;
+        problems.into_iter().find(|problem| problem.object == "maps").ok_or_else(|| "not told".to_owned())
+    })
+    .expect("told");
+    assert!(told.cause.contains("LB4_VIPS") && told.fix.contains("frozen"), "{told:?}");
+    let cause = unhealthy(node);
+    println!("/healthz is 503 after {} s", since.elapsed().as_secs());
+    assert!(cause.starts_with("maps: writing map LB4_VIPS failed") && cause.contains("frozen"), "{cause}");
+    // What the map held before is served on.
+    assert_eq!(agent.status().expect("a status").services, 1);
+}
+
 /// A world with an API server at its client's address.
 fn cluster_ip(name: &str, vip: &str, ports: u16) -> Value {
     let ports: Vec<_> = (0..ports)
@@ -124,6 +168,17 @@ fn slice(name: &str, addresses: &[String]) -> Value {
         "ports": [{"name": "p0", "protocol": "TCP", "port": TARGET}],
         "endpoints": endpoints,
     })
+}
+
+/// Gives a node the address `source`, from which it reaches `to` from now on.
+fn another_way(node: &Place, to: &str, source: &str) {
+    let route = node.namespace().ip_output(&["-4", "route", "get", to]).expect("a route");
+    let words: Vec<&str> = route.split_whitespace().collect();
+    let after = |name: &str| words.iter().position(|word| *word == name).map(|at| words[at + 1]).expect(name);
+    let (gateway, device) = (after("via"), after("dev"));
+    let batch =
+        format!("addr add {source}/32 dev {device}\nroute replace {to}/32 via {gateway} dev {device} src {source}\n");
+    node.namespace().ip(&batch).expect("another way");
 }
 
 #[test]
@@ -152,21 +207,13 @@ fn while_the_api_is_away_after_a_restart_the_tables_follow_the_network() {
     api.away(true);
     agent.kill().expect("killed");
     // While it is down, and again while it runs: the node has another address towards the backend.
-    let route = node.namespace().ip_output(&["-4", "route", "get", &other.ipv4().to_string()]).expect("a route");
-    let words: Vec<&str> = route.split_whitespace().collect();
-    let after = |name: &str| words.iter().position(|word| *word == name).map(|at| words[at + 1]).expect(name);
-    let (gateway, device) = (after("via"), after("dev"));
     let mut seen = Vec::new();
     for (number, running) in [(1, false), (2, true)] {
         let source = format!("192.0.2.{number}");
         if running {
             assert!(seen.iter().all(|seen| *seen != source));
         }
-        let batch = format!(
-            "addr add {source}/32 dev {device}\nroute replace {}/32 via {gateway} dev {device} src {source}\n",
-            other.ipv4()
-        );
-        node.namespace().ip(&batch).expect("another way");
+        another_way(node, &other.ipv4().to_string(), &source);
         if !running {
             agent.launch().expect("launched");
         }
@@ -192,6 +239,26 @@ fn while_the_api_is_away_after_a_restart_the_tables_follow_the_network() {
     .expect("well");
     assert_eq!(row(&agent).generation, first.generation);
     call().expect("served");
+}
+
+#[test]
+fn tables_that_cannot_follow_the_network_while_the_api_is_away_are_told_by_healthz() {
+    needs_root!();
+    let world = World::builder().rp_filter(1).build().expect("a world");
+    let api = ApiServer::of_world(&world).expect("an API server");
+    let node = world.node(0);
+    let other = world.pods().nth(2).expect("a pod of another node").ipv4().to_string();
+    api.put(cluster_ip("web", "10.96.0.10", 1));
+    api.put(slice("web", std::slice::from_ref(&other)));
+    let mut agent = Agent::start_on(&world, node, &Setup::tcx(true), ["--master", &api.url()]).expect("an agent");
+    agent.wait_service("web", 1).expect("the Service");
+    api.away(true);
+    agent.kill().expect("killed");
+    freeze(open(&Pins::new(&node.bpffs()).maps(), "LB4_NEXT_HOPS").fd().as_fd()).expect("frozen");
+    another_way(node, &other, "192.0.2.1");
+    agent.launch().expect("launched");
+    let cause = unhealthy(node);
+    assert!(cause.starts_with("maps: writing map LB4_NEXT_HOPS failed") && cause.contains("frozen"), "{cause}");
 }
 
 #[test]

@@ -67,7 +67,9 @@ impl Agent {
             Ok(writes) => {
                 self.sync_error = None;
                 self.serve_probes(&node.node_port_addrs);
-                if self.verification.problem().is_none() {
+                if self.verification.problem().is_some() {
+                    self.tell_health();
+                } else {
                     self.web.synced(begin, &self.model, touched, self.input.changes());
                 }
                 if writes > 0 {

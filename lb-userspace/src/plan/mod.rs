@@ -244,7 +244,7 @@ pub struct Applied {
 
 /// A write failed. The mirror holds what the kernel holds: a new [`diff`] continues from there.
 #[derive(Debug, thiserror::Error)]
-#[error("{what} failed after {done} of {total} writes: {cause}; it is tried again with the next change")]
+#[error("{what} failed after {done} of {total} writes: {cause}")]
 pub struct ApplyError {
     /// What failed: a map by name, or the grace period.
     pub what: String,

@@ -1,7 +1,8 @@
 //! `/healthz` and `/livez` as kube-proxy answers them (semantics.md 2.6.5; kube-proxy `pkg/proxy/healthcheck/proxy_health.go`).
 //!
 //! Healthy is who has written everything there was to write: what waits is counted from the change that came first, and only a
-//! write to the maps that succeeded ends the wait. Whether an API server answers does not matter.
+//! write to the maps that succeeded ends the wait. Whether an API server answers does not matter. Whoever is not healthy says
+//! why (`cause`), which kube-proxy does not.
 
 use std::{
     collections::BTreeMap,
@@ -13,6 +14,7 @@ use http::StatusCode;
 use tokio::time::Instant;
 
 use super::{Answer, answer, not_found};
+use crate::report::Problem;
 
 /// How long a change may wait: kube-proxy's default, twice its sync period.
 pub const TIMEOUT: Duration = Duration::from_mins(1);
@@ -28,6 +30,8 @@ pub struct Health {
 struct State {
     /// When the first of the changes came that are not in the maps yet.
     waiting: Option<Instant>,
+    /// Why they are not, where that is known.
+    cause: Option<String>,
     /// When the maps were last made what they should be.
     updated: Option<SystemTime>,
     /// The Node is not going away.
@@ -47,7 +51,7 @@ impl Default for Health {
 
 impl Health {
     fn new(timeout: Duration) -> Self {
-        let state = State { waiting: None, updated: None, eligible: true, given: BTreeMap::new() };
+        let state = State { waiting: None, cause: None, updated: None, eligible: true, given: BTreeMap::new() };
         Self { state: Mutex::new(state), timeout }
     }
 
@@ -60,10 +64,17 @@ impl Health {
         self.with(|state| *state.waiting.get_or_insert_with(Instant::now));
     }
 
+    /// The maps are not what they should be, for this reason.
+    pub fn failed(&self, Problem { object, cause, fix }: &Problem) {
+        self.queued();
+        self.with(|state| state.cause = Some(format!("{object}: {cause} ({fix})")));
+    }
+
     /// The maps are what they should be.
     pub fn updated(&self) {
         self.with(|state| {
             state.waiting = None;
+            state.cause = None;
             state.updated = Some(SystemTime::now());
         });
     }
@@ -75,7 +86,16 @@ impl Health {
 
     /// Whether nothing waits for too long.
     pub fn is_healthy(&self) -> bool {
-        self.with(|state| state.waiting.is_none_or(|since| since.elapsed() <= self.timeout))
+        self.cause().is_none()
+    }
+
+    /// Why it is not healthy.
+    fn cause(&self) -> Option<String> {
+        self.with(|state| {
+            let waited = state.waiting.map(|since| since.elapsed()).filter(|waited| *waited > self.timeout)?;
+            let known = state.cause.clone();
+            Some(known.unwrap_or_else(|| format!("maps: a change has waited for {} s to be written", waited.as_secs())))
+        })
     }
 
     /// Answers given so far, by path and code.
@@ -88,20 +108,21 @@ impl Health {
         let Some(name) = PATHS.into_iter().find(|name| path.strip_prefix('/') == Some(name)) else {
             return not_found();
         };
-        let healthy = self.is_healthy();
+        let cause = self.cause();
         let now = SystemTime::now();
         self.with(|state| {
             let eligible = state.eligible || name == "livez";
-            let status = if healthy && eligible { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+            let status = if cause.is_none() && eligible { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
             *state.given.entry((name, status.as_u16())).or_default() += 1;
             // Who has nothing to write is up to date now.
-            let updated = if healthy { Some(now) } else { state.updated };
+            let updated = if cause.is_none() { Some(now) } else { state.updated };
             let mut body = serde_json::Map::new();
             body.insert("lastUpdated".to_owned(), time(updated).into());
             body.insert("currentTime".to_owned(), time(Some(now)).into());
             if name == "healthz" {
                 body.insert("nodeEligible".to_owned(), state.eligible.into());
             }
+            body.extend(cause.map(|cause| ("cause".to_owned(), cause.into())));
             answer(status, "application/json", serde_json::Value::Object(body).to_string())
         })
     }
@@ -141,10 +162,11 @@ mod tests {
         for path in ["/healthz", "/livez"] {
             let (status, body) = ask(&health, path).await;
             assert_eq!((status, &body["lastUpdated"]), (503, &"0001-01-01T00:00:00Z".into()), "never written: {body}");
+            assert_eq!(body["cause"], "maps: a change has waited for 61 s to be written");
         }
         health.updated();
         let (status, body) = ask(&health, "/healthz").await;
-        assert_eq!(status, 200);
+        assert!(status == 200 && body.get("cause").is_none(), "{body}");
         assert_eq!(body["lastUpdated"], body["currentTime"]);
         health.queued();
         tokio::time::advance(TIMEOUT * 2).await;
