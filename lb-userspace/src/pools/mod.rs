@@ -10,6 +10,7 @@
 mod assign;
 mod parse;
 mod refusal;
+mod search;
 mod selector;
 mod tenants;
 mod wish;
