@@ -3,7 +3,7 @@
 use std::{fs, path::Path, time::Duration};
 
 use super::*;
-use crate::dns::zone::{Answer, Kind};
+use crate::dns::zone::{Answer, Data, Kind, Record};
 
 const NAME: &str = "late.shop.svc.cluster.local";
 const SERVICE: &str =
@@ -20,17 +20,29 @@ fn allocate(options: &file_source::Options) {
     file_source::load(&writing).expect("allocated");
 }
 
-async fn until_answered(zones: &Zones, documents: Documents) {
-    let options = zone::Options::new("cluster.local".to_owned(), 5);
-    let has = || zones.with(|zone| matches!(zone.answer(NAME, Kind::A), Answer::Records(_))) == Some(true);
+/// Until the name has an address that begins with this.
+async fn until_answered(zones: &Zones, start: &str) {
+    let has = |zone: &Zone| match zone.answer(NAME, Kind::A) {
+        Answer::Records(records) => {
+            matches!(records.as_slice(), [Record { data: Data::A(ip), .. }] if ip.to_string().starts_with(start))
+        }
+        _ => false,
+    };
     let answered = async {
-        while !has() {
+        while zones.with(has) != Some(true) {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     };
+    let in_time = tokio::time::timeout(Duration::from_secs(20), answered).await;
+    in_time.unwrap_or_else(|_| panic!("no address {start} of {NAME}"));
+}
+
+/// Does all this while the zone follows the documents.
+async fn following(zones: &Zones, documents: Documents, steps: impl Future<Output = ()>) {
+    let options = zone::Options::new("cluster.local".to_owned(), 5);
     tokio::select! {
         ended = documents.run(zones, &options, "answering") => panic!("{ended:?}"),
-        found = tokio::time::timeout(Duration::from_secs(20), answered) => found.expect("an address"),
+        () = steps => {}
     }
 }
 
@@ -54,9 +66,77 @@ async fn addresses_that_run_allocates_later_are_answered() {
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
             allocate(&options);
+            until_answered(&zones, "").await;
         };
-        tokio::join!(until_answered(&zones, documents), allocating);
+        following(&zones, documents, allocating).await;
         fs::remove_dir_all(state).expect("removed");
+    }
+}
+
+/// The ways by which another folder comes in the place of one: the kernel goes on to watch the old one, if there is any.
+const REPLACE: [fn(&Path); 4] = [
+    |folder| {
+        fs::remove_dir_all(folder).expect("removed");
+        fs::create_dir(folder).expect("made");
+    },
+    |folder| {
+        fs::rename(folder, folder.with_extension("old")).expect("renamed");
+        fs::create_dir(folder).expect("made");
+    },
+    // The folder above it.
+    |folder| {
+        let above = folder.parent().expect("a folder");
+        fs::rename(above, above.with_extension("old")).expect("renamed");
+        fs::create_dir_all(folder).expect("made");
+    },
+    // As a link that is set to another folder.
+    |folder| {
+        let (old, new) = (folder.with_extension("first"), folder.with_extension("second"));
+        fs::rename(folder, &old).expect("renamed");
+        std::os::unix::fs::symlink(&old, folder).expect("linked");
+        fs::create_dir(&new).expect("made");
+        fs::remove_file(folder).expect("removed");
+        std::os::unix::fs::symlink(&new, folder).expect("linked");
+    },
+];
+
+#[tokio::test]
+async fn allocations_in_a_folder_that_is_made_again_are_followed() {
+    for replace in REPLACE {
+        let folder = tempfile::tempdir().expect("a folder");
+        let options = options(folder.path());
+        fs::create_dir_all(&options.path).expect("a folder");
+        fs::write(options.path.join("late.yaml"), SERVICE).expect("written");
+        allocate(&options);
+        let zones = Zones::default();
+        let steps = async {
+            until_answered(&zones, "10.96.").await;
+            replace(options.allocation_path().parent().expect("a folder"));
+            let service_cidrs = vec!["10.97.0.0/16".parse().expect("a range")];
+            allocate(&file_source::Options { service_cidrs, ..options.clone() });
+            until_answered(&zones, "10.97.").await;
+        };
+        following(&zones, Documents::open(&options).expect("documents"), steps).await;
+    }
+}
+
+#[tokio::test]
+async fn documents_in_a_folder_that_is_made_again_are_followed() {
+    for replace in REPLACE {
+        let folder = tempfile::tempdir().expect("a folder");
+        let options = options(folder.path());
+        let options = file_source::Options { path: options.path.join("these"), ..options };
+        fs::create_dir_all(&options.path).expect("a folder");
+        let with = |ip: &str| SERVICE.replace("spec: {", &format!("spec: {{clusterIP: {ip}, "));
+        fs::write(options.path.join("late.yaml"), with("10.96.0.7")).expect("written");
+        let zones = Zones::default();
+        let steps = async {
+            until_answered(&zones, "10.96.0.7").await;
+            replace(&options.path);
+            fs::write(options.path.join("late.yaml"), with("10.96.0.8")).expect("written");
+            until_answered(&zones, "10.96.0.8").await;
+        };
+        following(&zones, Documents::open(&options).expect("documents"), steps).await;
     }
 }
 
