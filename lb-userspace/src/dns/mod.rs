@@ -4,6 +4,7 @@
 mod feed;
 pub mod limit;
 pub mod metrics;
+mod records;
 pub mod server;
 pub mod site;
 mod sockets;

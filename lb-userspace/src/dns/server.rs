@@ -19,6 +19,7 @@ use prometheus_client::registry::Registry;
 use super::{
     limit::{Limit, Verdict},
     metrics::Metrics,
+    records::{kind, number, soa, write},
     upstream::{Failure, Upstream},
     wire::{Class, Code, Flags, Head, Query, Read, Type, Writer, read},
     zone::{Answer, Data, Kind, Record, Zone},
@@ -27,8 +28,6 @@ use super::{
 
 /// Longest UDP answer: what no path cuts into fragments (RFC 9715).
 pub(super) const UDP_LIMIT: u16 = 1232;
-/// SOA: seconds after which a secondary asks again, tries again, and gives up. There are no secondaries.
-const SOA_TIMES: [u32; 3] = [7200, 1800, 86_400];
 
 /// Who may ask what.
 #[derive(Debug)]
@@ -353,62 +352,6 @@ impl<'a> Asked<'a> {
         writer.finish(code, flags);
         code
     }
-}
-
-const fn kind(asked: Type) -> Kind {
-    match asked {
-        Type::A => Kind::A,
-        Type::AAAA => Kind::Aaaa,
-        Type::SRV => Kind::Srv,
-        Type::PTR => Kind::Ptr,
-        Type::CNAME => Kind::Cname,
-        Type::TXT => Kind::Txt,
-        Type::SOA => Kind::Soa,
-        Type::NS => Kind::Ns,
-        _ => Kind::Other,
-    }
-}
-
-const fn number(data: &Data) -> Type {
-    match data {
-        Data::A(_) => Type::A,
-        Data::Aaaa(_) => Type::AAAA,
-        Data::Srv { .. } => Type::SRV,
-        Data::Ptr(_) => Type::PTR,
-        Data::Cname(_) => Type::CNAME,
-        Data::Txt(_) => Type::TXT,
-        Data::Soa => Type::SOA,
-        Data::Ns(_) => Type::NS,
-    }
-}
-
-fn write(writer: &mut Writer<'_>, zone: &Zone, data: &Data) {
-    match data {
-        Data::A(address) => writer.address((*address).into()),
-        Data::Aaaa(address) => writer.address((*address).into()),
-        Data::Srv { port, target } => {
-            // Priority and weight.
-            for word in [0, 100, *port] {
-                writer.word(word);
-            }
-            writer.whole_name(target);
-        }
-        Data::Ptr(target) | Data::Cname(target) | Data::Ns(target) => writer.name(target),
-        Data::Txt(text) => writer.text(text),
-        Data::Soa => {
-            writer.name(&zone.server());
-            writer.name(&zone.mailbox());
-            let [refresh, retry, expire] = SOA_TIMES;
-            for value in [zone.serial(), refresh, retry, expire, zone.ttl()] {
-                writer.long(value);
-            }
-        }
-    }
-}
-
-/// NODATA or NXDOMAIN: the SOA tells how long it holds (RFC 2308).
-fn soa(writer: &mut Writer<'_>, zone: &Zone, apex: &str) {
-    writer.authority(apex, Type::SOA, zone.ttl(), |writer| write(writer, zone, &Data::Soa));
 }
 
 #[cfg(test)]
