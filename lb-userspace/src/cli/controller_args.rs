@@ -5,11 +5,12 @@ use std::{path::PathBuf, time::Duration};
 use anyhow::Context as _;
 use clap::Args;
 
-use super::args::{bind, missing, object};
+use super::{
+    args::{missing, object},
+    server_args::{ApiServer, Pages},
+};
 use crate::{
-    config::Bind,
     controller::{self, LeaseOptions, PoolSource, Terms},
-    k8s::source::{Access, AccessError},
     model::ObjectName,
 };
 
@@ -20,15 +21,8 @@ const METRICS_PORT: u16 = 9154;
 
 #[derive(Debug, Args)]
 pub(super) struct Controller {
-    /// How to reach the cluster's API server [default: the service account of a pod, $KUBECONFIG]
-    #[arg(long, value_name = "FILE")]
-    kubeconfig: Option<PathBuf>,
-    #[arg(
-        long,
-        value_name = "URL",
-        help = "URL of the API server, instead of the kubeconfig's or $KUBERNETES_SERVICE_HOST"
-    )]
-    master: Option<String>,
+    #[command(flatten)]
+    api: ApiServer,
     /// BallastConfiguration with the addressPools; it is read again when it changes
     #[arg(long, value_name = "FILE", conflicts_with = "config_map")]
     config: Option<PathBuf>,
@@ -55,22 +49,8 @@ pub(super) struct Controller {
     /// Between two tries to have or renew the Lease
     #[arg(long, value_name = "DURATION", default_value = "2s", value_parser = duration)]
     leader_elect_retry_period: Duration,
-    #[arg(
-        long,
-        value_name = "ADDR:PORT",
-        value_parser = |text: &str| bind(text, HEALTH_PORT),
-        default_value = "off",
-        help = "Where /health and /ready are, or off"
-    )]
-    healthz_bind_address: Bind,
-    #[arg(
-        long,
-        value_name = "ADDR:PORT",
-        value_parser = |text: &str| bind(text, METRICS_PORT),
-        default_value = "off",
-        help = "Where /metrics is, or off"
-    )]
-    metrics_bind_address: Bind,
+    #[command(flatten)]
+    pages: Pages<HEALTH_PORT, METRICS_PORT>,
 }
 
 /// Nobody waits longer for a leader, and every time that is so far away can be told.
@@ -97,10 +77,7 @@ impl Controller {
             (None, Some((namespace, name))) => PoolSource::ConfigMap(ObjectName { namespace, name }),
             (None, None) => missing("the address pools are missing: give --config FILE or --config-map NAMESPACE/NAME"),
         };
-        let access = match Access::find(self.kubeconfig, self.master, state_dir) {
-            Err(error @ AccessError::Nothing) => missing(&error.to_string()),
-            found => found?,
-        };
+        let access = self.api.access(state_dir)?;
         let terms = Terms {
             lease: self.leader_elect_lease_duration,
             renew: self.leader_elect_renew_deadline,
@@ -115,17 +92,8 @@ impl Controller {
         } else {
             None
         };
-        let at = |bind| match bind {
-            Bind::At(at) => Some(at),
-            Bind::Off => None,
-        };
-        Ok(controller::Options {
-            access,
-            pools,
-            lease,
-            health: at(self.healthz_bind_address),
-            metrics: at(self.metrics_bind_address),
-        })
+        let [health, metrics] = self.pages.addresses();
+        Ok(controller::Options { access, pools, lease, health, metrics })
     }
 }
 

@@ -5,13 +5,15 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 use clap::{Args, Command};
 use ipnet::IpNet;
 
-use super::args::{bind, missing, zone};
+use super::{
+    args::zone,
+    server_args::{ApiServer, Pages},
+};
 use crate::{
     agent::DnsOptions,
-    config::Bind,
     dns::{self, Clients, DEFAULT_RATE, DEFAULT_TTL, SourceOptions, zone::Pods},
     file_source,
-    k8s::source::{Access, AccessError},
+    k8s::source::Access,
     resolv,
 };
 
@@ -29,15 +31,8 @@ pub(super) struct Dns {
     /// File, folder or - for standard input: the documents `run` reads. Without it the objects are a cluster's
     #[arg(short, long = "filename", value_name = "PATH", conflicts_with_all = ["kubeconfig", "master"])]
     file: Option<PathBuf>,
-    /// How to reach the cluster's API server [default: the service account of a pod, $KUBECONFIG]
-    #[arg(long, value_name = "FILE")]
-    kubeconfig: Option<PathBuf>,
-    #[arg(
-        long,
-        value_name = "URL",
-        help = "URL of the API server, instead of the kubeconfig's or $KUBERNETES_SERVICE_HOST"
-    )]
-    master: Option<String>,
+    #[command(flatten)]
+    api: ApiServer,
     /// Where to listen, UDP and TCP; may be repeated
     #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:53", value_parser = listen)]
     listen: Vec<SocketAddr>,
@@ -56,22 +51,8 @@ pub(super) struct Dns {
     /// Where `run` keeps the addresses it allocated [default: one file for each PATH under /var/lib/ballast/allocations]
     #[arg(long, value_name = "FILE", requires = "file")]
     allocations: Option<PathBuf>,
-    #[arg(
-        long,
-        value_name = "ADDR:PORT",
-        value_parser = |text: &str| bind(text, HEALTH_PORT),
-        default_value = "off",
-        help = "Where /health and /ready are, or off"
-    )]
-    healthz_bind_address: Bind,
-    #[arg(
-        long,
-        value_name = "ADDR:PORT",
-        value_parser = |text: &str| bind(text, METRICS_PORT),
-        default_value = "off",
-        help = "Where /metrics is, or off"
-    )]
-    metrics_bind_address: Bind,
+    #[command(flatten)]
+    pages: Pages<HEALTH_PORT, METRICS_PORT>,
     /// How long answers go on after SIGTERM, in seconds; meanwhile /ready says no
     #[arg(long, value_name = "SECONDS", default_value_t = 0)]
     lameduck: u16,
@@ -152,7 +133,7 @@ fn servers(text: &str) -> Result<Servers, String> {
 
 impl Dns {
     pub(super) fn options(self, state_dir: &std::path::Path) -> anyhow::Result<dns::Options> {
-        let Self { file, kubeconfig, master, service_cidr, allocations, rules, zone, .. } = self;
+        let Self { file, api, service_cidr, allocations, rules, zone, pages, .. } = self;
         let mut services: Vec<IpNet> = service_cidr.iter().map(IpNet::trunc).collect();
         let source = if let Some(path) = file {
             let mut documents = file_source::Options { allocations, ..file_source::Options::new(path) };
@@ -163,23 +144,17 @@ impl Dns {
             }
             SourceOptions::Documents(documents)
         } else {
-            SourceOptions::Cluster(match Access::find(kubeconfig, master, state_dir) {
-                Err(error @ AccessError::Nothing) => missing(&error.to_string()),
-                found => found?,
-            })
+            SourceOptions::Cluster(api.access(state_dir)?)
         };
         let (zone, clients) = rules.options(zone, services);
-        let at = |bind| match bind {
-            Bind::At(at) => Some(at),
-            Bind::Off => None,
-        };
+        let [health, metrics] = pages.addresses();
         Ok(dns::Options {
             source,
             listen: self.listen,
             zone,
             clients,
-            health: at(self.healthz_bind_address),
-            metrics: at(self.metrics_bind_address),
+            health,
+            metrics,
             lameduck: Duration::from_secs(self.lameduck.into()),
         })
     }

@@ -6,6 +6,7 @@ mod clients;
 mod controller_args;
 mod dns_args;
 mod render;
+mod server_args;
 
 use std::{
     io::{self, Write as _},
@@ -21,7 +22,6 @@ use crate::{
     config::{self, Loaded},
     control::{self, AskError, Request, Response},
     controller, dns, file_source,
-    k8s::source::{Access, AccessError},
     listing::{self, Filter, Tables},
     logs, memory,
     model::ObjectName,
@@ -174,10 +174,7 @@ fn options(run: Run, global: Global) -> anyhow::Result<RunOptions> {
         })
     } else {
         let kubeconfig = run.kubeconfig.or_else(|| Some(config.client_connection.kubeconfig.clone().into()));
-        let access = match Access::find(kubeconfig, run.master, &state_dir) {
-            Err(error @ AccessError::Nothing) => args::missing(&error.to_string()),
-            found => found?,
-        };
+        let access = server_args::access(kubeconfig, run.master, &state_dir)?;
         dns = run.dns.options(&service_cidrs, Some(access.clone()));
         SourceOptions::Cluster { access, service_cidrs: (!service_cidrs.is_empty()).then_some(service_cidrs) }
     };

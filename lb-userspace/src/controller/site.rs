@@ -5,9 +5,8 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use http::StatusCode;
 use prometheus_client::{
-    encoding::{EncodeLabelSet, text},
+    encoding::EncodeLabelSet,
     metrics::{counter::ConstCounter, family::Family, gauge::Gauge},
     registry::Registry,
 };
@@ -16,10 +15,8 @@ use super::leadership::Leadership;
 use crate::{
     events::{Backlog, Counts},
     k8s::source::Calls,
-    web::{self, Answer, Listening, answer, metrics, not_found},
+    web::{Listening, pages},
 };
-
-const TEXT: &str = "text/plain; charset=utf-8";
 
 /// What the pages are made of.
 pub(super) struct Site {
@@ -74,40 +71,10 @@ impl Site {
 
     /// Serves health and metrics where they are asked for.
     pub(super) fn listen(self: &Arc<Self>, health: Option<SocketAddr>, metrics: Option<SocketAddr>) -> Vec<Listening> {
-        web::pages(self, "the controller", (health, Self::health), (metrics, Self::page))
+        pages::serve(self, health, metrics)
     }
 
-    /// Alive until it is told to end. Ready is a leader that has listed the Services, or a replica that knows who leads.
-    fn health(&self, path: &str) -> Answer {
-        let Shown { ending, listed, has_pools, .. } = self.shown();
-        let leads = self.leadership.leads();
-        let why = match path {
-            "/health" | "/ready" if ending => "it is ending",
-            "/ready" if !has_pools => "the address pools have not been read yet",
-            "/ready" if leads && !listed => "the Services have not all been listed yet",
-            "/ready" if !leads && !self.leadership.is_heard() => "the Lease has not been read yet",
-            "/health" | "/ready" => return answer(StatusCode::OK, TEXT, "OK\n".to_owned()),
-            _ => return not_found(),
-        };
-        answer(StatusCode::SERVICE_UNAVAILABLE, TEXT, format!("{why}\n"))
-    }
-
-    fn page(&self, path: &str) -> Answer {
-        if path != "/metrics" {
-            return not_found();
-        }
-        let mut registry = Registry::default();
-        self.calls.register(&mut registry);
-        self.register(registry.sub_registry_with_prefix("ballast_controller"));
-        metrics::process(registry.sub_registry_with_prefix("process"));
-        let mut page = String::new();
-        match text::encode(&mut page, &registry) {
-            Ok(()) => answer(StatusCode::OK, metrics::CONTENT_TYPE, page),
-            Err(error) => answer(StatusCode::INTERNAL_SERVER_ERROR, TEXT, format!("{error}\n")),
-        }
-    }
-
-    fn register(&self, registry: &mut Registry) {
+    fn register_own(&self, registry: &mut Registry) {
         let shown = self.shown();
         let gauge = |value: u64| {
             let gauge = Gauge::<i64>::default();
@@ -146,5 +113,29 @@ impl Site {
         let Backlog { waiting, untold, .. } = shown.events.backlog;
         events.register("waiting", "Events that are due and could not be sent yet", gauge(waiting));
         events.register("untold", "Problems of objects that have no Event for want of room", gauge(untold));
+    }
+}
+
+impl pages::Site for Site {
+    const NAME: &'static str = "the controller";
+
+    fn is_ending(&self) -> bool {
+        self.shown().ending
+    }
+
+    /// Ready is a leader that has listed the Services, or a replica that knows who leads.
+    fn waits(&self) -> Option<&'static str> {
+        let Shown { listed, has_pools, .. } = self.shown();
+        match self.leadership.leads() {
+            _ if !has_pools => Some("the address pools have not been read yet"),
+            true if !listed => Some("the Services have not all been listed yet"),
+            false if !self.leadership.is_heard() => Some("the Lease has not been read yet"),
+            _ => None,
+        }
+    }
+
+    fn register(&self, registry: &mut Registry) {
+        self.calls.register(registry);
+        self.register_own(registry.sub_registry_with_prefix("ballast_controller"));
     }
 }

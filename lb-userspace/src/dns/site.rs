@@ -1,4 +1,4 @@
-//! `/health`, `/ready` and `/metrics`, as `CoreDNS` splits them: alive until it is told to end, ready once it has a zone.
+//! The pages of the name service.
 
 use std::{
     net::SocketAddr,
@@ -8,16 +8,13 @@ use std::{
     },
 };
 
-use http::StatusCode;
-use prometheus_client::{encoding::text, registry::Registry};
+use prometheus_client::registry::Registry;
 
 use super::{server::Handler, zones::Zones};
 use crate::{
     k8s::source::Calls,
-    web::{self, Answer, Listening, answer, metrics, not_found},
+    web::{Listening, pages},
 };
-
-const TEXT: &str = "text/plain; charset=utf-8";
 
 /// What the pages are made of.
 #[derive(Debug)]
@@ -35,40 +32,31 @@ impl Site {
         Arc::new(Self { zones: handler.zones(), handler: handler.clone(), calls, ending })
     }
 
-    /// From here on it is neither healthy nor ready: whoever sends questions here should look elsewhere.
+    /// From here on it is neither healthy nor ready.
     pub fn end(&self) {
         self.ending.store(true, Ordering::Relaxed);
     }
 
     /// Serves health, and metrics, where they are asked for.
     pub fn listen(self: &Arc<Self>, health: Option<SocketAddr>, metrics: Option<SocketAddr>) -> Vec<Listening> {
-        web::pages(self, "DNS", (health, Self::health), (metrics, Self::page))
+        pages::serve(self, health, metrics)
+    }
+}
+
+impl pages::Site for Site {
+    const NAME: &'static str = "DNS";
+
+    fn is_ending(&self) -> bool {
+        self.ending.load(Ordering::Relaxed)
     }
 
-    fn health(&self, path: &str) -> Answer {
-        let ending = self.ending.load(Ordering::Relaxed);
-        let why = match path {
-            "/health" | "/ready" if ending => "it is ending",
-            "/ready" if !self.zones.is_set() => "the objects have not all been read yet",
-            "/health" | "/ready" => return answer(StatusCode::OK, TEXT, "OK\n".to_owned()),
-            _ => return not_found(),
-        };
-        answer(StatusCode::SERVICE_UNAVAILABLE, TEXT, format!("{why}\n"))
+    fn waits(&self) -> Option<&'static str> {
+        (!self.zones.is_set()).then_some("the objects have not all been read yet")
     }
 
-    fn page(&self, path: &str) -> Answer {
-        if path != "/metrics" {
-            return not_found();
-        }
-        let mut registry = Registry::default();
-        self.calls.register(&mut registry);
+    fn register(&self, registry: &mut Registry) {
+        self.calls.register(registry);
         self.handler.register(registry.sub_registry_with_prefix("ballast"));
-        metrics::process(registry.sub_registry_with_prefix("process"));
-        let mut page = String::new();
-        match text::encode(&mut page, &registry) {
-            Ok(()) => answer(StatusCode::OK, metrics::CONTENT_TYPE, page),
-            Err(error) => answer(StatusCode::INTERNAL_SERVER_ERROR, TEXT, format!("{error}\n")),
-        }
     }
 }
 
@@ -90,13 +78,13 @@ mod tests {
         let zones = Arc::new(Zones::default());
         let handler = Handler::new(Arc::clone(&zones), Rules::default());
         let site = Site::new(&handler, Calls::default());
-        let codes = || ["/health", "/ready", "/other"].map(|path| site.health(path).status().as_u16());
+        let codes = || ["/health", "/ready", "/other"].map(|path| pages::health(&*site, path).status().as_u16());
         assert_eq!(codes(), [200, 503, 404]);
         zones.set(Zone::new(&Model::default(), Options::new("cluster.local".to_owned(), 5)));
         assert_eq!(codes(), [200, 200, 404]);
         site.end();
         assert_eq!(codes(), [503, 503, 404]);
-        let page = site.page("/metrics").into_body().collect().await.expect("a body").to_bytes();
+        let page = pages::page(&*site, "/metrics").into_body().collect().await.expect("a body").to_bytes();
         let page = String::from_utf8_lossy(&page);
         for line in ["ballast_dns_services 0", "ballast_dns_rate_limited_total{outcome=\"dropped\"} 0", "# EOF"] {
             assert!(page.lines().any(|found| found == line), "{line} is not in\n{page}");

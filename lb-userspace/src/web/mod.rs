@@ -4,6 +4,7 @@ pub mod health;
 pub mod local;
 pub mod metrics;
 mod now;
+pub mod pages;
 pub mod probes;
 
 use std::{
@@ -54,23 +55,6 @@ pub fn answer(status: StatusCode, content_type: &'static str, body: String) -> A
 /// For a path nobody serves.
 pub fn not_found() -> Answer {
     answer(StatusCode::NOT_FOUND, "text/plain; charset=utf-8", "404 page not found\n".to_owned())
-}
-
-/// Serves health and metrics of `site` where they are asked for, by the path that a client asks for; `of` is whose they are.
-pub fn pages<S: Send + Sync + 'static>(
-    site: &Arc<S>,
-    of: &str,
-    health: (Option<SocketAddr>, fn(&S, &str) -> Answer),
-    metrics: (Option<SocketAddr>, fn(&S, &str) -> Answer),
-) -> Vec<Listening> {
-    let start = |(at, answer): (Option<SocketAddr>, fn(&S, &str) -> Answer), what, flag| {
-        let site = Arc::clone(site);
-        let respond = move |request: Request<Incoming>| std::future::ready(answer(&site, request.uri().path()));
-        Some(Listening::start(at?, &format!("{what} of {of}"), &format!("give another {flag} ADDR:PORT"), respond))
-    };
-    let health = start(health, "health", "--healthz-bind-address");
-    let metrics = start(metrics, "metrics", "--metrics-bind-address");
-    health.into_iter().chain(metrics).collect()
 }
 
 /// A server in the background; it ends when this is dropped.
