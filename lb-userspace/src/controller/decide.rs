@@ -62,8 +62,8 @@ fn owner(service: &Service, pools: &Pools) -> Owner {
     if ours || fits() { Owner::Ours } else { Owner::Another }
 }
 
-/// Decides for all Services.
-pub fn decide(model: &Model, pools: &Pools, underway: &Underway) -> Decision {
+/// Decides for all Services. `kept` is what Services have that are refused: they are not in the model.
+pub fn decide(model: &Model, pools: &Pools, underway: &Underway, kept: &[(IpAddr, &ObjectName)]) -> Decision {
     let owners: BTreeMap<&ObjectName, Owner> =
         model.services.iter().map(|(name, service)| (name, owner(service, pools))).collect();
     let claimants = model.services.iter().map(|(name, service)| Claimant {
@@ -79,9 +79,16 @@ pub fn decide(model: &Model, pools: &Pools, underway: &Underway) -> Decision {
         .filter(|(ip, _)| pools.of(*ip).is_some())
         .collect();
     let taken = |ip: IpAddr| cluster_ips.get(&ip).map(|owner| format!("a cluster IP of Service {owner}"));
-    let around = Surroundings { labels: &|namespace| model.namespace_labels.get(namespace), taken: &taken };
+    let labels = |namespace: &str| model.namespace_labels.get(namespace);
+    let around = Surroundings { labels: &labels, taken: &taken, kept };
     let mut assigned = pools::assign(pools, claimants, around);
     let mut decision = Decision::default();
+    // Of one whose last good version is in use they are counted with that.
+    for (ip, _) in kept.iter().filter(|(_, name)| !model.services.contains_key(*name)) {
+        if let Some(pool) = pools.of(*ip) {
+            *decision.in_use.entry(pool.name.clone()).or_default() += 1;
+        }
+    }
     for (name, service) in &model.services {
         let condition = service.balancer.as_ref().and_then(|balancer| balancer.condition.as_ref());
         let wanted = match (owners.get(name), assigned.remove(name)) {

@@ -184,7 +184,7 @@ impl Controller {
             }
             underway.settle(&model);
             let decision = match (&self.reader.pools, &self.reader.problem) {
-                (Some(pools), _) => decide(&model, pools, &underway),
+                (Some(pools), _) => decide(&model, pools, &underway, &source.kept().collect::<Vec<_>>()),
                 (None, Some(problem)) => wait(&model, problem),
                 (None, None) => continue,
             };

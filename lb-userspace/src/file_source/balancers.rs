@@ -71,13 +71,12 @@ fn assign(
 ) -> BTreeMap<ObjectName, Assignment> {
     // Of Services that are refused now, or in a file that cannot be read: they will want them back.
     let absent = before.iter().filter(|(name, _)| out.records.contains_key(name) && !out.services.contains_key(name));
-    let kept: BTreeMap<IpAddr, &ObjectName> =
+    let kept: Vec<(IpAddr, &ObjectName)> =
         absent.flat_map(|(name, record)| record.load_balancer_ips.iter().map(move |ip| (*ip, name))).collect();
     let nodes: BTreeMap<IpAddr, &String> =
         objects.nodes.iter().flat_map(|(name, node)| node.internal_ips.iter().map(move |ip| (*ip, name))).collect();
     let taken = |ip: IpAddr| {
         let cluster_ip = claims.owner_of(ip).map(|owner| format!("a cluster IP of Service {owner}"));
-        let cluster_ip = cluster_ip.or_else(|| kept.get(&ip).map(|owner| format!("kept for Service {owner}")));
         cluster_ip.or_else(|| nodes.get(&ip).map(|node| format!("an address of Node {node}")))
     };
     let claimants = out.services.iter().map(|(name, (draft, service))| {
@@ -86,6 +85,7 @@ fn assign(
         let held = if ours { held.get(name).map_or(&[][..], Vec::as_slice) } else { written };
         Claimant { name, service, held, ours }
     });
-    let around = Surroundings { labels: &|namespace| objects.namespace_labels.get(namespace), taken: &taken };
+    let labels = |namespace: &str| objects.namespace_labels.get(namespace);
+    let around = Surroundings { labels: &labels, taken: &taken, kept: &kept };
     pools::assign(&options.pools, claimants, around)
 }

@@ -36,6 +36,8 @@ pub struct Surroundings<'a> {
     pub labels: &'a dyn Fn(&str) -> Option<&'a BTreeMap<String, String>>,
     /// Whose an address is that is no load balancer address: `a cluster IP of Service default/db`.
     pub taken: &'a dyn Fn(IpAddr) -> Option<String>,
+    /// Addresses of Services that cannot be read or understood. They stay theirs; whoever has one beside them keeps it.
+    pub kept: &'a [(IpAddr, &'a ObjectName)],
 }
 
 /// An address, and where it is from.
@@ -75,6 +77,7 @@ pub fn assign<'a>(
             office.tenants.add(*ip, &tenant);
         }
     }
+    office.tenants.keep(around.kept);
     office.grant_requests(&mut cases);
     complete(&mut office, &mut cases);
     cases.into_iter().map(|case| (case.tenant.name.clone(), case.assignment(pools))).collect()
@@ -258,6 +261,13 @@ impl<'a> Office<'a> {
                     cause,
                     "ask for another, or use the same selector or policy Cluster in both",
                 )
+            }
+            Conflict::Kept(owner) => {
+                let cause = format!(
+                    "{ip} of pool {} is kept for Service {owner}, which is refused or cannot be read",
+                    pool.name
+                );
+                refuse(Reason::AddressTaken, cause, "ask for another, or correct that Service")
             }
             Conflict::SamePort(owner, (protocol, port)) => {
                 let cause = format!("{}, which has port {port}/{protocol} too", have(owner));

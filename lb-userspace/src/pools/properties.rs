@@ -172,7 +172,7 @@ proptest! {
             let service = &town.services[name];
             Claimant { name, service, held: town.held.get(name).map_or(&[][..], Vec::as_slice), ours: is_ours(service) }
         });
-        let around = Surroundings { labels: &|_| None, taken: &|_| None };
+        let around = Surroundings { labels: &|_| None, taken: &|_| None, kept: &[] };
         prop_assert_eq!(assign(&pools, claimants, around), town.assign(&pools));
     }
 }

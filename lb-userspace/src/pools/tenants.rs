@@ -32,6 +32,8 @@ pub(super) enum Conflict<'a> {
     Alone(&'a ObjectName),
     /// Under the same key, but from other pods.
     OtherPods(&'a ObjectName),
+    /// It is kept for one of which nothing else is known.
+    Kept(&'a ObjectName),
     /// With this port.
     SamePort(&'a ObjectName, Port),
 }
@@ -55,11 +57,12 @@ impl<'a> Let<'a> {
 #[derive(Default)]
 pub(super) struct Tenants<'a> {
     addresses: BTreeMap<IpAddr, Let<'a>>,
+    kept: HashMap<IpAddr, &'a ObjectName>,
 }
 
 impl<'a> Tenants<'a> {
     pub(super) fn is_free(&self, ip: IpAddr) -> bool {
-        !self.addresses.contains_key(&ip)
+        !self.addresses.contains_key(&ip) && !self.kept.contains_key(&ip)
     }
 
     /// Addresses with the group that shares them, in their order.
@@ -69,6 +72,9 @@ impl<'a> Tenants<'a> {
 
     /// Whether a Service can have an address beside those who have it already.
     pub(super) fn check(&self, ip: IpAddr, tenant: &Tenant<'a>) -> Result<(), Conflict<'a>> {
+        if let Some(owner) = self.kept.get(&ip).filter(|owner| **owner != tenant.name) {
+            return Err(Conflict::Kept(owner));
+        }
         let Some(at) = self.addresses.get(&ip) else { return Ok(()) };
         if at.common.is_none() || at.common != tenant.group {
             let mut others = at.tenants.iter().filter(|(name, _)| **name != tenant.name);
@@ -82,6 +88,11 @@ impl<'a> Tenants<'a> {
             Some((owner, port)) => Err(Conflict::SamePort(owner, port)),
             None => Ok(()),
         }
+    }
+
+    /// From here on nobody else gets these.
+    pub(super) fn keep(&mut self, kept: &[(IpAddr, &'a ObjectName)]) {
+        self.kept.extend(kept.iter().copied());
     }
 
     /// Lets an address, without a question.

@@ -45,6 +45,7 @@ pub(super) struct Town {
     pub(super) held: BTreeMap<ObjectName, Vec<IpAddr>>,
     pub(super) labels: BTreeMap<String, BTreeMap<String, String>>,
     pub(super) taken: BTreeMap<IpAddr, String>,
+    pub(super) kept: BTreeMap<IpAddr, ObjectName>,
 }
 
 impl Town {
@@ -65,7 +66,12 @@ impl Town {
             held: self.held.get(name).map_or(&[][..], Vec::as_slice),
             ours: is_ours(service),
         };
-        let around = Surroundings { labels: &|name| self.labels.get(name), taken: &|ip| self.taken.get(&ip).cloned() };
+        let kept: Vec<_> = self.kept.iter().map(|(ip, owner)| (*ip, owner)).collect();
+        let around = Surroundings {
+            labels: &|name| self.labels.get(name),
+            taken: &|ip| self.taken.get(&ip).cloned(),
+            kept: &kept,
+        };
         assign(pools, self.services.iter().map(claimant), around)
     }
 
@@ -112,6 +118,28 @@ fn priority_decides_between_pools_then_the_name() {
 fn what_is_held_stays_whatever_comes() {
     let town = Town::of([("a", service()), ("b", service())]).holding("b", &["198.51.100.0"]);
     assert_eq!(town.told(HOME), ["a 198.51.100.1@home", "b 198.51.100.0@home"]);
+}
+
+/// Of a Service that is refused nothing is known but what it has: neither its ports nor with whom it shares.
+#[test]
+fn what_is_kept_for_a_refused_service_nobody_else_gets() {
+    let pool = "[{name: home, addresses: [198.51.100.0-198.51.100.1]}]";
+    let shared = |port| sharing(service(), "k", port);
+    let mut town = Town::of([("a", shared(80)), ("b", shared(81)), ("c", asking(service(), "198.51.100.0"))])
+        .holding("b", &["198.51.100.0"]);
+    town.kept.insert("198.51.100.0".parse().expect("an address"), fixture::name("refused"));
+    let expected = ["a 198.51.100.1@home", "b 198.51.100.0@home", "c ! LoadBalancerIPTaken"];
+    assert_eq!(town.told(pool), expected, "whoever has it already keeps it");
+    let [cause] = town.causes(pool).try_into().expect("one");
+    assert_eq!(
+        cause,
+        "198.51.100.0 of pool home is kept for Service default/refused, which is refused or cannot be read"
+    );
+    town.held.clear();
+    assert_eq!(town.told(pool), ["a 198.51.100.1@home", "b 198.51.100.1@home", "c ! LoadBalancerIPTaken"]);
+    // Its last good version is in use: it may have what is kept for it.
+    town.kept.insert("198.51.100.0".parse().expect("an address"), fixture::name("c"));
+    assert_eq!(town.told(pool), ["a 198.51.100.1@home", "b 198.51.100.1@home", "c 198.51.100.0@home"]);
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! `ballast controller` on an API server: addresses in statuses, one leader, nothing of others touched, reasons told.
 
+mod refused;
 mod wrong_pools;
 
 use std::{

@@ -59,26 +59,26 @@ fn apply(model: &mut Model, decision: &Decision) {
 #[test]
 fn addresses_are_written_once_with_their_pool() {
     let mut model = model(vec![("a", service(&[], Balancer::default())), ("b", service(&[], of_class(CLASS)))]);
-    let decision = decide(&model, &home(), &Underway::default());
+    let decision = decide(&model, &home(), &Underway::default(), &[]);
     let written = &decision.writes[&fixture::name("a")];
     assert_eq!(ips(written), Some(vec!["198.51.100.1".to_owned()]));
     assert_eq!(written.condition, Some(said(true, "Assigned", "198.51.100.1 of pool home")));
     assert_eq!((decision.assigned, decision.in_use["home"], decision.writes.len()), (2, 2, 2));
     apply(&mut model, &decision);
-    assert_eq!(decide(&model, &home(), &Underway::default()).writes, BTreeMap::new());
+    assert_eq!(decide(&model, &home(), &Underway::default(), &[]).writes, BTreeMap::new());
 }
 
 #[test]
 fn what_was_written_counts_before_it_is_seen() {
     let mut model = model(vec![("z", service(&[], Balancer::default()))]);
-    let first = decide(&model, &home(), &Underway::default());
+    let first = decide(&model, &home(), &Underway::default(), &[]);
     let mut underway = Underway::default();
     let name = fixture::name("z");
     underway.sent(&name, &model.services[&name], &first.writes[&name]);
     // Its event was on its way before ours is.
     model.services.insert(fixture::name("a"), service(&[], Balancer::default()));
     underway.settle(&model);
-    let second = decide(&model, &home(), &underway);
+    let second = decide(&model, &home(), &underway, &[]);
     assert_eq!(ips(&second.writes[&fixture::name("a")]), Some(vec!["198.51.100.2".to_owned()]));
     assert_eq!(second.writes[&name], first.writes[&name]);
     assert!(underway.has(&name, &second.writes[&name]), "it is not written again");
@@ -91,14 +91,14 @@ fn what_was_written_counts_before_it_is_seen() {
 fn a_service_that_is_again_as_it_was_is_written_again_and_keeps_its_address() {
     let mut model = model(vec![("z", service(&[], Balancer::default()))]);
     let (name, mut underway) = (fixture::name("z"), Underway::default());
-    let first = decide(&model, &home(), &underway);
+    let first = decide(&model, &home(), &underway, &[]);
     underway.sent(&name, &model.services[&name], &first.writes[&name]);
     assert!(!underway.doubt(&[fixture::name("a")].into()), "nothing of it was told");
     // Deleted and made again, or put back: the events came together.
     model.services.insert(fixture::name("a"), service(&[], Balancer::default()));
     assert!(underway.doubt(&[name.clone(), fixture::name("a")].into()), "a round is due");
     underway.settle(&model);
-    let second = decide(&model, &home(), &underway);
+    let second = decide(&model, &home(), &underway, &[]);
     assert_eq!(second.writes[&name], first.writes[&name], "what may be written still is nobody else's");
     assert!(!underway.has(&name, &second.writes[&name]), "it is written again");
     underway.sent(&name, &model.services[&name], &second.writes[&name]);
@@ -130,7 +130,7 @@ fn a_refusal_is_said_and_unsaid() {
         ),
         ("c", service(&[], Balancer::default())),
     ]);
-    let decision = decide(&model, &home(), &Underway::default());
+    let decision = decide(&model, &home(), &Underway::default(), &[]);
     assert_eq!(decision.writes.len(), 1, "the others keep theirs: {:?}", decision.writes);
     let condition = decision.writes[&fixture::name("c")].condition.clone().expect("said");
     assert!(
@@ -140,9 +140,9 @@ fn a_refusal_is_said_and_unsaid() {
     );
     assert_eq!(decision.refusals[&fixture::name("c")][0].reason, Reason::PoolsExhausted);
     apply(&mut model, &decision);
-    assert!(decide(&model, &home(), &Underway::default()).writes.is_empty());
+    assert!(decide(&model, &home(), &Underway::default(), &[]).writes.is_empty());
     model.services.remove(&fixture::name("a"));
-    let decision = decide(&model, &home(), &Underway::default());
+    let decision = decide(&model, &home(), &Underway::default(), &[]);
     assert_eq!(
         decision.writes[&fixture::name("c")].condition,
         Some(said(true, "Assigned", "198.51.100.1 of pool home"))
@@ -161,7 +161,7 @@ fn a_foreign_class_is_never_touched() {
         ("d", service(&[], hostname)),
         ("e", service(&[], Balancer::default())),
     ]);
-    let decision = decide(&model, &home(), &Underway::default());
+    let decision = decide(&model, &home(), &Underway::default(), &[]);
     assert_eq!(decision.writes.keys().collect::<Vec<_>>(), [&fixture::name("c"), &fixture::name("e")]);
     assert_eq!(decision.writes[&fixture::name("c")], Wanted { ingress: None, condition: None });
     assert_eq!(
@@ -178,7 +178,7 @@ fn what_another_gave_without_a_class_is_left_or_taken_over() {
         ("hostname", service(&[], Balancer { other_ingress: true, ..Balancer::default() })),
         ("metal", service(&["198.51.100.2"], Balancer::default())),
     ]);
-    let decision = decide(&model, &home(), &Underway::default());
+    let decision = decide(&model, &home(), &Underway::default(), &[]);
     assert_eq!(decision.writes.keys().collect::<Vec<_>>(), [&fixture::name("metal")]);
     assert_eq!(ips(&decision.writes[&fixture::name("metal")]), Some(vec!["198.51.100.2".to_owned()]));
 }
@@ -197,7 +197,7 @@ fn under_our_class_what_another_wrote_is_replaced() {
             ),
         ),
     ]);
-    let decision = decide(&model, &home(), &Underway::default());
+    let decision = decide(&model, &home(), &Underway::default(), &[]);
     assert_eq!(ips(&decision.writes[&fixture::name("address")]), Some(vec!["198.51.100.1".to_owned()]));
     let written = &decision.writes[&fixture::name("hostname")];
     assert_eq!((ips(written), &written.condition), (Some(vec!["198.51.100.2".to_owned()]), &assigned));
@@ -210,7 +210,7 @@ fn what_was_ours_goes_with_the_type() {
     let changed = |ips: &[&str], balancer| Service { service_type: ServiceType::NodePort, ..service(ips, balancer) };
     let model =
         model(vec![("a", changed(&[], ours)), ("b", changed(&[], pending)), ("c", changed(&[], Balancer::default()))]);
-    let decision = decide(&model, &home(), &Underway::default());
+    let decision = decide(&model, &home(), &Underway::default(), &[]);
     assert_eq!(decision.writes.len(), 2);
     assert_eq!(decision.writes[&fixture::name("a")], Wanted { ingress: Some(Vec::new()), condition: None });
     assert_eq!(decision.writes[&fixture::name("b")], Wanted { ingress: None, condition: None });
@@ -219,7 +219,7 @@ fn what_was_ours_goes_with_the_type() {
 #[test]
 fn without_pools_only_those_that_name_us_are_told() {
     let model = model(vec![("a", service(&[], Balancer::default())), ("b", service(&[], of_class(CLASS)))]);
-    let decision = decide(&model, &Pools::default(), &Underway::default());
+    let decision = decide(&model, &Pools::default(), &Underway::default(), &[]);
     assert_eq!(decision.writes.keys().collect::<Vec<_>>(), [&fixture::name("b")]);
     assert_eq!(
         decision.writes[&fixture::name("b")].condition.as_ref().map(|condition| &*condition.reason),
@@ -253,7 +253,7 @@ fn before_the_first_good_pools_whoever_waits_is_told_and_nobody_loses_anything()
     assert_eq!(decision.writes, [(fixture::name("class"), written)].into());
     apply(&mut model, &decision);
     assert_eq!(wait(&model, &problem).writes, BTreeMap::new(), "once");
-    let good = decide(&model, &home(), &Underway::default());
+    let good = decide(&model, &home(), &Underway::default(), &[]);
     assert_eq!(good.assigned, 2, "one waits for a third address: {:?}", good.refusals);
 }
 
@@ -262,6 +262,19 @@ fn a_cluster_ip_is_no_load_balancer_address() {
     let mut model = model(vec![("a", service(&[], Balancer::default()))]);
     model.services.get_mut(&fixture::name("a")).expect("there").cluster_ips =
         vec!["198.51.100.1".parse().expect("an address")];
-    let decision = decide(&model, &home(), &Underway::default());
+    let decision = decide(&model, &home(), &Underway::default(), &[]);
     assert_eq!(ips(&decision.writes[&fixture::name("a")]), Some(vec!["198.51.100.2".to_owned()]));
+}
+
+#[test]
+fn what_a_refused_service_has_is_in_use_and_nobodys_to_give() {
+    let ip: IpAddr = "198.51.100.1".parse().expect("an address");
+    let refused = fixture::name("refused");
+    let model = model(vec![("a", service(&[], Balancer::default()))]);
+    let decision = decide(&model, &home(), &Underway::default(), &[(ip, &refused)]);
+    assert_eq!(ips(&decision.writes[&fixture::name("a")]), Some(vec!["198.51.100.2".to_owned()]));
+    assert_eq!((decision.in_use["home"], decision.assigned, decision.writes.len()), (2, 1, 1));
+    // Its last good version is in use: it counts once.
+    let decision = decide(&model, &home(), &Underway::default(), &[(ip, &fixture::name("a"))]);
+    assert_eq!(decision.in_use["home"], 1);
 }

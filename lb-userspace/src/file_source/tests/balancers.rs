@@ -126,6 +126,23 @@ fn what_a_file_that_breaks_held_is_kept_for_it() {
 }
 
 #[test]
+fn whoever_shares_an_address_with_a_service_that_is_refused_keeps_it() {
+    let shared = |name: &str, port: u16| {
+        service(name, &format!("type: LoadBalancer, ports: [{{port: {port}}}]"))
+            .replace("metadata: {", "metadata: {annotations: {ballast.dev/allow-shared-ip: k}, ")
+    };
+    let folder = Folder::new(&[("a.yaml", &shared("a", 80)), ("b.yaml", &shared("b", 81))]);
+    let loaded = folder.with(HOME);
+    assert_eq!((ips(&loaded, "a"), ips(&loaded, "b")), (vec!["198.51.100.1".into()], vec!["198.51.100.1".into()]));
+    // Each load is a new process, which has no last good version.
+    folder.write("a.yaml", &shared("a", 0));
+    assert_eq!(ips(&folder.with(HOME), "b"), ["198.51.100.1"]);
+    folder.write("c.yaml", &shared("c", 82));
+    let loaded = folder.with(HOME);
+    assert_eq!((ips(&loaded, "b"), ips(&loaded, "c")), (vec!["198.51.100.1".into()], vec!["198.51.100.2".into()]));
+}
+
+#[test]
 fn pools_are_for_namespaces_by_their_labels() {
     let text = format!(
         "apiVersion: v1\nkind: Namespace\nmetadata: {{name: default, labels: {{team: red}}}}\n---\n{}---\n{}",

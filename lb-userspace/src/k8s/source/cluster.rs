@@ -1,6 +1,9 @@
 //! Changes of the API's objects into the model.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use ipnet::IpNet;
 
@@ -11,8 +14,16 @@ use crate::{
     report::Problem,
 };
 
-/// An object as converted, with what of it was left out; or why it cannot be used at all.
-pub(super) type Found<T> = Result<(T, Vec<Issue>), Issue>;
+/// An object as read.
+pub(super) type Found<T> = Result<(T, Vec<Issue>), Refused>;
+
+/// Why an object cannot be used.
+#[derive(Debug)]
+pub(super) struct Refused {
+    pub(super) issue: Issue,
+    /// Load balancer addresses that a Service's status says it has all the same.
+    pub(super) holds: Vec<IpAddr>,
+}
 
 /// A change of the objects of one kind.
 #[derive(Debug)]
@@ -66,7 +77,7 @@ pub(super) struct Cluster {
     pending: Model,
     complete: bool,
     settled: BTreeSet<Kind>,
-    issues: BTreeMap<(Kind, ObjectName), Vec<Issue>>,
+    wrong: BTreeMap<(Kind, ObjectName), Wrong>,
     changes: Changes,
     /// Services the server told of, where that is asked for.
     told: Option<BTreeSet<ObjectName>>,
@@ -113,9 +124,9 @@ impl Cluster {
                 }
             }
         }
-        let Self { pending, complete, settled, issues, .. } = self;
+        let Self { pending, complete, settled, wrong, .. } = self;
         let model = if *complete { &mut *live } else { pending };
-        let mut places = Places { issues, touched: Touched::NOTHING };
+        let mut places = Places { wrong, touched: Touched::NOTHING };
         let kind = match change {
             Change::Services(delta) => places.apply(Kind::Service, &mut model.services, delta, ObjectName::clone, Some),
             Change::Slices(delta) => {
@@ -158,17 +169,30 @@ impl Cluster {
 
     /// What is wrong with objects.
     pub(super) fn problems(&self, severity: Severity) -> impl Iterator<Item = Problem> {
-        let of = move |((kind, name), issues): (&(Kind, ObjectName), &Vec<Issue>)| {
+        let of = move |((kind, name), wrong): (&(Kind, ObjectName), &Wrong)| {
             let object = object(*kind, name);
-            let issues: Vec<Issue> = issues.iter().filter(|issue| issue.severity == severity).cloned().collect();
+            let issues: Vec<Issue> = wrong.issues.iter().filter(|issue| issue.severity == severity).cloned().collect();
             issues.into_iter().map(move |issue| Problem {
                 object: object.clone(),
                 cause: issue.cause(),
                 fix: issue.fix,
             })
         };
-        self.issues.iter().flat_map(of)
+        self.wrong.iter().flat_map(of)
     }
+
+    /// Load balancer addresses of Services that are refused, as their statuses say.
+    pub(super) fn kept(&self) -> impl Iterator<Item = (IpAddr, &ObjectName)> {
+        self.wrong.iter().flat_map(|((_, name), wrong)| wrong.holds.iter().map(move |ip| (*ip, name)))
+    }
+}
+
+/// What is wrong with an object.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Wrong {
+    issues: Vec<Issue>,
+    /// Load balancer addresses of a refused Service.
+    holds: Vec<IpAddr>,
 }
 
 fn object(kind: Kind, name: &ObjectName) -> String {
@@ -195,7 +219,7 @@ impl Kept for EndpointSlice {
 }
 
 struct Places<'a> {
-    issues: &'a mut BTreeMap<(Kind, ObjectName), Vec<Issue>>,
+    wrong: &'a mut BTreeMap<(Kind, ObjectName), Wrong>,
     touched: Touched,
 }
 
@@ -238,7 +262,7 @@ impl Places<'_> {
             }
             Delta::Gone(name) => {
                 self.put(objects, &name, &key, None);
-                self.issues.remove(&(kind, name));
+                self.note((kind, name), Wrong::default());
                 None
             }
             Delta::Whole(found) => {
@@ -247,7 +271,11 @@ impl Places<'_> {
                 objects.retain(|key, _| present.contains(key));
                 // Which of them went is not worth to be known: it is rare, and whoever follows looks at all once.
                 self.touch_all_if(objects.len() != before);
-                self.issues.retain(|(of, name), _| *of != kind || present.contains(&key(name)));
+                let gone = |(of, name): &&(Kind, ObjectName)| *of == kind && !present.contains(&key(name));
+                let gone: Vec<_> = self.wrong.keys().filter(gone).cloned().collect();
+                for place in gone {
+                    self.note(place, Wrong::default());
+                }
                 for (name, found) in found {
                     self.set(kind, objects, name, found, &key, &keep);
                 }
@@ -287,30 +315,82 @@ impl Places<'_> {
         key: &impl Fn(&ObjectName) -> K,
         keep: &impl Fn(T) -> Option<V>,
     ) {
-        let issues = match found {
+        let wrong = match found {
             Ok((value, issues)) => {
                 self.put(objects, &name, key, keep(value));
-                issues
+                Wrong { issues, holds: Vec::new() }
             }
-            Err(mut issue) => {
+            Err(Refused { mut issue, holds }) => {
                 issue.reason.push_str(if objects.contains_key(&key(&name)) {
                     ": its last good version stays in use"
                 } else {
                     ": refused"
                 });
-                vec![issue]
+                if !holds.is_empty() {
+                    let ips: Vec<String> = holds.iter().map(ToString::to_string).collect();
+                    issue.reason.push_str(&format!(", and what its status has is kept for it: {}", ips.join(", ")));
+                }
+                Wrong { issues: vec![issue], holds }
             }
         };
-        if issues.is_empty() {
-            self.issues.remove(&(kind, name));
-            return;
-        }
-        let place = (kind, name);
-        if self.issues.get(&place) != Some(&issues) {
-            for issue in &issues {
+        self.note((kind, name), wrong);
+    }
+
+    /// Keeps in mind what is wrong with an object now, and says it once.
+    fn note(&mut self, place: (Kind, ObjectName), wrong: Wrong) {
+        let (is_new, holds) = match self.wrong.get(&place) {
+            Some(old) => (*old != wrong, old.holds != wrong.holds),
+            None => (true, !wrong.holds.is_empty()),
+        };
+        self.touch_all_if(holds);
+        if is_new {
+            for issue in &wrong.issues {
                 tracing::warn!("{}: {} ({})", object(place.0, &place.1), issue.cause(), issue.fix);
             }
-            self.issues.insert(place, issues);
         }
+        if wrong == Wrong::default() {
+            self.wrong.remove(&place);
+        } else {
+            self.wrong.insert(place, wrong);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn named(name: &str) -> ObjectName {
+        ObjectName { namespace: "shop".to_owned(), name: name.to_owned() }
+    }
+
+    fn refused(ip: Option<&str>) -> Found<Service> {
+        let holds = ip.map(|ip| ip.parse().expect("an address")).into_iter().collect();
+        Err(Refused { issue: Issue::error("spec.ports", "none", "add one"), holds })
+    }
+
+    #[test]
+    fn what_refused_services_hold_follows_them() {
+        let mut cluster = Cluster::new(Kind::ALL.into_iter().filter(|kind| *kind != Kind::Service));
+        let mut model = Model::default();
+        let mut apply = |delta: Delta<Service>| {
+            let touched = cluster.apply(&mut model, Change::Services(delta));
+            let kept: Vec<_> = cluster.kept().map(|(ip, name)| format!("{} {ip}", name.name)).collect();
+            (kept.join(", "), touched)
+        };
+        let told = |kept: &str, touched| (kept.to_owned(), touched);
+        let (first, second) = (|| refused(Some("198.51.100.1")), || refused(Some("198.51.100.2")));
+        let whole = Delta::Whole(vec![(named("a"), first()), (named("b"), second())]);
+        assert_eq!(apply(whole), told("a 198.51.100.1, b 198.51.100.2", Touched::All));
+        assert_eq!(
+            apply(Delta::Set(named("a"), first())),
+            told("a 198.51.100.1, b 198.51.100.2", Touched::NOTHING),
+            "as it was"
+        );
+        assert_eq!(apply(Delta::Set(named("a"), second())), told("a 198.51.100.2, b 198.51.100.2", Touched::All));
+        assert_eq!(apply(Delta::Gone(named("b"))), told("a 198.51.100.2", Touched::All));
+        assert_eq!(apply(Delta::Set(named("a"), refused(None))), told("", Touched::All));
+        assert_eq!(apply(Delta::Set(named("a"), first())), told("a 198.51.100.1", Touched::All));
+        assert_eq!(apply(Delta::Whole(Vec::new())), told("", Touched::All), "a list without it");
     }
 }

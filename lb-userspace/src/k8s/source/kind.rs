@@ -15,9 +15,9 @@ use k8s_openapi::{
 };
 use serde::de::DeserializeOwned;
 
-use super::cluster::{Change, Delta, Found};
+use super::cluster::{Change, Delta};
 use crate::{
-    convert::{self, Origin},
+    convert::{self, Issue, Origin},
     k8s::{EndpointSlice, LABEL_HEADLESS, LABEL_PROXY_NAME, Namespace, Node, ObjectMeta, Pod, Service, ServiceCidr},
     model::{self, ObjectName},
 };
@@ -178,13 +178,16 @@ impl Selectors {
     }
 }
 
+/// An object as converted, with what of it was left out; or why it cannot be used at all.
+type Converted<T> = Result<(T, Vec<Issue>), Issue>;
+
 /// A wire type that is watched.
 pub(super) trait Watched: DeserializeOwned + Send + 'static {
     type Value: Send + 'static;
     const KIND: Kind;
 
     fn meta(&self) -> &ObjectMeta;
-    fn convert(&self) -> Found<Self::Value>;
+    fn convert(&self) -> Converted<Self::Value>;
     fn change(delta: Delta<Self::Value>) -> Change;
 }
 
@@ -196,7 +199,7 @@ impl Watched for Service {
         &self.metadata
     }
 
-    fn convert(&self) -> Found<model::Service> {
+    fn convert(&self) -> Converted<model::Service> {
         convert::service(self, Origin::Server).map(|(draft, issues)| (draft.service, issues))
     }
 
@@ -213,7 +216,7 @@ impl Watched for EndpointSlice {
         &self.metadata
     }
 
-    fn convert(&self) -> Found<Option<model::EndpointSlice>> {
+    fn convert(&self) -> Converted<Option<model::EndpointSlice>> {
         convert::slice(self)
     }
 
@@ -230,7 +233,7 @@ impl Watched for Node {
         &self.metadata
     }
 
-    fn convert(&self) -> Found<model::Node> {
+    fn convert(&self) -> Converted<model::Node> {
         convert::node(self).map(|node| (node, Vec::new()))
     }
 
@@ -247,7 +250,7 @@ impl Watched for ServiceCidr {
         &self.metadata
     }
 
-    fn convert(&self) -> Found<Vec<IpNet>> {
+    fn convert(&self) -> Converted<Vec<IpNet>> {
         convert::service_cidr(self).map(|cidrs| (cidrs, Vec::new()))
     }
 
@@ -264,7 +267,7 @@ impl Watched for Namespace {
         &self.metadata
     }
 
-    fn convert(&self) -> Found<Self::Value> {
+    fn convert(&self) -> Converted<Self::Value> {
         Ok((self.metadata.labels.clone(), Vec::new()))
     }
 
@@ -281,7 +284,7 @@ impl Watched for Pod {
         &self.metadata
     }
 
-    fn convert(&self) -> Found<model::Pod> {
+    fn convert(&self) -> Converted<model::Pod> {
         convert::pod(self)
     }
 

@@ -22,7 +22,12 @@ mod task;
 mod watch;
 mod wire;
 
-use std::{collections::BTreeSet, net::SocketAddr, path::PathBuf, sync::Arc};
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    sync::Arc,
+};
 
 use tokio::{sync::mpsc, task::JoinSet};
 
@@ -165,6 +170,11 @@ impl Source {
     /// The Services the server told of since this was asked last, be they as they were before or not; of a source of balancers.
     pub fn told(&mut self) -> BTreeSet<ObjectName> {
         self.cluster.told()
+    }
+
+    /// Load balancer addresses of Services that are refused, as their statuses say.
+    pub fn kept(&self) -> impl Iterator<Item = (IpAddr, &ObjectName)> {
+        self.cluster.kept()
     }
 
     /// What was asked of API servers.

@@ -1,14 +1,14 @@
 //! The API's lists and events as bytes.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, net::IpAddr};
 
 use serde::Deserialize;
 use serde_json::{Value, value::RawValue};
 
 use super::{
-    cluster::{Delta, Found},
+    cluster::{Delta, Found, Refused},
     failure::Failure,
-    kind::{Watched, name},
+    kind::{Kind, Watched, name},
 };
 use crate::{convert::Issue, model::ObjectName};
 
@@ -95,7 +95,20 @@ fn object<O: Watched>(json: &str) -> Option<Object<O::Value>> {
             (only.parts(), Err(Issue::error(field, error.into_inner().to_string(), fix)))
         }
     };
+    let found = found.map_err(|issue| Refused { issue, holds: holds(O::KIND, json) });
     (!name.name.is_empty()).then_some(Object { name, version, found })
+}
+
+/// Load balancer addresses that a Service has by its status, whatever the rest of it is.
+fn holds(kind: Kind, json: &str) -> Vec<IpAddr> {
+    if kind != Kind::Service {
+        return Vec::new();
+    }
+    let object: Value = serde_json::from_str(json).unwrap_or_default();
+    let entries = object.pointer("/status/loadBalancer/ingress").and_then(Value::as_array).into_iter().flatten();
+    let text = |entry: &Value, key: &str| entry.get(key).and_then(Value::as_str).map(str::to_owned);
+    let entries = entries.filter(|entry| text(entry, "ipMode").as_deref() != Some("Proxy"));
+    entries.filter_map(|entry| text(entry, "ip")?.parse().ok()).collect()
 }
 
 pub(super) enum Event<T> {
@@ -272,8 +285,8 @@ mod tests {
             {"metadata":{"name":"b","namespace":"d","future":[1]},"spec":{"clusterIP":"10.0.0.1","clusterIPs":["10.0.0.1"],"ports":[{"port":80}],"future":{}}}]}"#;
         let page = page::<Service>(body).expect("a page");
         assert_eq!((page.version.as_str(), page.next.as_str(), page.items.len()), ("7", "", 2));
-        let issue = page.items[0].1.as_ref().expect_err("refused");
-        assert_eq!(issue.field, "spec.ports[0].port");
+        let Refused { issue, holds } = page.items[0].1.as_ref().expect_err("refused");
+        assert_eq!((issue.field.as_str(), holds.as_slice()), ("spec.ports[0].port", &[][..]));
         assert!(page.items[1].1.is_ok());
         assert!(super::page::<Service>(&body[..body.len() - 3]).is_err(), "truncated");
     }
@@ -338,7 +351,10 @@ mod tests {
             assert!(page.items[0].1.is_ok());
             let (name, found) = &page.items[1];
             assert_eq!(name.to_string(), "d/a", "{odd}");
-            assert!(found.as_ref().is_err_and(|issue| issue.field.starts_with("metadata.")), "{odd}: {found:?}");
+            assert!(
+                found.as_ref().is_err_and(|refused| refused.issue.field.starts_with("metadata.")),
+                "{odd}: {found:?}"
+            );
         }
         let failure = of(r#"{"name":5}"#).err();
         assert_eq!(failure, Some(Failure::broken("list: items[1] is a Service without a name")));
