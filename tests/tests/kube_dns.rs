@@ -169,13 +169,38 @@ fn d14_answers_begin_with_the_whole_cluster_and_follow_it() {
     assert!(dns.process.wait(Duration::from_secs(10)).expect("ended").success());
 }
 
+fn pod(namespace: &str, ip: &str) -> Value {
+    let status = json!({"phase": "Running", "podIP": ip, "podIPs": [{"ip": ip}]});
+    json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p", "namespace": namespace}, "status": status})
+}
+
+#[test]
+fn d13_a_namespace_of_pods_alone_goes_with_its_namespace() {
+    let api = cluster();
+    api.put(namespace("crowd"));
+    api.put(pod("crowd", "10.244.1.8"));
+    let dns = Dns::start(&api, &["--pods", "verified"]);
+    dns.wait("10-244-1-8.crowd.pod.cluster.local", (NO_ERROR, 1));
+    let names = ["crowd.svc.cluster.local", "crowd.pod.cluster.local"];
+    for name in names {
+        assert_eq!(dns.ask(name), Ok((NO_ERROR, 0)), "{name}");
+    }
+    assert_eq!(dns.ask("p.crowd.svc.cluster.local"), Ok((NO_NAME, 0)));
+    api.delete("pods", "crowd", "p");
+    dns.wait("10-244-1-8.crowd.pod.cluster.local", (NO_NAME, 0));
+    for name in names {
+        assert_eq!(dns.ask(name), Ok((NO_ERROR, 0)), "{name}, which is empty");
+    }
+    api.delete("namespaces", "", "crowd");
+    for name in names {
+        dns.wait(name, (NO_NAME, 0));
+    }
+}
+
 #[test]
 fn d16_verified_names_are_those_of_pods() {
     let api = cluster();
-    let status = json!({"phase": "Running", "podIP": "10.244.1.7", "podIPs": [{"ip": "10.244.1.7"}]});
-    api.put(
-        json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p", "namespace": "shop"}, "status": status}),
-    );
+    api.put(pod("shop", "10.244.1.7"));
     let dns = Dns::start(&api, &["--pods", "verified"]);
     dns.wait("10-244-1-7.shop.pod.cluster.local", (NO_ERROR, 1));
     assert_eq!(dns.ask("10-244-1-7.default.pod.cluster.local"), Ok((NO_NAME, 0)));
