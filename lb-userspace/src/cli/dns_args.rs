@@ -219,4 +219,39 @@ mod tests {
         assert_eq!(servers(path), Ok(Servers(vec![at("192.0.2.1:53"), at("[2001:db8::2]:53")])));
         assert!(servers("/nonexistent/resolv.conf").is_err());
     }
+
+    #[derive(Debug, clap::Parser)]
+    struct Line {
+        #[command(flatten)]
+        dns: Dns,
+    }
+
+    fn options(arguments: &[&str]) -> dns::Options {
+        let line = <Line as clap::Parser>::try_parse_from([&["dns", "-f", "docs"], arguments].concat()).expect("valid");
+        line.dns.options(std::path::Path::new("/nonexistent")).expect("options")
+    }
+
+    fn ranges(all: &[IpNet]) -> Vec<String> {
+        all.iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn ranges_of_pods_are_ours_and_have_no_limit() {
+        let plain = options(&[]);
+        assert_eq!(ranges(&plain.zone.ranges), ["10.96.0.0/16", "fd00:10:96::/112"]);
+        assert_eq!(ranges(&plain.clients.exempt), LOOPBACK);
+        assert_eq!(ranges(&plain.clients.recursion), LOOPBACK);
+        assert!(!plain.zone.upstream && plain.clients.rate == DEFAULT_RATE && plain.zone.ttl == DEFAULT_TTL);
+        let with =
+            options(&["--cluster-cidr", "10.244.7.7/16", "--service-cidr", "10.7.0.9/24", "--upstream", "192.0.2.1"]);
+        assert_eq!(ranges(&with.zone.ranges), ["10.7.0.0/24", "10.244.0.0/16"]);
+        assert_eq!(ranges(&with.clients.exempt), [&LOOPBACK[..], &["10.244.0.0/16"]].concat());
+        assert!(with.zone.upstream && with.clients.upstream == ["192.0.2.1:53".parse().expect("an address")]);
+    }
+
+    #[test]
+    fn d15_the_ttl_is_at_most_an_hour() {
+        let parsed = |ttl: &str| <Line as clap::Parser>::try_parse_from(["dns", "-f", "docs", "--ttl", ttl]).is_ok();
+        assert!(parsed("0") && parsed("3600") && !parsed("3601") && !parsed("-1"));
+    }
 }

@@ -140,6 +140,21 @@ async fn documents_in_a_folder_that_is_made_again_are_followed() {
     }
 }
 
+#[tokio::test]
+async fn without_documents_to_begin_with_there_is_no_server() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let options = options(folder.path());
+    fs::create_dir_all(&options.path).expect("a folder");
+    fs::write(options.path.join("wrong.yaml"), "kind: [").expect("written");
+    let zones = Zones::default();
+    let documents = Documents::open(&options).expect("documents");
+    let zone = zone::Options::new("cluster.local".to_owned(), 5);
+    let running = documents.run(&zones, &zone, "answering");
+    let ended =
+        tokio::time::timeout(Duration::from_secs(20), running).await.expect("an end").expect_err("no documents");
+    assert!(format!("{ended:#}").starts_with("no documents to begin with: no document can be read"), "{ended:#}");
+}
+
 #[test]
 fn a_service_without_an_address_is_told_once() {
     let folder = tempfile::tempdir().expect("a folder");

@@ -18,6 +18,8 @@ use crate::{
 
 #[path = "circle_tests.rs"]
 mod circles;
+#[path = "message_tests.rs"]
+mod messages;
 #[path = "tcp_tests.rs"]
 mod over_tcp;
 

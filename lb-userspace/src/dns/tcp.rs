@@ -200,4 +200,27 @@ mod tests {
         drop((places, last));
         assert!(seats.lock().seats.is_empty());
     }
+
+    #[test]
+    fn an_ipv4_client_is_one_through_any_socket() {
+        let seats = Arc::new(Seats::default());
+        let mapped = std::net::Ipv4Addr::new(10, 0, 0, 1).to_ipv6_mapped().into();
+        let places: Vec<_> = (0..CONNECTIONS_OF_CLIENT).map(|_| Place::take(&seats, client(1))).collect();
+        let _last = Place::take(&seats, mapped);
+        assert!(seats.lock().seats.len() == CONNECTIONS_OF_CLIENT && !seats.lock().seats.contains_key(&places[0].id));
+    }
+
+    /// Time passes as soon as everybody waits for it.
+    #[tokio::test(start_paused = true)]
+    async fn who_asks_nothing_is_let_go_after_a_while() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a listener");
+        let at = listener.local_addr().expect("an address");
+        let handler = Handler::new(Arc::default(), crate::dns::server::Rules::default());
+        let server = tokio::spawn(answer(listener, handler));
+        let mut stream = TcpStream::connect(at).await.expect("connected");
+        let begin = tokio::time::Instant::now();
+        assert_eq!(stream.read(&mut [0; 1]).await.expect("an end"), 0);
+        assert!((IDLE..IDLE * 2).contains(&begin.elapsed()), "{:?}", begin.elapsed());
+        server.abort();
+    }
 }

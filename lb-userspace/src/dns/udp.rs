@@ -150,3 +150,19 @@ fn can_be_answered(client: SocketAddr) -> bool {
     let address = client.ip();
     client.port() != 0 && !address.is_unspecified() && !address.is_multicast() && address != IpAddr::from([255; 4])
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_nobody_can_be_is_not_answered() {
+        let can = |client: &str| can_be_answered(client.parse().expect("an address"));
+        for client in ["192.0.2.1:1", "127.0.0.1:53", "[2001:db8::1]:53", "[::ffff:192.0.2.1]:9"] {
+            assert!(can(client), "{client}");
+        }
+        for client in ["192.0.2.1:0", "0.0.0.0:9", "[::]:9", "224.0.0.1:9", "[ff02::1]:9", "255.255.255.255:9"] {
+            assert!(!can(client), "{client}");
+        }
+    }
+}

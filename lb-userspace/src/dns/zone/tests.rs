@@ -1,6 +1,7 @@
 //! The rules of semantics.md 5a, by number.
 
 mod following;
+mod names;
 
 use std::fs;
 
