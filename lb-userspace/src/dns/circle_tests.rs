@@ -58,6 +58,28 @@ async fn a_circle_costs_few_questions_and_is_noticed() {
     assert_eq!(questions(&handler), asked + 1);
 }
 
+/// Those on the way may write a name in another case.
+#[tokio::test]
+async fn our_own_question_is_known_in_any_case() {
+    let other = UdpSocket::bind("127.0.0.1:0").await.expect("a socket");
+    let rules = Rules {
+        upstream: Some(Upstream::new(vec![other.local_addr().expect("an address")])),
+        recursion: vec!["127.0.0.0/8".parse().expect("a range")],
+        ..Rules::default()
+    };
+    let handler = handler(&model(1), rules, true);
+    handler.probe();
+    let mut bytes = [0; 512];
+    let length = timeout(Duration::from_secs(10), other.recv(&mut bytes)).await.expect("in time").expect("a probe");
+    let probe = Message::from_vec(&bytes[..length]).expect("a message");
+    let name = probe.queries[0].name().to_ascii().trim_end_matches('.').to_ascii_uppercase();
+    let answer = ask(&handler, "127.0.0.1:9", question(&name, 16, IN)).await.expect("an answer");
+    assert_eq!(answer.metadata.response_code, ResponseCode::Refused);
+    let answer = ask(&handler, "127.0.0.1:9", question("example.org", A, IN)).await.expect("an answer");
+    assert_eq!(answer.metadata.response_code, ResponseCode::ServFail);
+    assert!(other.try_recv(&mut bytes).is_err(), "it is left alone");
+}
+
 /// Questions that came so far.
 fn questions(handler: &Handler) -> u64 {
     let mut registry = Registry::default();

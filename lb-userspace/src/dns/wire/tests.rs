@@ -42,6 +42,16 @@ fn a_question_is_read_as_it_is() {
     assert!(query.head.is_query() && query.head.recursion_desired() && !query.is_of_future_version());
 }
 
+/// RFC 6891 section 6.2.5.
+#[test]
+fn less_than_512_octets_are_512() {
+    for (said, meant) in [(0, 512), (511, 512), (512, 512), (513, 513)] {
+        let bytes = query(&[b"a"], 1, [1, 0, 0, 1], &opt(&[0], 0, said));
+        let Read::Query(query) = read(&bytes) else { panic!("no question") };
+        assert_eq!(query.payload(), meant);
+    }
+}
+
 #[test]
 fn what_is_no_question_is_told_apart() {
     assert_eq!(read(&[0; 11]), Read::Nothing, "no header");
@@ -72,6 +82,13 @@ fn what_is_no_question_is_told_apart() {
     // Behind the question a name may be a pointer.
     let record = [&[0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 0, 0, 4][..], &[1; 4]].concat();
     assert!(!is_broken(&query(&[b"a"], 1, [1, 1, 0, 0], &record)));
+    // With which it is no longer than any other.
+    for (last, broken) in [(60, false), (61, true)] {
+        let labels = [&long[..], &long, &long, &long[..last]]
+            .map(|label| [&[u8::try_from(label.len()).expect("short")], label].concat());
+        let record = [&labels.concat()[..], &record].concat();
+        assert_eq!(is_broken(&query(&[b"a"], 1, [1, 1, 0, 0], &record)), broken, "{last}");
+    }
 }
 
 fn decoded(bytes: &[u8]) -> Message {
@@ -149,6 +166,16 @@ fn records_that_do_not_fit_are_left_out_whole() {
     assert!(bytes.len() <= 512 && message.metadata.truncation && message.edns.is_some());
     // Header, question, EDNS record; 16 octets a record.
     assert_eq!((message.answers.len(), message.authorities.len()), ((512 - 12 - 7 - 11) / 16, 0));
+    // One octet is missing for another answer, and none for a shorter record: what is behind a gap is left out too.
+    let mut bytes = Vec::new();
+    let mut writer = Writer::new(&mut bytes, &query, 12 + 7 + 11 + 16 + 15, 1232);
+    for _ in 0..2 {
+        writer.answer(None, Type::A, 5, |it| it.address([10, 0, 0, 1].into()));
+    }
+    writer.authority("a", Type::NS, 5, |it| it.name("b"));
+    writer.finish(Code::NoError, Flags::default());
+    let message = decoded(&bytes);
+    assert_eq!((message.answers.len(), message.authorities.len()), (1, 0));
 }
 
 #[test]

@@ -162,6 +162,14 @@ fn d11_the_alias_is_what_is_asked_for() {
     let zone = changed(|_| {});
     assert_eq!(found(&zone, "alias", Kind::Cname), std::slice::from_ref(&alias), "and not where it leads");
     assert_eq!(found(&zone, "alias", Kind::Aaaa), [alias], "its target has none");
+    let zone = changed(|model| {
+        let mut chain = model.services[&named("alias")].clone();
+        chain.external_name = Some("alias.shop.svc.cluster.local".to_owned());
+        model.services.insert(named("chain"), chain);
+    });
+    let first = Data::Cname("alias.shop.svc.cluster.local".to_owned());
+    assert_eq!(found(&zone, "chain", Kind::Cname), [first], "the one of this name alone");
+    assert_eq!(found(&zone, "chain", Kind::A).len(), 3);
     let target = |name: String| {
         let zone = changed(|model| service(model, "alias", |alias| alias.external_name = Some(name)));
         found(&zone, "alias", Kind::Cname)
@@ -229,6 +237,16 @@ fn d16_the_names_above_those_of_pods() {
 }
 
 #[test]
+fn d16_an_address_is_written_in_one_way() {
+    let zone = Zone::new(&model(), Options { pods: Pods::Insecure, ..options() });
+    let at = |label: &str| zone.answer(&format!("{label}.shop.pod.cluster.local"), Kind::Aaaa);
+    assert!(matches!(at("fd00--7"), Answer::Records(_)));
+    for label in ["fd00-0-0-0-0-0-0-7", "fd00--07", "fd00-0--7"] {
+        assert!(matches!(at(label), Answer::NxDomain { .. }), "{label}");
+    }
+}
+
+#[test]
 fn d16_verified_names_follow_pods() {
     const POD: &str =
         "{apiVersion: v1, kind: Pod, metadata: {name: p, namespace: shop}, status: {podIPs: [{ip: 10.0.0.7}]}}";
@@ -241,12 +259,29 @@ fn d16_verified_names_follow_pods() {
     assert!(!has(&zone, "10-0-0-7") && has(&zone, "10-0-0-8"));
 }
 
+/// What is not taken away would be kept for ever.
+#[test]
+fn an_address_that_went_is_kept_no_longer() {
+    let whole = model();
+    let mut without = whole.clone();
+    without.slices.clear();
+    without.services.clear();
+    let mut zone = Zone::new(&whole, options());
+    let kept = |zone: &Zone| zone.objects.of_endpoint(ip("10.0.0.7")).count();
+    assert_eq!(kept(&zone), 2, "db and web");
+    for _ in 0..5 {
+        zone.follow(&without, &Touched::All, 1);
+        assert_eq!((kept(&zone), zone.objects.of_cluster_ip(ip("10.96.0.20"))), (0, None));
+        zone.follow(&whole, &Touched::All, 1);
+    }
+    assert_eq!(kept(&zone), 2);
+}
+
 #[test]
 fn what_of_a_service_or_slice_becomes_another_is_followed() {
     let whole = model();
     let mut zone = Zone::new(&whole, options());
-    type Change = fn(&mut Model);
-    let changes: [(&str, Change); 11] = [
+    let changes: [(&str, fn(&mut Model)); 12] = [
         ("ports of a Service", |model| {
             let second = ServicePort { name: "admin".to_owned(), ..model.services[&named("web")].ports[0].clone() };
             service(model, "web", |web| web.ports.push(second));
@@ -268,6 +303,11 @@ fn what_of_a_service_or_slice_becomes_another_is_followed() {
         ("hostname of an endpoint", |model| {
             let mut slice = slice(model, "db-1");
             slice.endpoints[0].hostname = Some("other".to_owned());
+            model.slices.insert(named("db-1"), slice);
+        }),
+        ("address of an endpoint", |model| {
+            let mut slice = slice(model, "db-1");
+            slice.endpoints[1].address = ip("10.0.0.99");
             model.slices.insert(named("db-1"), slice);
         }),
         ("a hostname comes", |model| {
@@ -294,4 +334,20 @@ fn what_of_a_service_or_slice_becomes_another_is_followed() {
         assert!(!zone.follow(&other, &Touched::All, 1), "{what}: it is followed");
         assert!(zone.follow(&whole, &Touched::All, 1), "{what}: back again");
     }
+}
+
+/// Documents may say of it no more than that, until it has its addresses.
+#[test]
+fn a_service_without_addresses_that_becomes_an_alias_is_followed() {
+    let mut without = model();
+    service(&mut without, "web", |web| web.cluster_ips.clear());
+    let mut zone = Zone::new(&without, options());
+    assert!(matches!(ask(&zone, "web", Kind::A), Answer::NoData { .. }));
+    let mut alias = without.clone();
+    service(&mut alias, "web", |web| {
+        web.service_type = crate::model::ServiceType::ExternalName;
+        web.external_name = Some("target.example.org".to_owned());
+    });
+    assert!(zone.follow(&alias, &Touched::All, 1));
+    assert_eq!(found(&zone, "web", Kind::A), [Data::Cname("target.example.org".to_owned())]);
 }
