@@ -242,3 +242,43 @@ fn burst(place: &mut Place, changed: &std_mpsc::Receiver<Change>, mut last: Chan
     }
     place.look();
 }
+
+#[cfg(test)]
+mod tests {
+    use notify::event::{RemoveKind, RenameMode};
+
+    use super::*;
+
+    #[test]
+    fn a_folder_that_goes_is_told_apart_from_what_goes_in_it() {
+        let folder = Path::new("/state");
+        let of = |kind, path: &str| {
+            let event = Event::new(kind).add_path(path.into());
+            classify(&Ok(event), folder, Some(&"these.json".into()))
+        };
+        let (gone, moved) = (EventKind::Remove(RemoveKind::Other), ModifyKind::Name(RenameMode::From));
+        assert!(
+            of(gone, "/state") == Some(Change::Lost) && of(EventKind::Modify(moved), "/state") == Some(Change::Lost)
+        );
+        assert!(of(gone, "/state/these.json") == Some(Change::Done) && of(gone, "/state/others.json").is_none());
+    }
+
+    /// Another one may come to have its inode.
+    #[test]
+    fn a_folder_that_was_lost_is_watched_again_though_it_looks_the_same() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (sender, changed) = std_mpsc::channel();
+        let watcher = notify::recommended_watcher(move |event: notify::Result<Event>| {
+            // It may come when the test has ended.
+            drop(sender.send(classify(&event, Path::new("/nowhere"), None)));
+        });
+        let watcher = Arc::new(Mutex::new(watcher.expect("a watcher")));
+        let mut place = Place { folder: folder.path().to_owned(), watched: None, watcher: Arc::downgrade(&watcher) };
+        place.watched = place.there();
+        assert!(!place.look(), "nothing seems to be another");
+        let (_silent, nothing) = std_mpsc::channel();
+        burst(&mut place, &nothing, Change::Lost);
+        fs::write(folder.path().join("new"), "").expect("written");
+        changed.recv_timeout(Duration::from_secs(10)).expect("it is watched");
+    }
+}

@@ -281,12 +281,14 @@ mod tests {
     #[test]
     fn an_object_of_other_types_is_refused_alone() {
         let body = br#"{"metadata":{"resourceVersion":"7"},"items":[
-            {"metadata":{"name":"a","namespace":"d","resourceVersion":"1"},"spec":{"ports":[{"port":"eighty"}]}},
+            {"metadata":{"name":"a","namespace":"d","resourceVersion":"1"},"spec":{"ports":[{"port":"eighty"}]},
+             "status":{"loadBalancer":{"ingress":[{"ip":"198.51.100.1"},{"ip":"198.51.100.2","ipMode":"Proxy"},{"hostname":"x"}]}}},
             {"metadata":{"name":"b","namespace":"d","future":[1]},"spec":{"clusterIP":"10.0.0.1","clusterIPs":["10.0.0.1"],"ports":[{"port":80}],"future":{}}}]}"#;
         let page = page::<Service>(body).expect("a page");
         assert_eq!((page.version.as_str(), page.next.as_str(), page.items.len()), ("7", "", 2));
         let Refused { issue, holds } = page.items[0].1.as_ref().expect_err("refused");
-        assert_eq!((issue.field.as_str(), holds.as_slice()), ("spec.ports[0].port", &[][..]));
+        assert_eq!(issue.field, "spec.ports[0].port");
+        assert_eq!(*holds, [IpAddr::from([198, 51, 100, 1])], "what is not another's");
         assert!(page.items[1].1.is_ok());
         assert!(super::page::<Service>(&body[..body.len() - 3]).is_err(), "truncated");
     }
