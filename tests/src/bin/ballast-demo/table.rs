@@ -6,7 +6,6 @@ use std::{
     time::Duration,
 };
 
-use comfy_table::{Table, presets::NOTHING};
 use lb_tests::client::{Answer, Call, Transport};
 use lb_userspace::model::Protocol;
 
@@ -24,6 +23,9 @@ const AT_ONCE: f64 = 100.0;
 /// Connections at a time, and how often: a backend of ten is missed by all of them once in ten million runs.
 const BATCH: u32 = 8;
 const BATCHES: usize = 20;
+const COLUMNS: usize = 5;
+/// Longest line of backends or of sources, so that the table is no wider than 120 columns.
+const LIST: usize = 20;
 
 /// A tried path.
 pub(crate) struct Row<'a> {
@@ -96,33 +98,81 @@ fn unexpected(answer: &Answer, instead_of: &str) -> String {
     }
 }
 
-/// The rows as people read them.
+/// The rows as people read them, below the name of their Service.
 pub(crate) fn show(rows: &[Row<'_>], targets: &[Target]) -> String {
-    let mut table = Table::new();
-    let header = ["SERVICE", "PATH", "PROTOCOL", "ADDRESS", "RESULT", "BACKENDS", "SOURCE SEEN"];
-    table.load_style(NOTHING).set_header(header);
+    let mut table = vec![Line::Cells(["PATH", "ADDRESS", "RESULT", "BACKENDS", "SOURCE SEEN"].map(str::to_owned))];
+    let mut last = None;
     for row in rows {
         let Path { service, name, protocol, to, expect, .. } = row.path;
+        if last.replace(service) != Some(service) {
+            table.push(Line::Title(service.clone()));
+        }
         let result = match (&row.result, expect) {
-            (Err(error), _) => format!("FAILED: {error}"),
-            (Ok(()), Expect::Answers(_)) => "ok".to_owned(),
-            (Ok(()), Expect::Refused) => "refused (as it should)".to_owned(),
-            (Ok(()), Expect::Silent) => "silent (as it should)".to_owned(),
+            (Err(_), _) => "FAILED",
+            (Ok(()), Expect::Answers(_)) => "ok",
+            (Ok(()), Expect::Refused) => "ok, refused",
+            (Ok(()), Expect::Silent) => "ok, silent",
         };
-        let backends = row.reached.keys().cloned().collect::<Vec<_>>().join(",");
         let sources: BTreeSet<_> = row.reached.values().flatten().collect();
-        let sources = sources.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
-        let [protocol, to] = [protocol.to_string(), to.to_string()];
-        table.add_row([service.clone(), name.clone(), protocol, to, result, backends, sources]);
+        let lists = [broken(row.reached.keys()), broken(sources)];
+        for line in 0..lists.iter().map(Vec::len).max().unwrap_or(0).max(1) {
+            let first = |text: String| if line == 0 { text } else { String::new() };
+            let [backends, sources] = lists.each_ref().map(|list| list.get(line).cloned().unwrap_or_default());
+            let address = format!("{to}/{protocol}");
+            table.push(Line::Cells([first(name.clone()), first(address), first(result.to_owned()), backends, sources]));
+        }
+        table.extend(row.result.as_ref().err().map(|error| Line::Remark(format!("  {error}"))));
     }
-    for (target, why) in targets.iter().flat_map(|target| target.left_out.iter().map(move |why| (target, why))) {
-        let empty = String::new;
-        table.add_row([target.name.clone(), empty(), empty(), empty(), format!("not tried: {why}"), empty(), empty()]);
+    for target in targets.iter().filter(|target| !target.left_out.is_empty()) {
+        table.push(Line::Title(target.name.clone()));
+        table.extend(target.left_out.iter().map(|why| Line::Remark(format!("not tried: {why}"))));
     }
-    for column in table.column_iter_mut() {
-        column.set_padding((0, 2));
+    lay_out(&table)
+}
+
+/// A line of the table.
+enum Line {
+    Title(String),
+    Cells([String; COLUMNS]),
+    Remark(String),
+}
+
+/// Items with commas between them, in lines that are not too long.
+fn broken<T: ToString>(items: impl IntoIterator<Item = T>) -> Vec<String> {
+    let mut lines: Vec<String> = Vec::new();
+    for item in items.into_iter().map(|item| item.to_string()) {
+        match lines.last_mut() {
+            Some(line) if line.len() + 1 + item.len() <= LIST => {
+                line.push(',');
+                line.push_str(&item);
+            }
+            Some(line) => {
+                line.push(',');
+                lines.push(item);
+            }
+            None => lines.push(item),
+        }
     }
-    table.lines().map(|line| line.trim_end().to_owned()).collect::<Vec<_>>().join("\n")
+    lines
+}
+
+fn lay_out(table: &[Line]) -> String {
+    let mut widths = [0; COLUMNS];
+    for line in table {
+        let Line::Cells(cells) = line else { continue };
+        for (width, cell) in widths.iter_mut().zip(cells) {
+            *width = cell.len().max(*width);
+        }
+    }
+    let words = |line: &Line| match line {
+        Line::Title(name) => name.clone(),
+        Line::Remark(text) => format!("  {text}"),
+        Line::Cells(cells) => {
+            let padded = cells.iter().zip(widths).map(|(cell, width)| format!("  {cell:<width$}"));
+            padded.collect::<String>().trim_end().to_owned()
+        }
+    };
+    table.iter().map(words).collect::<Vec<_>>().join("\n")
 }
 
 #[cfg(test)]
@@ -149,5 +199,31 @@ mod tests {
         assert_eq!(judge(&answer("b", [10, 0, 0, 1])), Err("b answered, which must not".to_owned()));
         let silent = Answer { error: Some("ETIMEDOUT".to_owned()), backend: None, ..answer("a", [10, 0, 0, 1]) };
         assert!(judge(&silent).is_err_and(|error| error.contains("ETIMEDOUT")));
+    }
+
+    #[test]
+    fn lists_are_broken_at_their_commas() {
+        assert_eq!(broken(["python-1", "python-2"]), ["python-1,python-2"]);
+        let long = ["fd00:10:244:2::11", "fd00:192:168:2::2", "::1"];
+        assert_eq!(broken(long), ["fd00:10:244:2::11,", "fd00:192:168:2::2,", "::1"]);
+        assert!(broken([""; 0]).is_empty());
+    }
+
+    #[test]
+    fn columns_are_as_wide_as_what_stands_in_them() {
+        let cells = |cells: [&str; COLUMNS]| Line::Cells(cells.map(str::to_owned));
+        let table = [
+            cells(["PATH", "ADDRESS", "RESULT", "BACKENDS", "SOURCE SEEN"]),
+            Line::Title("a-service-of-a-long-name".to_owned()),
+            cells(["pod to ClusterIP", "10.96.0.1:80/TCP", "ok", "a,", ""]),
+            cells(["", "", "", "b", ""]),
+            Line::Remark("not tried: there is none".to_owned()),
+        ];
+        let expected = "  PATH              ADDRESS           RESULT  BACKENDS  SOURCE SEEN\n\
+                        a-service-of-a-long-name\n\
+                        \x20 pod to ClusterIP  10.96.0.1:80/TCP  ok      a,\n\
+                        \x20                                             b\n\
+                        \x20 not tried: there is none";
+        assert_eq!(lay_out(&table), expected);
     }
 }
