@@ -2,7 +2,7 @@
 
 use hickory_proto::{
     op::{Message, MessageType, OpCode},
-    rr::{Name, RData, RecordType, rdata::CNAME},
+    rr::{DNSClass, Name, RData, RecordType, rdata::CNAME},
 };
 use proptest::prelude::*;
 
@@ -134,6 +134,7 @@ fn answers_are_those_that_are_written() {
     let answers: Vec<_> = message.answers.iter().map(|it| (it.name.to_ascii(), it.ttl)).collect();
     let expected = [("WEB.svc.cluster.local.", 5), ("db.svc.cluster.local.", 6), ("x.db.svc.cluster.local.", 7)];
     assert_eq!(answers, expected.map(|(name, ttl)| (name.to_owned(), ttl)));
+    assert!(message.answers.iter().chain(&message.authorities).all(|it| it.dns_class == DNSClass::IN));
     assert_eq!(message.answers[0].data, cname("db.svc.cluster.local."));
     assert_eq!(message.answers[1].data, cname("x.db.svc.cluster.local."));
     assert_eq!(
