@@ -141,16 +141,7 @@ fn options(run: Run, global: Global) -> anyhow::Result<RunOptions> {
     for note in &notes {
         tracing::warn!("{}: {} ({})", note.object, note.cause, note.fix);
     }
-    let node = run
-        .node
-        .or_else(|| config.hostname_override.clone())
-        .or_else(|| std::env::var("NODE_NAME").ok())
-        .map(|name| name.trim().to_lowercase())
-        .filter(|name| !name.is_empty());
-    let node = match node {
-        Some(node) => node,
-        None => rustix::system::uname().nodename().to_string_lossy().to_lowercase(),
-    };
+    let node = node_name(run.node, config.hostname_override.clone(), std::env::var("NODE_NAME").ok());
     config.healthz_bind = run.healthz_bind_address.or(config.healthz_bind);
     config.metrics_bind = run.metrics_bind_address.or(config.metrics_bind);
     let Global { state_dir, bpffs, cgroup, proc_sys_net, .. } = global;
@@ -179,6 +170,14 @@ fn options(run: Run, global: Global) -> anyhow::Result<RunOptions> {
         SourceOptions::Cluster { access, service_cidrs: (!service_cidrs.is_empty()).then_some(service_cidrs) }
     };
     Ok(RunOptions { source, node, config, notes, state_dir, bpffs, cgroup, proc_sys_net, mount_bpffs, dns })
+}
+
+/// The first that says something of: `--hostname-override`, the configuration's, `NODE_NAME`, the host's name; in small
+/// letters, as kubelets register it (component-helpers `node/util/hostname.go`).
+fn node_name(given: Option<String>, config: Option<String>, variable: Option<String>) -> String {
+    let host = || rustix::system::uname().nodename().to_string_lossy().into_owned();
+    let named = [given, config, variable].into_iter().flatten().find(|name| !name.trim().is_empty());
+    named.unwrap_or_else(host).trim().to_lowercase()
 }
 
 async fn show(global: &Global, output: Output, request: &Request) -> anyhow::Result<ExitCode> {
@@ -231,5 +230,25 @@ fn say(text: &str) -> anyhow::Result<()> {
             Err(error).context("cannot write to standard output")
         }
         Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_has_the_first_name_that_is_given() {
+        let name = |given: &str, config: &str, variable: &str| {
+            let [given, config, variable] =
+                [given, config, variable].map(|name| (name != "none").then(|| name.to_owned()));
+            node_name(given, config, variable)
+        };
+        assert_eq!(name("One", "two", "three"), "one");
+        assert_eq!(name("none", " Two ", "three"), "two");
+        assert_eq!(name("none", "none", "three"), "three");
+        assert_eq!(name("", " ", "three"), "three", "an empty one is none");
+        let host = std::fs::read_to_string("/proc/sys/kernel/hostname").expect("a name");
+        assert_eq!(name("none", "none", "none"), host.trim().to_lowercase());
     }
 }
