@@ -23,6 +23,8 @@ pub enum Expect<'a> {
     Refused,
     /// No answer at all.
     Silence,
+    /// Nobody answers: silence, or a router says that it leads nowhere. What two hops send each other is one of both.
+    Nobody,
 }
 
 /// The rows tried so far.
@@ -40,7 +42,7 @@ impl Rows {
     pub fn row(&mut self, name: &str, from: &Place, transport: Transport, to: SocketAddr, expect: &Expect<'_>) {
         self.count += 1;
         let timeout = match expect {
-            Expect::Silence => Duration::from_millis(300),
+            Expect::Silence | Expect::Nobody => Duration::from_millis(300),
             Expect::Reach(..) | Expect::Refused => Duration::from_secs(2),
         };
         let answer = Call::new(transport, to).timeout(timeout).run_one(from).expect("a run");
@@ -93,6 +95,10 @@ fn check(answer: &Answer, to: SocketAddr, expect: &Expect<'_>) -> Result<(), Str
         Expect::Silence => match answer.error.as_deref() {
             Some("ETIMEDOUT") => {}
             _ => return Err("not silent".to_owned()),
+        },
+        Expect::Nobody => match answer.error.as_deref() {
+            Some("ETIMEDOUT" | "EHOSTUNREACH" | "ENETUNREACH") => {}
+            _ => return Err("answered".to_owned()),
         },
     }
     Ok(())

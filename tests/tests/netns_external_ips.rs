@@ -48,12 +48,12 @@ fn run(setup: &Setup, served: bool) {
                 &client,
                 transport,
                 to,
-                if served { &reach } else { &Expect::Silence },
+                if served { &reach } else { &Expect::Nobody },
             );
             if !served {
-                // Both are led to the router, which leads to node 1.
-                rows.row("sec: a host to an external IP", &node, transport, to, &Expect::Silence);
-                rows.row("sec: a pod to an external IP", &pod, transport, to, &Expect::Silence);
+                // All are led to node 1, which leads them back to the router, until their hop limit ends.
+                rows.row("sec: a host to an external IP", &node, transport, to, &Expect::Nobody);
+                rows.row("sec: a pod to an external IP", &pod, transport, to, &Expect::Nobody);
                 continue;
             }
             if setup.socket_hooks {
