@@ -360,9 +360,9 @@ async fn follow(
         };
         let last_is_error = lines.last().is_some_and(|line| line["type"] == "ERROR");
         if let Some((_, true)) = cut
-            && lines.is_empty()
+            && (lines.is_empty() || shared.store().reordered)
         {
-            // Something to be cut in.
+            // Something to be cut in: an older event that is lost behind a newer one nobody could miss.
             let metadata = json!({"resourceVersion": version.to_string(), "name": "cut"});
             lines.push(json!({"type": "BOOKMARK", "object": {"metadata": metadata}}));
         }
