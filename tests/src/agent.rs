@@ -220,6 +220,16 @@ impl Agent {
         self.query(&["cleanup"])
     }
 
+    /// As a reboot does it to an agent that has stopped: what was pinned is gone, the snapshot is still there.
+    pub fn reboot(&self) -> anyhow::Result<()> {
+        let snapshot = self.state_dir.join("snapshot");
+        let saved = fs::read(&snapshot).with_context(|| format!("no {}", snapshot.display()))?;
+        self.cleanup()?;
+        fs::create_dir_all(&self.state_dir)?;
+        fs::write(&snapshot, saved)?;
+        Ok(())
+    }
+
     /// Runs a subcommand against this agent; its output. Exit code 3 (degraded) is an answer as well.
     pub fn query(&self, arguments: &[&str]) -> anyhow::Result<String> {
         let mut command = self.place.command(binary("ballast")?)?;

@@ -1,15 +1,10 @@
 //! What stands in answers, octet by octet where the library would hide it.
 
 use super::*;
-use crate::model::ServiceType;
 
 const MX: u16 = 15;
 const SRV: u16 = 33;
 const IXFR: u16 = 251;
-
-fn named(name: &str) -> ObjectName {
-    ObjectName { namespace: "shop".to_owned(), name: name.to_owned() }
-}
 
 /// A handler for a zone of this name and TTL, without others to ask.
 fn of(model: &Model, zone: &str, ttl: u32) -> (Handler, Arc<Zones>) {
@@ -107,12 +102,7 @@ async fn d4_the_target_of_srv_is_written_whole() {
 #[tokio::test]
 async fn names_are_pointed_to_in_any_case() {
     let mut model = model(1);
-    let mut alias = model.services[&named("db")].clone();
-    alias.service_type = ServiceType::ExternalName;
-    alias.external_name = Some("target.example.org".to_owned());
-    model.services.insert(named("alias"), alias.clone());
-    alias.external_name = Some("db.shop.svc.cluster.local".to_owned());
-    model.services.insert(named("inner"), alias);
+    alias(&mut model, "inner", "db.shop.svc.cluster.local");
     let (handler, _) = of(&model, "cluster.local", 5);
     let short = answered(&handler, &question("inner.shop.svc.cluster.local", 5, IN)).await;
     let upper = answered(&handler, &question("INNER.SHOP.SVC.CLUSTER.LOCAL", 5, IN)).await;
@@ -122,10 +112,7 @@ async fn names_are_pointed_to_in_any_case() {
 #[tokio::test]
 async fn d11_an_alias_stays_in_front_of_its_addresses() {
     let mut model = model(3);
-    let mut alias = model.services[&named("db")].clone();
-    alias.service_type = ServiceType::ExternalName;
-    alias.external_name = Some("db.shop.svc.cluster.local".to_owned());
-    model.services.insert(named("alias"), alias);
+    alias(&mut model, "alias", "db.shop.svc.cluster.local");
     let (handler, _) = of(&model, "cluster.local", 5);
     for _ in 0..4 {
         let message = decoded(&answered(&handler, &question("alias.shop.svc.cluster.local", A, IN)).await);
@@ -178,10 +165,7 @@ async fn recursion_is_for_those_who_may_if_there_is_somebody_to_ask() {
 #[tokio::test]
 async fn d11_an_alias_that_ends_inside_the_zone_is_not_passed_on() {
     let mut model = model(1);
-    let mut alias = model.services[&named("db")].clone();
-    alias.service_type = ServiceType::ExternalName;
-    alias.external_name = Some("nobody.shop.svc.cluster.local".to_owned());
-    model.services.insert(named("alias"), alias);
+    alias(&mut model, "alias", "nobody.shop.svc.cluster.local");
     let upstream = Some(Upstream::new(vec![elsewhere().await]));
     let rules = Rules { upstream, recursion: vec!["127.0.0.0/8".parse().expect("a range")], ..Rules::default() };
     let handler = handler(&model, rules, true);

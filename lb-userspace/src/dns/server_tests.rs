@@ -13,7 +13,7 @@ use hickory_proto::rr::{RData, Record as WireRecord, rdata};
 use super::*;
 use crate::{
     dns::{Clients, Server, listen, zone, zones::now},
-    model::{Endpoint, EndpointSlice, IpFamily, Model, ObjectName, Touched},
+    model::{Endpoint, EndpointSlice, IpFamily, Model, ObjectName, ServiceType, Touched},
 };
 
 #[path = "circle_tests.rs"]
@@ -27,6 +27,18 @@ const A: u16 = 1;
 const ANY: u16 = 255;
 const AXFR: u16 = 252;
 const IN: u16 = 1;
+
+fn named(name: &str) -> ObjectName {
+    ObjectName { namespace: "shop".to_owned(), name: name.to_owned() }
+}
+
+/// Makes an `ExternalName` Service of this name.
+fn alias(model: &mut Model, name: &str, target: &str) {
+    let mut alias = model.services[&named("db")].clone();
+    alias.service_type = ServiceType::ExternalName;
+    alias.external_name = Some(target.to_owned());
+    model.services.insert(named(name), alias);
+}
 
 /// A headless Service with so many endpoints.
 fn model(endpoints: u8) -> Model {
@@ -304,11 +316,7 @@ async fn other_names_are_passed_on_for_those_who_may_and_for_nobody_else() {
 #[tokio::test]
 async fn d11_the_target_of_an_alias_is_asked_for_elsewhere() {
     let mut model = model(1);
-    let name = ObjectName { namespace: "shop".to_owned(), name: "db".to_owned() };
-    let mut alias = model.services[&name].clone();
-    alias.service_type = crate::model::ServiceType::ExternalName;
-    alias.external_name = Some("target.example.org".to_owned());
-    model.services.insert(ObjectName { name: "alias".to_owned(), ..name }, alias);
+    alias(&mut model, "alias", "target.example.org");
     let upstream = Some(Upstream::new(vec![elsewhere().await]));
     let rules = Rules { upstream, recursion: vec!["127.0.0.0/8".parse().expect("a range")], ..Rules::default() };
     let handler = handler(&model, rules, true);

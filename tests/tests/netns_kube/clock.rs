@@ -15,10 +15,12 @@ struct Clock {
 
 impl Clock {
     fn new(directory: &Path) -> Self {
+        // Debian has it in the folder of the machine's architecture.
         let folders = std::fs::read_dir("/usr/lib").expect("a directory").filter_map(Result::ok);
-        let libraries = folders.map(|folder| folder.path().join("faketime/libfaketimeMT.so.1"));
-        let library = libraries.into_iter().find(|library| library.is_file());
-        let clock = Self { library: library.expect("Debian's libfaketime"), offset: directory.join("clock") };
+        let folders = folders.map(|folder| folder.path()).chain(["/usr/lib".into(), "/usr/lib64".into()]);
+        let mut libraries = folders.map(|folder| folder.join("faketime/libfaketimeMT.so.1"));
+        let library = libraries.find(|library| library.is_file()).expect("libfaketime");
+        let clock = Self { library, offset: directory.join("clock") };
         clock.set(0);
         clock
     }
@@ -38,7 +40,7 @@ impl Clock {
     }
 }
 
-/// The year that the agent shows, and whether it is well.
+/// The status of `/healthz`, and the year that the agent shows there.
 fn health(kube: &Kube) -> (u16, i32) {
     let (status, body) = get(kube.world.node(0).place(), "127.0.0.1:10256", "/healthz").expect("an answer");
     let body: Value = serde_json::from_str(&body).expect("JSON");
@@ -101,11 +103,7 @@ fn r15_a_clock_that_is_set_changes_nothing_that_is_served() {
 
     // A snapshot from the future, after a reboot of a machine whose clock had run ahead.
     agent.stop().expect("stopped");
-    let snapshot = kube.world.node(0).state_dir().join("snapshot");
-    let saved = std::fs::read(&snapshot).expect("a snapshot");
-    agent.cleanup().expect("cleaned");
-    std::fs::create_dir_all(kube.world.node(0).state_dir()).expect("a directory");
-    std::fs::write(&snapshot, &saved).expect("written");
+    agent.reboot().expect("as after a reboot");
     clock.set(-8000);
     kube.api.away(true);
     agent.launch().expect("launched");

@@ -41,6 +41,10 @@ fn service(model: &mut Model, name: &str, change: impl FnOnce(&mut Service)) {
     change(model.services.get_mut(&named(name)).expect("a Service"));
 }
 
+fn slice_of_db(model: &mut Model, change: impl FnOnce(&mut EndpointSlice)) {
+    change(model.slices.get_mut(&named("db-1")).expect("a slice"));
+}
+
 fn slice(model: &Model, name: &str) -> EndpointSlice {
     model.slices[&named(name)].clone()
 }
@@ -301,30 +305,20 @@ fn what_of_a_service_or_slice_becomes_another_is_followed() {
             model.services.insert(named("db"), alias);
         }),
         ("hostname of an endpoint", |model| {
-            let mut slice = slice(model, "db-1");
-            slice.endpoints[0].hostname = Some("other".to_owned());
-            model.slices.insert(named("db-1"), slice);
+            slice_of_db(model, |slice| slice.endpoints[0].hostname = Some("other".to_owned()));
         }),
-        ("address of an endpoint", |model| {
-            let mut slice = slice(model, "db-1");
-            slice.endpoints[1].address = ip("10.0.0.99");
-            model.slices.insert(named("db-1"), slice);
-        }),
+        ("address of an endpoint", |model| slice_of_db(model, |slice| slice.endpoints[1].address = ip("10.0.0.99"))),
         ("a hostname comes", |model| {
-            let mut slice = slice(model, "db-1");
-            slice.endpoints[1].hostname = Some("other".to_owned());
-            model.slices.insert(named("db-1"), slice);
+            slice_of_db(model, |slice| slice.endpoints[1].hostname = Some("other".to_owned()));
         }),
         ("ports of a slice", |model| {
-            let mut slice = slice(model, "db-1");
-            let second = EndpointPort { name: "admin".to_owned(), ..slice.ports[0].clone() };
-            slice.ports.push(second);
-            model.slices.insert(named("db-1"), slice);
+            slice_of_db(model, |slice| {
+                let second = EndpointPort { name: "admin".to_owned(), ..slice.ports[0].clone() };
+                slice.ports.push(second);
+            });
         }),
         ("number of a port of a slice", |model| {
-            let mut slice = slice(model, "db-1");
-            slice.ports[0].port = std::num::NonZeroU16::MAX;
-            model.slices.insert(named("db-1"), slice);
+            slice_of_db(model, |slice| slice.ports[0].port = std::num::NonZeroU16::MAX);
         }),
     ];
     for (what, change) in changes {

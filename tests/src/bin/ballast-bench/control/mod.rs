@@ -13,7 +13,6 @@ mod report;
 use std::{
     collections::BTreeMap,
     ffi::OsStr,
-    fs,
     net::SocketAddr,
     time::{Duration, Instant},
 };
@@ -132,11 +131,7 @@ impl Bench {
     fn boot(&self, before: &Agent, changes: u32) -> anyhow::Result<Duration> {
         eprintln!("  start without an API server");
         let node = self.world.node(0);
-        let snapshot = node.state_dir().join("snapshot");
-        let saved = fs::read(&snapshot).context("the snapshot")?;
-        before.cleanup()?;
-        fs::create_dir_all(node.state_dir())?;
-        fs::write(&snapshot, saved)?;
+        before.reboot()?;
         let last = self.target(changes).name();
         let mut agent = None;
         let (begin, answered) = Prober::new(node.pod(0).place(), self.vip).wait_for(last, START, || {
