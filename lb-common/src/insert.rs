@@ -116,7 +116,13 @@ fn is_over<A: Addr, W: Tables<A>>(world: &W, entry: &Conntrack<A>, other: &mut C
     }
     if world.conntrack(&other.original_key(), |original| *other = *original).is_none() {
         // Another CPU is making it. If it has been doing so for a second, these are the remains of a flow.
-        return world.now().wrapping_sub(other.stamp.get()) > world.setting(Setting::TicksPerSecond) as u32;
+        let remains = world.now().wrapping_sub(other.stamp.get()) > world.setting(Setting::TicksPerSecond) as u32;
+        if remains && !host && other.has_source() {
+            // The answer entry is written before the port is found: what it names may be another flow's.
+            world.remove(&other.source_key());
+            other.source = L4Addr::NONE;
+        }
+        return remains;
     }
     pipeline::effective_phase(world, other).0 >= Phase::CLOSING.0
         || pipeline::is_dead(world, other, world.now())
