@@ -68,7 +68,9 @@ fn assert_recovers(row: &Row, setup: &Setup, ipv6: bool) {
     let call = || Call::tcp(to).run_one(world.client()).expect("a run");
 
     let held = Crowd::resetting(world.client(), &[to], row.flows).expect("a crowd");
-    assert_eq!(refused(&agent, row.counter), 0, "{}: they fit", row.name);
+    for none in [row.counter, "HalfOpenEvicted", "NoState"] {
+        assert_eq!(refused(&agent, none), 0, "{}: they fit, {none}", row.name);
+    }
     let more = Crowd::resetting(world.client(), &[to], row.flows).expect("a crowd");
     let count = refused(&agent, row.counter);
     assert!(count > 0, "{}: {:?}", row.name, agent.status().expect("a status").counters);
@@ -85,7 +87,9 @@ fn assert_recovers(row: &Row, setup: &Setup, ipv6: bool) {
     assert!(more.flows > 0 && more.broken > 0 && more.moved == 0, "{}: {more:?}", row.name);
     let held = held.stop().expect("a report");
     let start = Instant::now();
-    assert_eq!((held.flows, held.broken, held.moved), (row.flows.into(), 0, 0), "{}: {held:?}", row.name);
+    let fared = (held.flows, held.broken, held.moved);
+    let counters = agent.status().expect("a status").counters;
+    assert_eq!(fared, (row.flows.into(), 0, 0), "{}: {held:?}, {counters:?}", row.name);
     assert_eq!(call().error.as_deref(), Some("ECONNREFUSED"), "{}: still", row.name);
     wait_until("room", CLOSED + Duration::from_secs(20), || {
         call().reached().map(drop).map_err(|error| error.to_string())

@@ -43,8 +43,12 @@ pub(crate) struct Crowd {
 const PATIENCE: Duration = Duration::from_secs(3);
 /// Most faults that are told in words.
 const TOLD: usize = 8;
+/// How many connections are opened at a time: as many as a set of the table of half-open flows holds. A burst of more may
+/// push one of its own out between the SYN-ACK and what the client says to it, where tables are small.
+const AT_ONCE: usize = 4;
 
 struct Shared {
+    lanes: [Mutex<()>; AT_ONCE],
     stop: AtomicBool,
     report: Mutex<CrowdReport>,
 }
@@ -52,7 +56,7 @@ struct Shared {
 impl Crowd {
     /// Until standard input ends.
     pub(crate) fn run(&self) -> anyhow::Result<()> {
-        let shared = Shared { stop: AtomicBool::new(false), report: Mutex::default() };
+        let shared = Shared { lanes: Default::default(), stop: AtomicBool::new(false), report: Mutex::default() };
         let (ready, all) = mpsc::channel();
         let nowhere = SocketAddr::new(Ipv6Addr::LOCALHOST.into(), 0);
         thread::scope(|scope| -> anyhow::Result<()> {
@@ -61,7 +65,7 @@ impl Crowd {
                 let (shared, ready) = (&shared, ready.clone());
                 let work = move || {
                     let result = if number < self.tcp {
-                        self.connection(to, shared, &ready)
+                        self.connection(number, to, shared, &ready)
                     } else {
                         self.datagrams(to, shared, &ready)
                     };
@@ -85,9 +89,11 @@ impl Crowd {
         Ok(())
     }
 
-    fn connection(&self, to: SocketAddr, shared: &Shared, ready: &mpsc::Sender<()>) -> io::Result<()> {
+    fn connection(&self, number: usize, to: SocketAddr, shared: &Shared, ready: &mpsc::Sender<()>) -> io::Result<()> {
         let target = Target { to, count: 1, timeout_ms: 5_000, source: None, cpu: None };
+        let lane = shared.lanes.get(number % AT_ONCE).map(Mutex::lock);
         let (answer, stream) = target.connect();
+        drop(lane);
         let Some(mut stream) = stream else {
             return Err(io::Error::other(answer.error.unwrap_or_else(|| "no stream".to_owned())));
         };
