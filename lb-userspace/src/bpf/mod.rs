@@ -16,13 +16,16 @@ mod spec;
 mod sys;
 
 use std::{
+    collections::BTreeMap,
     fs, io,
     path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
+    thread,
 };
 
 use aya::{
     Ebpf, EbpfLoader, VerifierLogLevel,
-    programs::{CgroupSockAddr, Program, ProgramError, SchedClassifier, Xdp},
+    programs::{Program, ProgramError, SchedClassifier},
 };
 
 use self::sys::Access;
@@ -86,9 +89,8 @@ pub struct Datapath {
     pub maps: Maps,
 }
 
-/// The programs by name, in the order they are loaded.
-const CLASSIFIERS: [&str; 4] = ["lb_ingress", "lb_egress", "lb_host", "lb_clock"];
-const XDP_PROGRAM: &str = "lb_xdp";
+/// The programs for packets, in the order they are loaded: the largest first.
+const PROGRAMS: [&str; 5] = ["lb_host", "lb_ingress", "lb_xdp", "lb_egress", "lb_clock"];
 
 impl Datapath {
     /// Loads everything. Maps that are pinned already are used again if they are what this program needs; nothing is
@@ -197,27 +199,43 @@ pub fn read_pinned(bpffs: &Path) -> Result<Option<Maps>, OpenError> {
     }
 }
 
+/// Programs that are verified at a time: the verifier works on one CPU, and takes tens of megabytes for a large one.
+const AT_ONCE: usize = 2;
+
 fn load_all(ebpf: &mut Ebpf) -> Result<(), OpenError> {
-    for name in CLASSIFIERS {
-        load::<SchedClassifier>(ebpf, name, SchedClassifier::load)?;
-    }
-    load::<Xdp>(ebpf, XDP_PROGRAM, Xdp::load)?;
-    for name in SOCKET_PROGRAMS {
-        load::<CgroupSockAddr>(ebpf, name, CgroupSockAddr::load)?;
-    }
-    Ok(())
+    let mut programs: BTreeMap<String, &mut Program> =
+        ebpf.programs_mut().map(|(name, program)| (name.to_owned(), program)).collect();
+    let names = PROGRAMS.into_iter().chain(SOCKET_PROGRAMS);
+    let queue: Vec<_> = names.map(|name| (name, programs.remove(name))).collect();
+    let queue = Mutex::new(queue.into_iter());
+    let work = || {
+        loop {
+            let next = queue.lock().unwrap_or_else(PoisonError::into_inner).next();
+            let Some((name, program)) = next else { return Ok(()) };
+            let loaded = program.map_or_else(|| Err("it is not in the object".to_owned()), load);
+            loaded.map_err(|cause| OpenError::Program { program: name, cause })?;
+        }
+    };
+    thread::scope(|scope| {
+        let mut others = Vec::new();
+        for _ in 1..AT_ONCE {
+            // Where there is no room for a thread, this one does it all.
+            others.extend(thread::Builder::new().name("verifier".to_owned()).spawn_scoped(scope, work));
+        }
+        let own = work();
+        let failed = |_| Err(OpenError::Maps("a thread ended early".to_owned()));
+        others.into_iter().map(|other| other.join().unwrap_or_else(failed)).fold(own, Result::and)
+    })
 }
 
-fn load<'a, P: 'a>(
-    ebpf: &'a mut Ebpf,
-    name: &'static str,
-    load: impl FnOnce(&mut P) -> Result<(), ProgramError>,
-) -> Result<(), OpenError>
-where
-    &'a mut P: TryFrom<&'a mut Program, Error = ProgramError>,
-{
-    let failed = |cause: String| OpenError::Program { program: name, cause };
-    load(program(ebpf, name).map_err(failed)?).map_err(|error| failed(chain(&error)))
+fn load(program: &mut Program) -> Result<(), String> {
+    let loaded = match program {
+        Program::SchedClassifier(program) => program.load(),
+        Program::Xdp(program) => program.load(),
+        Program::CgroupSockAddr(program) => program.load(),
+        _ => return Err("it is of a kind that is not known".to_owned()),
+    };
+    loaded.map_err(|error| chain(&error))
 }
 
 /// A program of the object by name; the error says what is wrong with it.

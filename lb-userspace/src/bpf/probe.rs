@@ -112,5 +112,5 @@ fn name(program: &ProgramInfo) -> String {
 
 /// Ours are recognised by their names, whichever agent loaded them.
 fn is_ours(program: &ProgramInfo) -> bool {
-    program.name_as_str().is_some_and(|name| super::CLASSIFIERS.contains(&name) || name == super::XDP_PROGRAM)
+    program.name_as_str().is_some_and(|name| super::PROGRAMS.contains(&name))
 }
