@@ -9,7 +9,7 @@ use std::{
 
 use aya::{
     maps::loaded_maps,
-    programs::{loaded_links, loaded_programs},
+    programs::{links::PinnedLink, loaded_links, loaded_programs},
 };
 use lb_tests::{
     Agent, Echo, NODE_PORT, Node, Setup, TARGET, World,
@@ -178,5 +178,39 @@ fn r21_cleanup_exact() {
                 before.values().map(|text| text.lines().count()).sum::<usize>(),
             ),
         );
+    }
+}
+
+#[test]
+fn r21_cleanup_detaches_what_others_hold() {
+    needs_root!();
+    for setup in [Setup::tcx(true), Setup::xdp(true)] {
+        let world = World::builder().nodes(1).pods(1).build().expect("a world");
+        if setup.xdp == "on" {
+            world.set_tx_checksum(false).expect("offloads");
+        }
+        let mut agent = Agent::start(&world, world.node(0), &setup).expect("an agent");
+        let objects = Objects::of(agent.status().expect("a status").agent_pid.expect("a pid"));
+        let pins = fs::read_dir(world.node(0).bpffs().join(format!("ballast/v{}/links", lb_userspace::bpf::SCHEMA)));
+        let held: Vec<PinnedLink> = pins
+            .expect("the pins")
+            .map(|pin| PinnedLink::from_pin(pin.expect("a pin").path()).expect("a link"))
+            .collect();
+        assert_eq!(held.len(), objects.links.len());
+        agent.stop().expect("ended");
+        agent.cleanup().expect("a cleanup");
+
+        let mut seen = 0;
+        for entry in fs::read_dir("/proc/self/fdinfo").expect("descriptors").flatten() {
+            let text = fs::read_to_string(entry.path()).unwrap_or_default();
+            let of = |name: &str| -> Option<u64> {
+                text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok())
+            };
+            if of("link_id:").is_some_and(|id| objects.links.iter().any(|link| u64::from(*link) == id)) {
+                seen += 1;
+                assert_eq!(of("ifindex:").or_else(|| of("cgroup_id:")), Some(0), "{setup:?}: attached: {text}");
+            }
+        }
+        assert_eq!(seen, held.len());
     }
 }

@@ -13,7 +13,7 @@ use aya::programs::{
 };
 
 use super::{
-    Datapath, chain, program,
+    Datapath, chain, pins, program,
     sys::{self, Access},
 };
 
@@ -144,6 +144,7 @@ impl Datapath {
 
     fn remove_pin(&self, name: &str) {
         let path = self.pins.links().join(name);
+        pins::detach(&path);
         match fs::remove_file(&path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 tracing::warn!("cannot remove the pin {}: {error}; `ballast cleanup` will", path.display());

@@ -3,10 +3,14 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs, io,
+    os::fd::AsFd as _,
     path::{Path, PathBuf},
 };
 
-use super::SCHEMA;
+use super::{
+    SCHEMA,
+    sys::{self, Access},
+};
 
 /// Where everything is pinned.
 #[derive(Clone, Debug)]
@@ -52,6 +56,9 @@ impl Pins {
                     continue;
                 }
                 if !dry_run {
+                    if directory == self.links() {
+                        detach(&path);
+                    }
                     fs::remove_file(&path)?;
                 }
                 removed.push(path);
@@ -95,6 +102,16 @@ impl Pins {
         let names = self.link_names()?;
         let ids = names.iter().filter_map(|name| name.strip_prefix("cgroup-")?.split('-').next()?.parse().ok());
         Ok(ids.collect())
+    }
+}
+
+/// Takes the program of a pinned link from its place at once: the kernel would do so a while after the last descriptor and
+/// pin of the link are gone.
+pub(super) fn detach(pin: &Path) {
+    let done = sys::open(pin, Access::ReadWrite).and_then(|link| sys::detach_link(link.as_fd()));
+    if let Err(error) = done {
+        // Its device or cgroup is gone.
+        tracing::debug!("cannot detach {}: {error}", pin.display());
     }
 }
 

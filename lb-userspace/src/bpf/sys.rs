@@ -19,6 +19,7 @@ const BPF_PROG_TEST_RUN: libc::c_long = 10;
 const BPF_MAP_LOOKUP_BATCH: libc::c_long = 24;
 const BPF_LINK_CREATE: libc::c_long = 28;
 const BPF_LINK_UPDATE: libc::c_long = 29;
+const BPF_LINK_DETACH: libc::c_long = 34;
 
 /// A descriptor through which the kernel refuses writes.
 const BPF_F_RDONLY: u32 = 1 << 3;
@@ -405,6 +406,13 @@ pub(super) fn update_link(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::
     let mut attr = Attr { zero: [0; 16] };
     attr.link = LinkUpdate { link: raw(link), program: raw(program), flags: 0, old_program: 0 };
     call(BPF_LINK_UPDATE, &mut attr).map(drop)
+}
+
+/// Takes a link's program from where it is attached, whoever else holds the link.
+pub(super) fn detach_link(link: BorrowedFd<'_>) -> io::Result<()> {
+    let mut attr = Attr { zero: [0; 16] };
+    attr.link = LinkUpdate { link: raw(link), program: 0, flags: 0, old_program: 0 };
+    call(BPF_LINK_DETACH, &mut attr).map(drop)
 }
 
 /// Waits until every BPF program that runs now has ended.
