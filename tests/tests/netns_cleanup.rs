@@ -4,6 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
     path::Path,
+    str::FromStr,
     time::Duration,
 };
 
@@ -82,6 +83,11 @@ fn differences(before: &BTreeMap<String, String>, after: &BTreeMap<String, Strin
         .collect()
 }
 
+/// A number in what the kernel tells of a descriptor.
+fn field<T: FromStr>(text: &str, name: &str) -> Option<T> {
+    text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok())
+}
+
 /// Ids of kernel objects.
 #[derive(Debug, Default)]
 struct Objects {
@@ -96,11 +102,8 @@ impl Objects {
         let mut objects = Self::default();
         for entry in fs::read_dir(format!("/proc/{pid}/fdinfo")).expect("descriptors").flatten() {
             let text = fs::read_to_string(entry.path()).unwrap_or_default();
-            let id = |name: &str| -> Option<u32> {
-                text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok())
-            };
-            objects.programs.extend(id("prog_id:").filter(|_| !text.contains("link_id:")));
-            objects.maps.extend(id("map_id:"));
+            objects.programs.extend(field::<u32>(&text, "prog_id:").filter(|_| !text.contains("link_id:")));
+            objects.maps.extend(field::<u32>(&text, "map_id:"));
         }
         let links = loaded_links().filter_map(Result::ok);
         objects.links.extend(links.filter(|link| objects.programs.contains(&link.program_id())).map(|link| link.id()));
@@ -203,12 +206,10 @@ fn r21_cleanup_detaches_what_others_hold() {
         let mut seen = 0;
         for entry in fs::read_dir("/proc/self/fdinfo").expect("descriptors").flatten() {
             let text = fs::read_to_string(entry.path()).unwrap_or_default();
-            let of = |name: &str| -> Option<u64> {
-                text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok())
-            };
-            if of("link_id:").is_some_and(|id| objects.links.iter().any(|link| u64::from(*link) == id)) {
+            if field(&text, "link_id:").is_some_and(|id| objects.links.contains(&id)) {
                 seen += 1;
-                assert_eq!(of("ifindex:").or_else(|| of("cgroup_id:")), Some(0), "{setup:?}: attached: {text}");
+                let place = field::<u64>(&text, "ifindex:").or_else(|| field(&text, "cgroup_id:"));
+                assert_eq!(place, Some(0), "{setup:?}: attached: {text}");
             }
         }
         assert_eq!(seen, held.len());

@@ -277,11 +277,11 @@ fn a_finished_flow_makes_room_for_another_frontends<A: Ip>() {
 
 /// The answer entry is written before the port is found, and names the client's own, which is another client's here.
 fn what_is_left_of_a_flow_takes_nobodys_port_along<A: Ip>() {
-    for rule in [MASQUERADE, KEEP] {
-        let mut node = masquerading::<A>(Protocol::TCP);
-        node.frontend(SERVICE, Protocol::TCP, other_vip(), Rules::all(rule));
+    for (rule, protocol) in [MASQUERADE, KEEP].into_iter().flat_map(|rule| PROTOCOLS.map(|protocol| (rule, protocol))) {
+        let mut node = masquerading::<A>(protocol);
+        node.frontend(SERVICE, protocol, other_vip(), Rules::all(rule));
         let clients: [L4Addr<A>; 2] = [1, 2].map(|host| A::at(net::WORLD, host, 40_000));
-        let [(held, _), (lost, _)] = clients.map(|client| node.send(From::Device, &tcp(client, vip(), SYN)));
+        let [(held, _), (lost, _)] = clients.map(|client| node.send(From::Device, &first(protocol, client, vip())));
         assert_eq!(held.source.port, clients[0].port);
         assert_ne!(lost.source.port, clients[1].port);
         A::tables_mut(&mut node.memory)
@@ -290,7 +290,7 @@ fn what_is_left_of_a_flow_takes_nobodys_port_along<A: Ip>() {
             .retain(|_, entry| entry.kind != EntryKind::ORIGINAL || entry.client != clients[1]);
         node.pass_seconds(2);
 
-        let (new, reasons) = node.send(From::Device, &tcp(clients[1], other_vip(), SYN));
+        let (new, reasons) = node.send(From::Device, &first(protocol, clients[1], other_vip()));
         assert_eq!((reasons[0], node.counted(Counter::FlowReplaced)), (Counter::NewFlow, 1));
         assert_eq!(new.source == clients[1], rule == KEEP, "{:?}", new.source);
         for (seen, frontend, client) in [(&held, vip(), clients[0]), (&new, other_vip(), clients[1])] {

@@ -144,8 +144,7 @@ impl Datapath {
 
     fn remove_pin(&self, name: &str) {
         let path = self.pins.links().join(name);
-        pins::detach(&path);
-        match fs::remove_file(&path) {
+        match pins::remove_link(&path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 tracing::warn!("cannot remove the pin {}: {error}; `ballast cleanup` will", path.display());
             }
@@ -192,7 +191,7 @@ fn adopt(pin: &Path, program: Result<&aya::programs::ProgramFd, ProgramError>) -
     let (Ok(link), Ok(program)) = (sys::open(pin, Access::ReadWrite), program) else { return false };
     if let Err(error) = sys::update_link(link.as_fd(), program.as_fd()) {
         tracing::info!("the link {} cannot be adopted ({error}); making a new one", pin.display());
-        if let Err(error) = fs::remove_file(pin) {
+        if let Err(error) = pins::remove_link(pin) {
             tracing::warn!("cannot remove the pin {}: {error}", pin.display());
         }
         return false;

@@ -18,6 +18,7 @@ mod sys;
 use std::{
     collections::BTreeMap,
     fs, io,
+    panic::resume_unwind,
     path::{Path, PathBuf},
     sync::{Mutex, PoisonError},
     thread,
@@ -223,8 +224,7 @@ fn load_all(ebpf: &mut Ebpf) -> Result<(), OpenError> {
             others.extend(thread::Builder::new().name("verifier".to_owned()).spawn_scoped(scope, work));
         }
         let own = work();
-        let failed = |_| Err(OpenError::Maps("a thread ended early".to_owned()));
-        others.into_iter().map(|other| other.join().unwrap_or_else(failed)).fold(own, Result::and)
+        others.into_iter().map(|other| other.join().unwrap_or_else(|panic| resume_unwind(panic))).fold(own, Result::and)
     })
 }
 

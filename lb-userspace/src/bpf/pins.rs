@@ -56,10 +56,7 @@ impl Pins {
                     continue;
                 }
                 if !dry_run {
-                    if directory == self.links() {
-                        detach(&path);
-                    }
-                    fs::remove_file(&path)?;
+                    if directory == self.links() { remove_link(&path) } else { fs::remove_file(&path) }?;
                 }
                 removed.push(path);
             }
@@ -105,14 +102,17 @@ impl Pins {
     }
 }
 
-/// Takes the program of a pinned link from its place at once: the kernel would do so a while after the last descriptor and
-/// pin of the link are gone.
-pub(super) fn detach(pin: &Path) {
-    let done = sys::open(pin, Access::ReadWrite).and_then(|link| sys::detach_link(link.as_fd()));
-    if let Err(error) = done {
-        // Its device or cgroup is gone.
-        tracing::debug!("cannot detach {}: {error}", pin.display());
+/// Removes the pin of a link and takes its program from its place at once: the kernel would do so a while after the last
+/// descriptor and pin of the link are gone.
+pub(super) fn remove_link(pin: &Path) -> io::Result<()> {
+    match sys::open(pin, Access::ReadWrite).and_then(|link| sys::detach_link(link.as_fd())) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            // Its device or cgroup is gone.
+            tracing::debug!("cannot detach {}: {error}", pin.display());
+        }
+        Ok(()) | Err(_) => {}
     }
+    fs::remove_file(pin)
 }
 
 /// What is pinned for a device.
