@@ -211,6 +211,7 @@ pub async fn ask(state_dir: &Path, request: &Request) -> Result<Response, AskErr
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::soon;
 
     #[tokio::test]
     async fn a_question_gets_its_answer_and_nonsense_an_error() {
@@ -247,6 +248,10 @@ mod tests {
         let error = ask(directory.path(), &Request::Status).await.expect_err("nobody");
         assert!(matches!(error, AskError::NotRunning { .. }), "{error}");
         drop(Server::bind(directory.path()).expect("a server"));
+        soon(|| match std::os::unix::net::UnixStream::connect(path(directory.path())) {
+            Ok(_) => Err("somebody listens"),
+            Err(_) => Ok(()),
+        });
         let error = ask(directory.path(), &Request::Status).await.expect_err("a dead socket");
         assert!(matches!(error, AskError::NotRunning { .. }), "{error}");
     }

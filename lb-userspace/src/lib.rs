@@ -44,6 +44,8 @@ pub mod service_env;
 mod service_manager;
 pub mod store;
 mod suggest;
+#[cfg(test)]
+mod testing;
 pub mod topology;
 pub mod verify;
 pub mod web;

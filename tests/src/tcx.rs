@@ -19,6 +19,7 @@ const BPF_MAP_LOOKUP_ELEM: libc::c_long = 1;
 const BPF_PROG_LOAD: libc::c_long = 5;
 const BPF_MAP_FREEZE: libc::c_long = 22;
 const BPF_LINK_CREATE: libc::c_long = 28;
+const BPF_LINK_DETACH: libc::c_long = 34;
 
 const BPF_MAP_TYPE_ARRAY: u32 = 2;
 const BPF_PROG_TYPE_SCHED_CLS: u32 = 3;
@@ -71,7 +72,7 @@ pub enum Fate {
 #[derive(Debug)]
 pub struct ForeignProgram {
     counter: OwnedFd,
-    _link: OwnedFd,
+    _link: Link,
 }
 
 impl ForeignProgram {
@@ -101,6 +102,21 @@ impl ForeignProgram {
         attr.set_u64(16, (&raw mut value) as u64);
         call(BPF_MAP_LOOKUP_ELEM, &attr).context("cannot read the foreign program's counter")?;
         Ok(value)
+    }
+}
+
+/// A link; detached on drop, also where somebody else has the descriptor: a child that another thread starts has a copy of
+/// it until it becomes its program.
+#[derive(Debug)]
+pub(crate) struct Link(OwnedFd);
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        let mut attr = Attr::default();
+        attr.set_u32(0, descriptor(&self.0));
+        if let Err(error) = call(BPF_LINK_DETACH, &attr) {
+            eprintln!("cannot detach a foreign program: {error}");
+        }
     }
 }
 
@@ -239,7 +255,7 @@ pub(crate) fn link(
     program: &OwnedFd,
     kind: u32,
     flags: u32,
-) -> anyhow::Result<OwnedFd> {
+) -> anyhow::Result<Link> {
     // The kernel looks an index up in the namespace of the thread that asks.
     let link = namespace.run(|| {
         let any = rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::DGRAM, None)?;
@@ -248,7 +264,7 @@ pub(crate) fn link(
         attr.set_u32(4, rustix::net::netdevice::name_to_index(&any, interface)?);
         attr.set_u32(8, kind);
         attr.set_u32(12, flags);
-        owned(call(BPF_LINK_CREATE, &attr)?)
+        owned(call(BPF_LINK_CREATE, &attr)?).map(Link)
     })?;
     link.with_context(|| format!("cannot attach the foreign program to {interface}"))
 }

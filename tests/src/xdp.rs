@@ -1,7 +1,5 @@
 //! An XDP program of somebody else's.
 
-use std::os::fd::OwnedFd;
-
 use anyhow::Context;
 
 use crate::{Namespace, tcx};
@@ -15,7 +13,7 @@ const XDP_PASS: i32 = 2;
 /// A program that is not ours at the XDP hook of a device, and passes everything; detached on drop.
 #[derive(Debug)]
 pub struct ForeignXdp {
-    _link: OwnedFd,
+    _link: tcx::Link,
 }
 
 impl ForeignXdp {

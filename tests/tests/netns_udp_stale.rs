@@ -3,7 +3,7 @@
 
 use std::{
     io,
-    net::{IpAddr, SocketAddr, UdpSocket},
+    net::{Ipv6Addr, SocketAddr, UdpSocket},
     time::{Duration, Instant},
 };
 
@@ -24,19 +24,24 @@ fn socket(namespace: &Namespace, at: SocketAddr) -> UdpSocket {
     socket
 }
 
-/// A client that only sends, and pods that only receive.
+/// Pods that only receive, both families. Their sockets stay for the whole of a test: a child that another thread is about
+/// to start has a copy of them until it is that program, so a port given back is not free at once.
+fn receivers(world: &World) -> Vec<(&Pod, UdpSocket)> {
+    let any = SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), TARGET);
+    world.pods().map(|pod| (pod, socket(pod.place().namespace(), any))).collect()
+}
+
+/// A client that only sends.
 struct OneWay<'a> {
     sender: UdpSocket,
-    receivers: Vec<(&'a Pod, UdpSocket)>,
+    receivers: &'a [(&'a Pod, UdpSocket)],
 }
 
 impl<'a> OneWay<'a> {
-    fn start(world: &'a World, to: SocketAddr) -> Self {
+    fn start(world: &World, receivers: &'a [(&'a Pod, UdpSocket)], to: SocketAddr) -> Self {
         let sender = socket(world.client().namespace(), SocketAddr::new(world.client().ip_like(to.ip()), 0));
         sender.connect(to).expect("connected");
-        let any: IpAddr = if to.is_ipv4() { [0; 4].into() } else { [0_u16; 8].into() };
-        let receiver = |pod: &'a Pod| (pod, socket(pod.place().namespace(), SocketAddr::new(any, TARGET)));
-        Self { sender, receivers: world.pods().map(receiver).collect() }
+        Self { sender, receivers }
     }
 
     /// Sends one datagram and tells who has received any since, and whether an error came back.
@@ -48,7 +53,7 @@ impl<'a> OneWay<'a> {
         };
         std::thread::sleep(EVERY);
         let mut names = Vec::new();
-        for (pod, receiver) in &self.receivers {
+        for (pod, receiver) in self.receivers {
             let mut buffer = [0; 16];
             while receiver.recv(&mut buffer).is_ok() {
                 names.push(pod.name());
@@ -99,8 +104,9 @@ fn udp_stale(setup: &Setup) {
     };
     wait(&agents, 8);
     let mut slowest = [Duration::ZERO; 3];
+    let receivers = receivers(&world);
     for to in Cluster::node_ports_of(world.node(0)) {
-        let flow = OneWay::start(&world, to);
+        let flow = OneWay::start(&world, &receivers, to);
         let first = flow.settled();
 
         // Killed and started again with everything as it was: not one datagram elsewhere.

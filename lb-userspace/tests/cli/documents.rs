@@ -161,5 +161,13 @@ fn who_must_listen_and_cannot_ends_and_says_why() {
         run(config(false, field)).expect_error(1, &["is not a bpffs"]);
     }
     drop(taken);
-    run(config(true, "healthzBindAddress")).expect_error(1, &["is not a bpffs"]);
+    // A child that another test starts has a copy of the socket until it is its program.
+    let end = Instant::now() + Duration::from_secs(10);
+    let free = loop {
+        let free = run(config(true, "healthzBindAddress"));
+        if !free.stderr.contains("Address already in use") || Instant::now() > end {
+            break free;
+        }
+    };
+    free.expect_error(1, &["is not a bpffs"]);
 }
