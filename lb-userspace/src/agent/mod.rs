@@ -238,7 +238,7 @@ impl Agent {
         let snapshots = snapshot::Writer::new(snapshot::file(&options.state_dir), options.node.clone());
         let mut agent = Self {
             clock_ticks,
-            takeover: Takeover::begin(taking_over, seed == 0, clock, seconds),
+            takeover: Takeover::begin(taking_over, seed == 0, clock, seconds).await,
             hash_seed: if seed == 0 { random()? } else { seed },
             netns_cookie: net::netns_cookie().context("cannot read the cookie of the network namespace")?,
             options,

@@ -15,7 +15,7 @@ pub(super) struct Takeover {
 
 impl Takeover {
     /// `kept`: the word that the maps hold. `first`: they are new.
-    pub(super) fn begin(kept: u64, first: bool, clock: Clock, seconds: u32) -> Self {
+    pub(super) async fn begin(kept: u64, first: bool, clock: Clock, seconds: u32) -> Self {
         if seconds == 0 {
             return Self::default();
         }
@@ -23,7 +23,7 @@ impl Takeover {
             return Self { word: kept, warning: None };
         }
         let mut warning = None;
-        for (program, chains) in kube_proxy::chains() {
+        for (program, chains) in kube_proxy::chains().await {
             match chains {
                 Ok(chains) if chains.is_empty() => {}
                 Ok(chains) => {
@@ -64,17 +64,17 @@ impl Takeover {
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_takeover_outlives_a_restart_and_ends_once() {
+    #[tokio::test]
+    async fn a_takeover_outlives_a_restart_and_ends_once() {
         let at = |now| Clock { now, ticks_per_second: 100, timeouts: lb_common::state::Timeouts::DEFAULT };
         let word = takeover(u32::MAX - 9, 100);
-        let mut kept = Takeover::begin(word, false, at(0), 600);
+        let mut kept = Takeover::begin(word, false, at(0), 600).await;
         assert_eq!(kept.word, word);
         assert_eq!(at(0).takeover_seconds(kept.word), Some(1));
         assert!(!kept.ends(at(89)));
         assert!(kept.ends(at(90)));
         assert_eq!((kept.word, at(90).takeover_seconds(kept.word)), (0, None));
         assert!(!kept.ends(at(91)));
-        assert_eq!(Takeover::begin(word, false, at(0), 0).word, 0, "switched off");
+        assert_eq!(Takeover::begin(word, false, at(0), 0).await.word, 0, "switched off");
     }
 }

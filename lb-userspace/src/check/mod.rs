@@ -97,7 +97,7 @@ pub async fn check(options: &CheckOptions) -> Vec<Found> {
     kernel::features(&mut findings, cgroup.as_deref().ok().filter(|_| options.config.socket_hooks));
     findings.group = "others";
     let uplinks = others::devices(&mut findings, &options.config).await;
-    others::kube_proxy(&mut findings);
+    others::kube_proxy(&mut findings).await;
     findings.group = "settings";
     machine::settings(&mut findings, &options.config, &uplinks);
     findings.all

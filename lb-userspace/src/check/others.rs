@@ -95,7 +95,7 @@ async fn on_device(findings: &mut Findings, netlink: &Netlink, device: &Device, 
 }
 
 /// What kube-proxy runs, or left.
-pub(super) fn kube_proxy(findings: &mut Findings) {
+pub(super) async fn kube_proxy(findings: &mut Findings) {
     let before = findings.all.len();
     match processes("kube-proxy") {
         Ok(pids) if pids.is_empty() => {}
@@ -107,7 +107,7 @@ pub(super) fn kube_proxy(findings: &mut Findings) {
         Err(error) => findings.unseen("kube-proxy", &error),
     }
     let fix = "run `kube-proxy --cleanup`, or reboot once kube-proxy no longer starts";
-    for (program, chains) in kube_proxy::chains() {
+    for (program, chains) in kube_proxy::chains().await {
         match chains {
             Ok(chains) => {
                 if let Some(first) = chains.first() {
