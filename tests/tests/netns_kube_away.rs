@@ -1,6 +1,7 @@
 //! Agents that start while their API server is away: what the node tells load balancers, people and its service manager.
 
 use std::{
+    io::ErrorKind,
     net::{IpAddr, SocketAddr},
     os::unix::net::UnixDatagram,
     time::{Duration, Instant},
@@ -217,7 +218,12 @@ impl Manager {
             let left = end.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
             self.socket.set_read_timeout(Some(left)).expect("a socket");
             let mut buffer = [0; 256];
-            let length = self.socket.recv(&mut buffer).unwrap_or_else(|error| panic!("{wanted}: {error}: {heard:?}"));
+            let length = match self.socket.recv(&mut buffer) {
+                Ok(length) => length,
+                // Any thread may be told of the end of a child that another one started.
+                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+                Err(error) => panic!("{wanted}: {error}: {heard:?}"),
+            };
             let text = String::from_utf8_lossy(buffer.get(..length).unwrap_or_default()).into_owned();
             let found = text.starts_with(wanted);
             heard.push(text);

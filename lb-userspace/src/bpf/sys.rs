@@ -380,7 +380,15 @@ pub(super) fn load_small(small: &Small<'_>) -> io::Result<OwnedFd> {
         ifindex: 0,
         attach_type: small.attach_type,
     };
-    owned(call(BPF_PROG_LOAD, &mut attr)?)
+    let mut result = call(BPF_PROG_LOAD, &mut attr);
+    for _ in 0..4 {
+        if !matches!(&result, Err(error) if error.raw_os_error() == Some(libc::EAGAIN)) {
+            break;
+        }
+        // A signal came while it was verified.
+        result = call(BPF_PROG_LOAD, &mut attr);
+    }
+    owned(result?)
 }
 
 /// Runs a classifier on an empty frame; what it returned.

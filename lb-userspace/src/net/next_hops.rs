@@ -133,7 +133,7 @@ impl Asker {
         self.socket.send(&questions, 0)?;
         let mut open: BTreeSet<usize> = (0..addrs.len()).collect();
         while !open.is_empty() {
-            let (bytes, _) = self.socket.recv_from_full().map_err(|error| match error.kind() {
+            let (bytes, _) = uninterrupted(|| self.socket.recv_from_full()).map_err(|error| match error.kind() {
                 io::ErrorKind::WouldBlock => io::Error::new(
                     io::ErrorKind::TimedOut,
                     format!("no answer about {} routes in {} s (netlink)", open.len(), PATIENCE.as_secs()),
@@ -153,6 +153,17 @@ impl Asker {
             }
         }
         Ok(())
+    }
+}
+
+/// What `receive` gives. No signal ends the wait for it: any thread may be the one that is told of a child's end, and the kernel
+/// begins no receive anew that has a limit (signal(7)).
+fn uninterrupted<T>(mut receive: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    loop {
+        match receive() {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            result => return result,
+        }
     }
 }
 
@@ -210,6 +221,15 @@ fn next_hop(message: &RouteMessage) -> Option<NextHop> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_signal_does_not_end_the_wait_for_an_answer() {
+        use io::ErrorKind::{Interrupted, WouldBlock};
+        let mut answers = [Err(Interrupted), Err(Interrupted), Ok(7), Err(Interrupted), Err(WouldBlock)].into_iter();
+        let mut receive = || uninterrupted(|| answers.next().expect("one more").map_err(io::Error::from));
+        assert_eq!(receive().expect("an answer"), 7);
+        assert_eq!(receive().expect_err("too late").kind(), WouldBlock);
+    }
 
     #[test]
     fn the_smallest_mtu_counts_and_the_neighbour_is_the_router_if_there_is_one() {
