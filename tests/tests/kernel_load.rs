@@ -1,13 +1,14 @@
 //! The object in the kernel: it loads, the verifier's work stays small, pins of another layout are refused.
 
-use std::{fs, path::PathBuf};
+use std::{fs, path::PathBuf, thread, time::Duration};
 
-use lb_tests::{Bpffs, needs_root};
+use lb_tests::{Bpffs, Interrupter, needs_root};
 use lb_userspace::{
     bpf::{Datapath, MapSizes, OpenError, Pins},
     image::Table,
     store::MapStore as _,
 };
+use tokio::time::timeout;
 
 /// Issue: each program under this many processed instructions.
 const LIMIT: u32 = 250_000;
@@ -27,6 +28,25 @@ fn every_program_loads_within_its_budget() {
         println!("{name}: {instructions} instructions processed by the verifier");
         assert!(instructions > 0 && instructions < LIMIT, "{name}: {instructions}");
     }
+}
+
+/// Signals to the thread that loads, every few milliseconds: the kernel gives a verification up for each that it may take.
+#[tokio::test]
+async fn no_signal_ends_a_verification() {
+    needs_root!();
+    let mut interrupter = Interrupter::new().expect("a handler");
+    let bpffs = Bpffs::new().expect("a bpffs");
+    let path = bpffs.path().to_owned();
+    let loading = thread::spawn(move || Datapath::open(&path, &small()).map(drop).map_err(|error| error.to_string()));
+    let mut sent = 0;
+    while !loading.is_finished() {
+        interrupter.interrupt(&loading).expect("sent");
+        sent += 1;
+        thread::sleep(Duration::from_millis(2));
+    }
+    assert_eq!(loading.join().expect("no panic"), Ok(()));
+    assert!(sent > 10, "{sent} signals");
+    timeout(Duration::from_secs(5), interrupter.taken()).await.expect("they came after all");
 }
 
 #[test]

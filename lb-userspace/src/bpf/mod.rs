@@ -12,6 +12,7 @@ mod log;
 mod maps;
 mod pins;
 pub mod probe;
+mod signals;
 mod spec;
 mod sys;
 
@@ -217,6 +218,7 @@ fn load_all(ebpf: &mut Ebpf) -> Result<(), OpenError> {
             loaded.map_err(|cause| OpenError::Program { program: name, cause })?;
         }
     };
+    let _blocked = signals::Blocked::here();
     thread::scope(|scope| {
         let mut others = Vec::new();
         for _ in 1..AT_ONCE {
