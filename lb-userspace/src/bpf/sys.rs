@@ -10,6 +10,8 @@ use std::{
     path::Path,
 };
 
+use super::signals::Blocked;
+
 const BPF_MAP_LOOKUP_ELEM: libc::c_long = 1;
 const BPF_MAP_UPDATE_ELEM: libc::c_long = 2;
 const BPF_MAP_DELETE_ELEM: libc::c_long = 3;
@@ -380,15 +382,8 @@ pub(super) fn load_small(small: &Small<'_>) -> io::Result<OwnedFd> {
         ifindex: 0,
         attach_type: small.attach_type,
     };
-    let mut result = call(BPF_PROG_LOAD, &mut attr);
-    for _ in 0..4 {
-        if !matches!(&result, Err(error) if error.raw_os_error() == Some(libc::EAGAIN)) {
-            break;
-        }
-        // A signal came while it was verified.
-        result = call(BPF_PROG_LOAD, &mut attr);
-    }
-    owned(result?)
+    let _blocked = Blocked::here();
+    owned(call(BPF_PROG_LOAD, &mut attr)?)
 }
 
 /// Runs a classifier on an empty frame; what it returned.
